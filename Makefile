@@ -1,0 +1,41 @@
+# Every target makes .venv itself and is quick the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The packages as they install, for the type checker: convert/ is mlx_qwen.convert.
+TYPED := build/typed
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.runtime
+	$(BIN)/mlx-qwen demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf $(TYPED) && mkdir -p $(TYPED)/mlx_qwen
+	ln -s $(CURDIR)/metal_kernels $(TYPED)/
+	ln -s $(CURDIR)/mlx_qwen/* $(TYPED)/mlx_qwen/
+	ln -s $(CURDIR)/convert $(TYPED)/mlx_qwen/
+	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml metal_kernels mlx_qwen
+
+bench: $(VENV)/.dev
+	$(BIN)/mlx-qwen bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime
