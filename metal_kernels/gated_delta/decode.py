@@ -1,0 +1,115 @@
+"""What a model calls for a few new tokens of a Gated DeltaNet layer: decode steps, and steps that it may take back."""
+
+import mlx.core as mx
+
+from metal_kernels._backend import takes_kernel
+from metal_kernels.gated_delta import decode_kernel, decode_reference
+from metal_kernels.gated_delta.decode_kernel import Heads
+from metal_kernels.gated_delta.decode_reference import DecodeResult, masked_rows
+from metal_kernels.gated_delta.op import kernel_or_chunks
+from metal_kernels.gated_delta.rollback_reference import Tape
+
+
+def gated_delta_decode(
+    qkvz: mx.array,
+    x: mx.array,
+    ba_weight: mx.array,
+    *,
+    conv_weight: mx.array,
+    A_log: mx.array,
+    dt_bias: mx.array,
+    norm_weight: mx.array,
+    eps: float,
+    num_key_heads: int,
+    key_head_dim: int,
+    num_value_heads: int,
+    value_head_dim: int,
+    conv_state: mx.array | None = None,
+    state: mx.array | None = None,
+    mask: mx.array | None = None,
+    tape: bool = False,
+) -> DecodeResult:
+    """Compute all of a Gated DeltaNet layer between its wide input projection and its output projection.
+
+    As `gated_delta_mixer`, with the projections of the gates inside: b and a are x @ ba_weight.T, rounded to x's dtype;
+    all else between the inputs and y is fp32. More than 8 tokens, or tokens without a state, run as `gated_delta_mixer`
+    does. One kernel takes 1 to 8 tokens with a state, heads of 32 to 256 in steps of 32 and 2 to 8 taps, at any
+    strides. It sums in another order than the reference: fp32 results differ by less than 2e-6 of the reference's
+    largest value. In bf16 and fp16 a b, a or y near a tie may be rounded the other way.
+
+    Args:
+        qkvz: [B, T, 2 Hk Dk + 2 Hv Dv], rows of q, k, v, z; may be strided.
+        x: [B, T, hidden], the input of the layer's projections, in qkvz's dtype; may be strided.
+        ba_weight: [2 Hv, hidden], the rows of b, then those of a; in qkvz's dtype.
+        conv_weight: [2 Hk Dk + Hv Dv, W, 1].
+        A_log, dt_bias: [Hv].
+        norm_weight: [Dv], the factor itself.
+        eps: of the norm, added to the mean of squares.
+        num_key_heads, key_head_dim, num_value_heads, value_head_dim: Hk, Dk, Hv, Dv.
+        conv_state: the W - 1 rows of q, k, v before this call, [B, W - 1, 2 Hk Dk + Hv Dv]; None is zeros.
+        state: fp32 [B, Hv, Dv, Dk]; None is zeros.
+        mask: bool [B, T]; tokens where it is False enter neither the convolution nor the state, and their y is finite
+            but otherwise unspecified. The last W - 1 tokens must not be masked (pad on the left).
+        tape: whether to record what `roll_back` needs. The reference's work then grows with T squared.
+
+    Returns:
+        y [B, T, Hv Dv] in qkvz's dtype, the new conv_state, the new state, and the tape or None.
+
+    Raises:
+        ValueError: shapes do not fit together.
+    """
+    heads = Heads(num_key_heads, key_head_dim, num_value_heads, value_head_dim)
+    channels = heads.channels
+    (B, T), W = qkvz.shape[:2], conv_weight.shape[1]
+    expected = [
+        ("qkvz", qkvz, (B, T, channels + num_value_heads * value_head_dim)),
+        ("x", x, (B, T, x.shape[-1])),
+        ("ba_weight", ba_weight, (2 * num_value_heads, x.shape[-1])),
+        ("conv_weight", conv_weight, (channels, W, 1)),
+        ("A_log", A_log, (num_value_heads,)),
+        ("dt_bias", dt_bias, (num_value_heads,)),
+        ("norm_weight", norm_weight, (value_head_dim,)),
+        ("conv_state", conv_state, (B, W - 1, channels)),
+        ("state", state, (B, num_value_heads, value_head_dim, key_head_dim)),
+        ("mask", mask, (B, T)),
+    ]
+    _check_shapes(expected, heads)
+    if takes_kernel("gated_delta_decode", decode_kernel.unsupported(qkvz, x, ba_weight, heads, conv_state, state)):
+        assert conv_state is not None and state is not None, "the kernel takes only calls with a state"
+        inputs = [qkvz, x, ba_weight, conv_weight, A_log, dt_bias, norm_weight, mx.array(eps), conv_state, state]
+        y, conv_state, state, recorded = decode_kernel.launch(inputs, mask, heads, taped=tape)
+        if not tape:
+            return DecodeResult(y, conv_state, state, None)
+        k, delta, log_decay = recorded
+        return DecodeResult(y, conv_state, state, Tape(k, delta, log_decay, masked_rows(qkvz[..., :channels], mask)))
+    return decode_reference.gated_delta_decode(
+        qkvz,
+        x,
+        ba_weight,
+        conv_weight=conv_weight,
+        A_log=A_log,
+        dt_bias=dt_bias,
+        norm_weight=norm_weight,
+        eps=eps,
+        num_key_heads=num_key_heads,
+        key_head_dim=key_head_dim,
+        num_value_heads=num_value_heads,
+        value_head_dim=value_head_dim,
+        conv_state=conv_state,
+        state=state,
+        mask=mask,
+        tape=tape,
+        rule=kernel_or_chunks,
+    )
+
+
+def _check_shapes(expected: list[tuple[str, mx.array | None, tuple[int, ...]]], heads: Heads) -> None:
+    given = f"{heads.num_key} key heads of {heads.key_dim} and {heads.num_value} value heads of {heads.value_dim}"
+    for name, array, shape in expected:
+        if array is not None and array.shape != shape:
+            raise ValueError(
+                f"gated_delta_decode: {name} is {array.shape}, expected {shape} with {given}; "
+                f"check the head counts and sizes in the model's configuration"
+            )
+    if heads.num_value % heads.num_key:
+        raise ValueError(f"gated_delta_decode: {given} cannot share evenly; check the model's configuration")

@@ -1,0 +1,61 @@
+"""Calls of `gated_delta_decode` and `roll_back`: arguments, and ways to run them."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from metal_kernels.gated_delta import DecodeResult, gated_delta_decode
+from tests.metal_emulator import emulated
+
+
+def layer_inputs(T, *, B=1, Hk=2, Hv=4, Dk=32, Dv=32, W=4, hidden=24, dtype=mx.float32):
+    """Arguments of `gated_delta_decode` with values of a trained layer's size."""
+    rng = np.random.default_rng(T)
+
+    def normal(*shape, scale=1.0):
+        return mx.array(scale * rng.standard_normal(shape, dtype=np.float32))
+
+    channels = 2 * Hk * Dk + Hv * Dv
+    return {
+        "qkvz": normal(B, T, channels + Hv * Dv).astype(dtype),
+        "x": normal(B, T, hidden).astype(dtype),
+        "ba_weight": normal(2 * Hv, hidden, scale=hidden**-0.5).astype(dtype),
+        "conv_weight": normal(channels, W, 1, scale=0.5).astype(dtype),
+        "A_log": normal(Hv),
+        "dt_bias": normal(Hv).astype(dtype),
+        "norm_weight": normal(Dv),
+        "eps": 1e-6,
+        "num_key_heads": Hk,
+        "key_head_dim": Dk,
+        "num_value_heads": Hv,
+        "value_head_dim": Dv,
+        "conv_state": normal(B, W - 1, channels).astype(dtype),
+        "state": normal(B, Hv, Dv, Dk),
+    }
+
+
+def tokens(inputs, stop):
+    """The same call with its first tokens only."""
+    return inputs | {name: inputs[name][:, :stop] for name in ("qkvz", "x")}
+
+
+def reference(**inputs) -> DecodeResult:
+    return in_reference(gated_delta_decode, **inputs)
+
+
+def in_reference(op, *args, **kwargs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_QWEN_KERNELS", "reference")
+        return op(*args, **kwargs)
+
+
+def in_kernel(*, checked=False, order="forward", **inputs) -> DecodeResult:
+    return in_one_launch(gated_delta_decode, checked=checked, order=order, **inputs)
+
+
+def in_one_launch(op, *args, checked=False, order="forward", **kwargs):
+    with pytest.MonkeyPatch.context() as patch, emulated(checked=checked, order=order) as report:
+        patch.setenv("MLX_QWEN_KERNELS", "metal")
+        result = op(*args, **kwargs)
+    assert report.count() == 1
+    return result
