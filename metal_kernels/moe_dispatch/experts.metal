@@ -1,0 +1,184 @@
+#include <metal_stdlib>
+#include "activations.h"
+
+// Products of a few rows of input with the matrices of their experts. A SIMD group makes several outputs at a time: its
+// lanes split the columns, and each keeps its piece of the input in registers for all rows of the matrix.
+
+namespace mlx_qwen {
+
+// Rows packed by mx.quantize, lowest bits first; an element is scale * q + bias of its group of columns.
+template <typename T, int bits, int group>
+struct Matrix {
+  const device uint32_t* weight;
+  const device T* scales;
+  const device T* biases;
+  uint columns;
+
+  static constexpr constant int in_part = 16 / bits;
+  static constexpr constant int step = 4 * in_part;
+
+  // Elements are masked where they lie in 16 bits, so the input is scaled down by what that multiplies them with.
+  static float load(const device T* x, thread float* values) {
+    float sum = 0.0f;
+    for (int i = 0; i < step; ++i) {
+      const float value = float(x[i]);
+      sum += value;
+      values[i] = value * (1.0f / (1 << (bits * (i % in_part))));
+    }
+    return sum;
+  }
+
+  float product(ulong row, uint column, thread const float* values, float sum) const {
+    const ushort4 parts = *(const device ushort4*)(weight + (row * columns + column) * bits / 32);
+    float result = 0.0f;
+    for (int i = 0; i < step; ++i) {
+      const ushort mask = ((1 << bits) - 1) << (bits * (i % in_part));
+      result += values[i] * float(parts[i / in_part] & mask);
+    }
+    const ulong place = (row * columns + column) / group;
+    return float(scales[place]) * result + float(biases[place]) * sum;
+  }
+};
+
+// Rows as they are; scales and biases are not read.
+template <typename T, int group>
+struct Matrix<T, 0, group> {
+  const device T* weight;
+  const device T* scales;
+  const device T* biases;
+  uint columns;
+
+  static constexpr constant int step = 8;
+
+  static float load(const device T* x, thread float* values) {
+    for (int i = 0; i < step; ++i) values[i] = float(x[i]);
+    return 0.0f;
+  }
+
+  float product(ulong row, uint column, thread const float* values, float) const {
+    const device metal::vec<T, 4>* elements = (const device metal::vec<T, 4>*)(weight + row * columns + column);
+    const metal::vec<T, 4> first = elements[0];
+    const metal::vec<T, 4> second = elements[1];
+    float result = 0.0f;
+    for (int i = 0; i < 4; ++i) result += values[i] * float(first[i]) + values[4 + i] * float(second[i]);
+    return result;
+  }
+};
+
+// The products of x with R rows of the matrix, the same in every lane.
+template <int R, typename M, typename T>
+void multiply(M matrix, thread const ulong* rows, const device T* x, uint lane, thread float* products) {
+  for (int r = 0; r < R; ++r) products[r] = 0.0f;
+  for (uint column = lane * M::step; column < matrix.columns; column += 32 * M::step) {
+    float values[M::step];
+    const float sum = M::load(x + column, values);
+    for (int r = 0; r < R; ++r) products[r] += matrix.product(rows[r], column, values, sum);
+  }
+  for (int r = 0; r < R; ++r) products[r] = metal::simd_sum(products[r]);
+}
+
+// Two outputs: two gate rows and two up rows at a time, so that neither waits for the other.
+template <typename M, typename T>
+void gate_up_outputs(M matrix, ulong expert, uint I, uint first, const device T* x, device T* hidden, uint lane) {
+  if (first >= I) return;
+  const ulong gate = expert * 2 * I + first;
+  const uint next = first + 1 < I ? 1 : 0;
+  const ulong rows[4] = {gate, gate + next, gate + I, gate + I + next};
+  float products[4];
+  multiply<4>(matrix, rows, x, lane, products);
+  if (lane == 0) hidden[first] = T(swiglu(products[0], products[2]));
+  if (lane == 1 && next) hidden[first + 1] = T(swiglu(products[1], products[3]));
+}
+
+// Slots 0 to k - 1 of a token are its experts, slot k is the shared one.
+template <typename T, int bits, int group, int shared_bits, int shared_group, typename W, typename S, typename Indices>
+void expert_gate_up(
+    const device T* x,
+    const constant int* x_shape,
+    Indices indices,
+    const constant int* indices_shape,
+    const device W* weight,
+    const constant int* weight_shape,
+    const device T* scales,
+    const device T* biases,
+    const device S* shared_weight,
+    const constant int* shared_weight_shape,
+    const device T* shared_scales,
+    const device T* shared_biases,
+    device T* hidden,
+    device T* shared_hidden,
+    uint3 position,
+    uint lane) {
+  const uint K = x_shape[1];
+  const uint k = indices_shape[1];
+  const ulong token = position.x / 32;
+  const uint slot = position.z;
+  const uint first = 2 * position.y;
+  if (slot < k) {
+    const Matrix<T, bits, group> matrix = {weight, scales, biases, K};
+    const uint I = weight_shape[1] / 2;
+    const ulong pair = token * k + slot;
+    gate_up_outputs(matrix, indices[pair], I, first, x + token * K, hidden + pair * I, lane);
+  } else {
+    const Matrix<T, shared_bits, shared_group> matrix = {shared_weight, shared_scales, shared_biases, K};
+    const uint I = shared_weight_shape[0] / 2;
+    gate_up_outputs(matrix, 0, I, first, x + token * K, shared_hidden + token * I, lane);
+  }
+}
+
+// Four outputs of one token in a threadgroup: each of its k + 1 SIMD groups multiplies for one slot, then the first
+// adds up what they found, in the order of the slots.
+template <
+    typename T, int k, int bits, int group, int shared_bits, int shared_group,
+    typename W, typename S, typename Indices, typename Scores, typename SharedScore>
+void expert_down_combine(
+    const device T* hidden,
+    const constant int* hidden_shape,
+    const device T* shared_hidden,
+    const constant int* shared_hidden_shape,
+    Indices indices,
+    Scores scores,
+    SharedScore shared_score,
+    const device W* weight,
+    const constant int* weight_shape,
+    const device T* scales,
+    const device T* biases,
+    const device S* shared_weight,
+    const device T* shared_scales,
+    const device T* shared_biases,
+    device T* combined,
+    threadgroup float* products_of_slots,
+    uint3 position,
+    uint lane) {
+  const uint K = weight_shape[1];
+  const ulong token = position.x / 32;
+  const uint slot = position.y;
+  const uint first = 4 * position.z;
+  const uint expert = slot < k ? indices[token * k + slot] : 0;
+  ulong rows[4];
+  for (uint r = 0; r < 4; ++r) rows[r] = ulong(expert) * K + metal::min(first + r, K - 1);
+
+  float products[4];
+  if (slot < k) {
+    const uint I = hidden_shape[2];
+    const Matrix<T, bits, group> matrix = {weight, scales, biases, I};
+    multiply<4>(matrix, rows, hidden + (token * k + slot) * I, lane, products);
+  } else {
+    const uint I = shared_hidden_shape[1];
+    const Matrix<T, shared_bits, shared_group> matrix = {shared_weight, shared_scales, shared_biases, I};
+    multiply<4>(matrix, rows, shared_hidden + token * I, lane, products);
+  }
+  if (lane == 0) {
+    for (uint r = 0; r < 4; ++r) products_of_slots[4 * slot + r] = products[r];
+  }
+  metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+
+  if (slot == 0 && lane < 4 && first + lane < K) {
+    float total = 0.0f;
+    for (uint s = 0; s < k; ++s) total += scores[token * k + s] * products_of_slots[4 * s + lane];
+    total += shared_score[token] * products_of_slots[4 * k + lane];
+    combined[token * K + first + lane] = T(total);
+  }
+}
+
+}  // namespace mlx_qwen
