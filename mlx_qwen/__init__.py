@@ -1,0 +1,19 @@
+"""Run the Qwen3.5 models on Apple silicon: `load` a checkpoint, then `generate` text from it."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlx_qwen.generation import GenerationResponse, batch_generate, generate, stream_generate
+    from mlx_qwen.loading import load
+
+__version__ = "0.1.0"
+
+__all__ = ["GenerationResponse", "batch_generate", "generate", "load", "stream_generate"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used, so that `mlx-qwen --help` need not wait for MLX."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("mlx_qwen.loading" if name == "load" else "mlx_qwen.generation"), name)

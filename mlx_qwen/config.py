@@ -1,0 +1,319 @@
+"""Model configurations, read from the `config.json` of Hugging Face and MLX checkpoints.
+
+Field names follow transformers' `Qwen3_5Config`, `Qwen3_5MoeConfig` and `Qwen3NextConfig`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from mlx_qwen.errors import ConfigError
+
+Json = dict[str, Any]
+LayerType = Literal["linear_attention", "full_attention"]
+
+MODEL_TYPES = ("qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+_MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary embedding of the attention layers: interleaved M-RoPE over part of each head."""
+
+    theta: float
+    partial_rotary_factor: float
+    mrope_section: tuple[int, int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class MoEConfig:
+    """The sparse experts of a decoder layer, beside one gated shared expert."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    shared_expert_intermediate_size: int
+    norm_topk_prob: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """The vision tower: sizes only, as its tensors and memory follow from them."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    in_channels: int
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+    num_position_embeddings: int
+    out_hidden_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """The language model. `sparse_layers[i]` tells whether decoder layer i has experts or a dense MLP."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    layer_types: tuple[LayerType, ...]
+    sparse_layers: tuple[bool, ...]
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    attention_bias: bool
+    linear_num_key_heads: int
+    linear_num_value_heads: int
+    linear_key_head_dim: int
+    linear_value_head_dim: int
+    linear_conv_kernel_dim: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    moe: MoEConfig | None
+    mtp_num_hidden_layers: int
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def linear_key_dim(self) -> int:
+        """Width of all key heads of a Gated DeltaNet layer: Hk · Dk."""
+        return self.linear_num_key_heads * self.linear_key_head_dim
+
+    @property
+    def linear_value_dim(self) -> int:
+        """Width of all value heads of a Gated DeltaNet layer: Hv · Dv."""
+        return self.linear_num_value_heads * self.linear_value_head_dim
+
+    @property
+    def linear_conv_dim(self) -> int:
+        """Channels of the causal convolution: q, k and v side by side."""
+        return 2 * self.linear_key_dim + self.linear_value_dim
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One checkpoint's configuration. `raw` is the file as read, for writing it back."""
+
+    model_type: str
+    text: TextConfig
+    vision: VisionConfig | None
+    quantization: Json | None
+    eos_token_ids: tuple[int, ...]
+    raw: Json
+
+    @property
+    def is_next(self) -> bool:
+        """Whether projections are stored fused and interleaved, as Qwen3-Next stores them."""
+        return self.model_type == "qwen3_next"
+
+    @classmethod
+    def from_directory(cls, path: Path) -> "ModelConfig":
+        """Read `path/config.json`; raises ConfigError when it is absent, unreadable or impossible."""
+        file = path / "config.json"
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{path} has no config.json. Expected a model folder as Hugging Face or MLX tools write it."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file} cannot be read as JSON ({error}). Download it again.") from error
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{file} holds a {type(raw).__name__}, expected a JSON object. Download it again.")
+        return cls.from_dict(raw)
+
+    @classmethod
+    def from_dict(cls, raw: Json) -> "ModelConfig":
+        """Build from the parsed `config.json`; raises ConfigError on another family or an impossible value."""
+        model_type = raw.get("model_type")
+        if model_type not in MODEL_TYPES:
+            raise ConfigError(
+                f"model_type is {model_type!r}, expected one of {', '.join(MODEL_TYPES)}. "
+                "This package runs the Qwen3.5 family only; for other models use mlx-lm."
+            )
+        text_raw = raw.get("text_config", raw)
+        vision_raw = raw.get("vision_config")
+        text = _text_config(
+            _Fields(text_raw, "text_config" if "text_config" in raw else "config.json"), raw, model_type
+        )
+        return cls(
+            model_type=model_type,
+            text=text,
+            vision=_vision_config(_Fields(vision_raw, "vision_config")) if vision_raw else None,
+            quantization=raw.get("quantization"),
+            eos_token_ids=tuple(dict.fromkeys(text.eos_token_ids + _ids(raw.get("eos_token_id")))),
+            raw=raw,
+        )
+
+
+class _Fields:
+    """Typed access to one JSON object, so that every complaint names the field and the place."""
+
+    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+        self.values = values
+        self.place = place
+
+    def integer(self, name: str, default: int | None = None, *, minimum: int = 1) -> int:
+        value = self.values.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ConfigError(f"{self.place}.{name} is {value!r}, expected a whole number of at least {minimum}.")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        value = self.values.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ConfigError(f"{self.place}.{name} is {value!r}, expected a number above 0.")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.values.get(name, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.place}.{name} is {value!r}, expected true or false.")
+        return value
+
+
+def _text_config(fields: _Fields, raw: Json, model_type: str) -> TextConfig:
+    num_layers = fields.integer("num_hidden_layers")
+    moe = _moe_config(fields, is_next=model_type == "qwen3_next") if model_type in _MOE_TYPES else None
+    heads = fields.integer("num_attention_heads")
+    hidden = fields.integer("hidden_size")
+    sparse = _sparse_layers(fields, num_layers, moe)
+    head_dim = fields.integer("head_dim", hidden // heads)
+    config = TextConfig(
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=0 if all(sparse) else fields.integer("intermediate_size"),
+        num_hidden_layers=num_layers,
+        layer_types=_layer_types(fields, num_layers),
+        sparse_layers=sparse,
+        num_attention_heads=heads,
+        num_key_value_heads=fields.integer("num_key_value_heads"),
+        head_dim=head_dim,
+        attention_bias=fields.flag("attention_bias", False),
+        linear_num_key_heads=fields.integer("linear_num_key_heads"),
+        linear_num_value_heads=fields.integer("linear_num_value_heads"),
+        linear_key_head_dim=fields.integer("linear_key_head_dim"),
+        linear_value_head_dim=fields.integer("linear_value_head_dim"),
+        linear_conv_kernel_dim=fields.integer("linear_conv_kernel_dim", minimum=2),
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+        rope=_rope_config(fields, head_dim),
+        max_position_embeddings=fields.integer("max_position_embeddings", 262144),
+        tie_word_embeddings=_Fields(raw, "config.json").flag(
+            "tie_word_embeddings", fields.flag("tie_word_embeddings", False)
+        ),
+        moe=moe,
+        mtp_num_hidden_layers=fields.integer("mtp_num_hidden_layers", 0, minimum=0),
+        eos_token_ids=_ids(fields.values.get("eos_token_id")),
+    )
+    _check_consistency(config, fields)
+    return config
+
+
+def _check_consistency(config: TextConfig, fields: _Fields) -> None:
+    place = fields.place
+    if config.linear_num_value_heads % config.linear_num_key_heads:
+        raise ConfigError(
+            f"{place}.linear_num_value_heads is {config.linear_num_value_heads}, expected a multiple of "
+            f"linear_num_key_heads ({config.linear_num_key_heads})."
+        )
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise ConfigError(
+            f"{place}.num_attention_heads is {config.num_attention_heads}, expected a multiple of "
+            f"num_key_value_heads ({config.num_key_value_heads})."
+        )
+    if not fields.flag("attn_output_gate", True):
+        raise ConfigError(f"{place}.attn_output_gate is false; every model of this family gates its attention output.")
+    if fields.values.get("hidden_act", "silu") != "silu":
+        raise ConfigError(f"{place}.hidden_act is {fields.values['hidden_act']!r}, expected 'silu'.")
+    if config.mtp_num_hidden_layers > 1:
+        raise ConfigError(f"{place}.mtp_num_hidden_layers is {config.mtp_num_hidden_layers}, expected 0 or 1.")
+
+
+def _moe_config(fields: _Fields, *, is_next: bool) -> MoEConfig:
+    moe = MoEConfig(
+        num_experts=fields.integer("num_experts"),
+        num_experts_per_tok=fields.integer("num_experts_per_tok"),
+        moe_intermediate_size=fields.integer("moe_intermediate_size"),
+        shared_expert_intermediate_size=fields.integer("shared_expert_intermediate_size"),
+        # Qwen3.5 always renormalises; Qwen3-Next says so in its config.
+        norm_topk_prob=fields.flag("norm_topk_prob", True) if is_next else True,
+    )
+    if moe.num_experts_per_tok > moe.num_experts:
+        raise ConfigError(
+            f"{fields.place}.num_experts_per_tok is {moe.num_experts_per_tok}, "
+            f"more than num_experts ({moe.num_experts})."
+        )
+    return moe
+
+
+def _layer_types(fields: _Fields, num_layers: int) -> tuple[LayerType, ...]:
+    types = fields.values.get("layer_types")
+    if types is None:
+        interval = fields.integer("full_attention_interval", 4)
+        types = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(num_layers)]
+    unknown = set(types) - {"linear_attention", "full_attention"}
+    if unknown or len(types) != num_layers:
+        raise ConfigError(
+            f"{fields.place}.layer_types has {len(types)} entries of {sorted(set(types))}, expected {num_layers} "
+            "of 'linear_attention' and 'full_attention'."
+        )
+    return cast(tuple[LayerType, ...], tuple(types))
+
+
+def _sparse_layers(fields: _Fields, num_layers: int, moe: MoEConfig | None) -> tuple[bool, ...]:
+    dense = set(fields.values.get("mlp_only_layers") or ())
+    step = fields.integer("decoder_sparse_step", 1)
+    return tuple(moe is not None and i not in dense and (i + 1) % step == 0 for i in range(num_layers))
+
+
+def _rope_config(fields: _Fields, head_dim: int) -> RopeConfig:
+    nested = fields.values.get("rope_parameters") or fields.values.get("rope_scaling") or {}
+    rope = _Fields({**fields.values, **nested}, f"{fields.place}.rope_parameters")
+    kind = rope.values.get("rope_type", rope.values.get("type", "default"))
+    if kind not in ("default", "mrope"):
+        raise ConfigError(f"{rope.place}.rope_type is {kind!r}, expected 'default'. Remove the rope scaling.")
+    factor = rope.number("partial_rotary_factor", 0.25)
+    section = rope.values.get("mrope_section")
+    if section is not None and (len(section) != 3 or min(section) < 0):
+        raise ConfigError(f"{rope.place}.mrope_section is {section}, expected three numbers: temporal, height, width.")
+    rotary_dim = int(head_dim * factor)
+    if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
+        raise ConfigError(
+            f"{rope.place}.partial_rotary_factor is {factor}, which makes {rotary_dim} of {head_dim} dimensions "
+            "rotary; expected an even number of them."
+        )
+    return RopeConfig(
+        theta=rope.number("rope_theta", 1e7),
+        partial_rotary_factor=factor,
+        mrope_section=tuple(section) if section is not None else None,
+    )
+
+
+def _vision_config(fields: _Fields) -> VisionConfig:
+    if fields.values.get("deepstack_visual_indexes"):
+        raise ConfigError("vision_config.deepstack_visual_indexes is not empty: that is Qwen3-VL, not Qwen3.5.")
+    return VisionConfig(
+        depth=fields.integer("depth"),
+        hidden_size=fields.integer("hidden_size"),
+        intermediate_size=fields.integer("intermediate_size"),
+        num_heads=fields.integer("num_heads"),
+        in_channels=fields.integer("in_channels", 3),
+        patch_size=fields.integer("patch_size", 16),
+        temporal_patch_size=fields.integer("temporal_patch_size", 2),
+        spatial_merge_size=fields.integer("spatial_merge_size", 2),
+        num_position_embeddings=fields.integer("num_position_embeddings", 2304),
+        out_hidden_size=fields.integer("out_hidden_size"),
+    )
+
+
+def _ids(value: int | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)

@@ -1,0 +1,21 @@
+"""The errors a user can meet. Each message says what was expected, what was found and what to do next."""
+
+
+class MLXQwenError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class ConfigError(MLXQwenError, ValueError):
+    """A `config.json` that is missing, unreadable, of another family or impossible."""
+
+
+class CheckpointError(MLXQwenError, ValueError):
+    """A checkpoint whose files or tensors are missing, truncated, misshapen or implausible."""
+
+
+class PromptError(MLXQwenError, ValueError):
+    """A prompt, message list or generation option that cannot be used."""
+
+
+class ConversionError(MLXQwenError, RuntimeError):
+    """A conversion that cannot start or finish; no output was left under the final name."""

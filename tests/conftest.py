@@ -1,0 +1,33 @@
+"""Fixtures that every test folder shares."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+CheckpointFactory = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFactory:
+    """`checkpoint(kind, **options)`: the path of a tiny checkpoint, made once a session. Do not write into it."""
+    from tests.support.checkpoints import tiny_checkpoint
+
+    made: dict[object, Path] = {}
+
+    def make(kind: str, **options: object) -> Path:
+        key = (kind, *sorted(options.items()))
+        if key not in made:
+            made[key] = tiny_checkpoint(tmp_path_factory.mktemp(kind), kind, **options)  # type: ignore[arg-type]
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny dense checkpoint with a tokenizer and a chat template: all that `load` needs. Do not write into it."""
+    from tests.support.checkpoints import tiny_checkpoint
+    from tests.support.tokenizers import add_tokenizer
+
+    return add_tokenizer(tiny_checkpoint(tmp_path_factory.mktemp("chat"), "dense"))
