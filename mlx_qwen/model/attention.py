@@ -1,0 +1,112 @@
+"""Gated full attention: per-head norms on q and k, partial rotary positions, a sigmoid gate on the output."""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from metal_kernels.attention import attention_epilogue, attention_prologue
+from mlx_qwen.cache import KVCache, Quantized, QuantizedKVCache, keys_and_values
+from mlx_qwen.config import TextConfig
+from mlx_qwen.model.layers import AnyLinear, FusedLinear, RMSNorm
+from mlx_qwen.model.rope import Positions, rotary
+
+
+class Heads(NamedTuple):
+    """What enters attention: q [B, H, T, D], keys and values [2, B, Hkv, T, D], and the output's gate [B, T, H D]."""
+
+    q: mx.array
+    kv: mx.array
+    gate: mx.array
+
+
+class Attention(nn.Module):
+    """Attention in three parts, so that the middle one, whose shapes grow, can stand between replayed graphs.
+
+    `qkv_proj` has the rows of all q heads, k heads, v heads and gates, in this order.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.num_kv_heads = config.num_key_value_heads
+        self.head_dim = config.head_dim
+        width, bias = self.num_heads * self.head_dim, config.attention_bias
+        rows = 2 * width + 2 * self.num_kv_heads * self.head_dim
+        self.qkv_proj = FusedLinear(config.hidden_size, [rows], bias=bias)
+        self.o_proj: AnyLinear = nn.Linear(width, config.hidden_size, bias=bias)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+        self._rotary = rotary(self.head_dim, config.rope)
+
+    def __call__(
+        self,
+        x: mx.array,
+        positions: Positions,
+        cache: KVCache | QuantizedKVCache | None = None,
+        mask: mx.array | None = None,
+    ) -> mx.array:
+        """x [B, T, hidden] to the same shape; `mask` as in `attend`."""
+        heads = self.heads(x, positions)
+        return self.output(self.attend(heads, cache, mask), heads.gate)
+
+    def heads(self, x: mx.array, positions: Positions) -> Heads:
+        """Project x [B, T, hidden], normalise q and k per head in fp32 and turn them to their positions."""
+        qkv = self.qkv_proj(x)
+        q, kv = attention_prologue(
+            qkv,
+            self.q_norm.weight,
+            self.k_norm.weight,
+            positions.array,
+            rotary=self._rotary,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            eps=self.q_norm.eps,
+        )
+        return Heads(q, kv, qkv[..., -self.num_heads * self.head_dim :])
+
+    def attend(self, heads: Heads, cache: KVCache | QuantizedKVCache | None, mask: mx.array | None) -> mx.array:
+        """Softmax attention over the cache and the new tokens: [B, H, T, D].
+
+        `mask` is bool [B, 1, T, S], or None for a causal one.
+        """
+        scale = self.head_dim**-0.5
+        if isinstance(cache, QuantizedKVCache):
+            keys, values = cache.update(heads.kv)
+            return _quantized_attention(heads.q, keys, values, scale, mask, cache)
+        k, v = keys_and_values(heads.kv) if cache is None else cache.update(heads.kv)
+        causal = "causal" if mask is None and heads.q.shape[2] > 1 else None
+        return mx.fast.scaled_dot_product_attention(
+            heads.q, k, v, scale=scale, mask=mask if mask is not None else causal
+        )
+
+    def output(self, attended: mx.array, gate: mx.array) -> mx.array:
+        """Gate what `attend` returned and project it: [B, T, hidden]."""
+        output: mx.array = self.o_proj(attention_epilogue(attended, gate))
+        return output
+
+
+def _quantized_attention(
+    q: mx.array, keys: Quantized, values: Quantized, scale: float, mask: mx.array | None, cache: QuantizedKVCache
+) -> mx.array:
+    """Attention over packed keys and values, which are never unpacked in memory."""
+    B, H, T, D = q.shape
+    Hkv, S = keys.packed.shape[1:3]
+    grouped = (q * scale).reshape(B, Hkv, H // Hkv, T, D)
+    scores = _packed_matmul(grouped, keys, cache, transpose=True)
+    if mask is None and T > 1:
+        mask = mx.arange(S)[None] <= mx.arange(S - T, S)[:, None]
+    elif mask is not None:
+        mask = mask[:, :, None]
+    if mask is not None:
+        scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+    weights = mx.softmax(scores, axis=-1, precise=True)
+    return _packed_matmul(weights, values, cache, transpose=False).reshape(B, H, T, D)
+
+
+def _packed_matmul(x: mx.array, packed: Quantized, cache: QuantizedKVCache, *, transpose: bool) -> mx.array:
+    """x [B, Hkv, H / Hkv, T, ...] times each group's packed keys (transposed) or values."""
+    weight, scales, biases = (part[:, :, None] for part in packed)
+    return mx.quantized_matmul(
+        x, weight, scales, biases, transpose=transpose, group_size=cache.group_size, bits=cache.bits
+    )

@@ -1,0 +1,65 @@
+"""Gated DeltaNet: linear attention whose memory does not grow.
+
+Source: Yang et al., "Gated Delta Networks" (2024), and transformers' `Qwen3_5GatedDeltaNet`.
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from metal_kernels.gated_delta import gated_delta_decode
+from mlx_qwen.cache import GatedDeltaCache
+from mlx_qwen.config import TextConfig
+from mlx_qwen.model.layers import AnyLinear, FusedLinear
+
+
+class _Weight(nn.Module):
+    """A bare weight under the checkpoint's name; the mixer applies it."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = mx.ones(shape)
+
+
+class GatedDeltaNet(nn.Module):
+    """Projections around the gated delta rule: `in_proj_qkvz` has the rows of q, k, v, z, `in_proj_ba` of b, a."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        heads, value_dim = config.linear_num_value_heads, config.linear_value_dim
+        self.in_proj_qkvz = FusedLinear(config.hidden_size, [config.linear_conv_dim + value_dim])
+        self.in_proj_ba = nn.Linear(config.hidden_size, 2 * heads, bias=False)
+        self.conv1d = _Weight(config.linear_conv_dim, config.linear_conv_kernel_dim, 1)
+        self.A_log = mx.zeros(heads)
+        self.dt_bias = mx.ones(heads)
+        self.norm = _Weight(config.linear_value_head_dim)
+        self.out_proj: AnyLinear = nn.Linear(value_dim, config.hidden_size, bias=False)
+        self.num_key_heads = config.linear_num_key_heads
+        self.key_head_dim = config.linear_key_head_dim
+        self.num_value_heads = heads
+        self.value_head_dim = config.linear_value_head_dim
+        self.eps = config.rms_norm_eps
+
+    def __call__(self, x: mx.array, cache: GatedDeltaCache | None = None, mask: mx.array | None = None) -> mx.array:
+        """x [B, T, hidden] to the same shape; `mask` bool [B, T] is False where x is left padding."""
+        mixed = gated_delta_decode(
+            self.in_proj_qkvz(x),
+            x,
+            self.in_proj_ba.weight,
+            conv_weight=self.conv1d.weight,
+            A_log=self.A_log,
+            dt_bias=self.dt_bias,
+            norm_weight=self.norm.weight,
+            eps=self.eps,
+            num_key_heads=self.num_key_heads,
+            key_head_dim=self.key_head_dim,
+            num_value_heads=self.num_value_heads,
+            value_head_dim=self.value_head_dim,
+            conv_state=None if cache is None else cache.conv_state,
+            state=None if cache is None else cache.state,
+            mask=mask,
+            tape=cache is not None and cache.recording,
+        )
+        if cache is not None:
+            cache.advance(mixed)
+        output: mx.array = self.out_proj(mixed.y)
+        return output

@@ -1,0 +1,123 @@
+"""The whole model: embeddings, decoder layers, final norm and head, with the MTP layer beside them."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_qwen.cache import HybridCache, KVCache, make_cache
+from mlx_qwen.config import ModelConfig
+from mlx_qwen.model.decode import DecodeStep, can_compile
+from mlx_qwen.model.decoder import DecoderLayer, Masks, Residual
+from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
+from mlx_qwen.model.mtp import MTP
+from mlx_qwen.model.rope import Positions
+
+
+class Model(nn.Module):
+    """A Qwen3.5, Qwen3.6, Qwen3.8 or Qwen3-Next language model. `mtp` is None when the checkpoint has no MTP layer."""
+
+    def __init__(self, config: ModelConfig, *, with_mtp: bool = True) -> None:
+        super().__init__()
+        text = config.text
+        self.config = config
+        self.embed_tokens: AnyEmbedding = nn.Embedding(text.vocab_size, text.hidden_size)
+        self.layers = [
+            DecoderLayer(text, linear=kind == "linear_attention", sparse=sparse)
+            for kind, sparse in zip(text.layer_types, text.sparse_layers, strict=True)
+        ]
+        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.lm_head: AnyLinear | None = None
+        if not text.tie_word_embeddings:
+            self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self._step: DecodeStep | None = None
+        self._dtype: mx.Dtype | None = None
+        self.mtp = MTP(text) if with_mtp and text.mtp_num_hidden_layers else None
+
+    def __call__(
+        self, input_ids: mx.array, cache: HybridCache | None = None, *, mask: mx.array | None = None
+    ) -> mx.array:
+        """Logits [B, T, vocab_size] in the model's dtype; arguments as in `hidden_states`."""
+        return self.logits(self.hidden_states(input_ids, cache, mask=mask))
+
+    def hidden_states(
+        self, input_ids: mx.array, cache: HybridCache | None = None, *, mask: mx.array | None = None
+    ) -> mx.array:
+        """Hidden states before the final norm, fp32 [B, T, hidden_size]; `cache` is updated in place.
+
+        Args:
+            input_ids: int [B, T], the tokens after those that `cache` has seen.
+            cache: from `make_cache`; None reads the tokens as a whole sequence.
+            mask: bool [B, T], False for left padding (before a row's first token only); None when there is none. The
+                cache remembers it for later calls.
+        """
+        cache = self.make_cache() if cache is None else cache
+        T = input_ids.shape[1]
+        if mask is not None:
+            mask = mask.astype(mx.bool_)
+            cache.note_padding(mask)
+        positions = Positions(mx.array(cache.offset))
+        masks = _masks(cache, mask, T)
+        x = self._decode(input_ids, cache, masks) if T == 1 else None
+        if x is None:
+            residual = Residual(self.embed_tokens(input_ids))
+            for layer, layer_cache in zip(self.layers, cache, strict=True):
+                residual = layer(residual, positions, layer_cache, masks)
+            x = residual.sum()
+        cache.offset += T
+        return x
+
+    def _decode(self, input_ids: mx.array, cache: HybridCache, masks: Masks | None) -> mx.array | None:
+        """The states of one token a sequence by a replayed graph, or None where that does not apply."""
+        first_token = cache.offset == 0
+        padding = masks is not None and masks.real is not None
+        if first_token or padding or cache.recording or not can_compile():
+            return None
+        if self._step is None:
+            self._step = DecodeStep(self.embed_tokens, self.layers)
+        return self._step(input_ids, cache, masks and masks.attention)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Final norm and head: fp32 [B, T, hidden_size] to [B, T, vocab_size] in the model's dtype."""
+        return self._head(self.norm(hidden, self.dtype))
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Of embeddings, activations between the norms, and logits."""
+        if self._dtype is None:
+            self._dtype = self.embed_tokens(mx.array([0])).dtype
+        return self._dtype
+
+    def mtp_logits(self, hidden: mx.array, next_ids: mx.array, cache: KVCache | None = None) -> mx.array:
+        """The MTP layer's logits for the token after `next_ids`, [B, T, vocab_size].
+
+        Args:
+            hidden: fp32 [B, T, hidden_size], from `hidden_states`.
+            next_ids: int [B, T], the token that follows each hidden state.
+            cache: keys and values of the MTP layer alone.
+
+        Raises:
+            ValueError: the checkpoint has no MTP layer.
+        """
+        if self.mtp is None:
+            raise ValueError("this checkpoint has no MTP layer; convert it again from a source that has mtp.* tensors")
+        positions = Positions(mx.array(0 if cache is None else cache.offset))
+        return self._head(self.mtp(hidden, self.embed_tokens(next_ids), positions, cache))
+
+    def make_cache(self, *, kv_bits: int | None = None, kv_group_size: int = 64) -> HybridCache:
+        """An empty cache; `kv_bits` 4 or 8 packs the attention layers' keys and values."""
+        return make_cache(self.config.text, kv_bits=kv_bits, kv_group_size=kv_group_size)
+
+    def _head(self, normed: mx.array) -> mx.array:
+        logits: mx.array = self.embed_tokens.as_linear(normed) if self.lm_head is None else self.lm_head(normed)
+        return logits
+
+
+def _masks(cache: HybridCache, mask: mx.array | None, T: int) -> Masks | None:
+    if cache.padding is None:
+        return None
+    seen = mx.arange(cache.offset + T)
+    new = seen[cache.offset :]
+    padding = cache.padding[:, None]
+    causal = seen[None] <= new[:, None]
+    # A padding row attends to itself, so that its softmax has something to sum.
+    own = seen[None] == new[:, None]
+    return Masks(mask, ((causal[None] & (seen >= padding)[:, None]) | own[None])[:, None])
