@@ -1,0 +1,22 @@
+"""Makes an answer's cache and says which parts of it are packed."""
+
+from mlx_qwen.cache import HybridCache
+from mlx_qwen.model import Model
+
+
+def new_cache(model: Model, kv_bits: int | None) -> HybridCache:
+    """An empty cache, packed in groups that divide the model's heads; raises PromptError for bits that cannot be."""
+    group_size = 64 if model.config.text.head_dim % 64 == 0 else 32
+    return model.make_cache(kv_bits=kv_bits, kv_group_size=group_size)
+
+
+def kv_cache_summary(model: Model, kv_bits: int) -> str:
+    """Which layers' caches `kv_bits` packs, in one line."""
+    text = model.config.text
+    layers = [index for index, kind in enumerate(text.layer_types) if kind == "full_attention"]
+    named = ", ".join(str(index) for index in layers[:2]) + (", …" if len(layers) > 2 else "")
+    rest = text.num_hidden_layers - len(layers)
+    return (
+        f"KV cache: {kv_bits} bits in {len(layers)} attention layers ({named}); "
+        f"the {rest} linear-attention layers keep fp32 state"
+    )

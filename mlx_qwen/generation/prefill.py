@@ -1,0 +1,63 @@
+"""Reads the prompt into the cache, in pieces that bound the memory it takes."""
+
+import sys
+
+import mlx.core as mx
+
+from mlx_qwen.cache import HybridCache
+from mlx_qwen.generation.interrupts import Uninterrupted
+from mlx_qwen.generation.options import Progress
+from mlx_qwen.model import Model
+
+
+def prefill(
+    model: Model,
+    tokens: mx.array,
+    cache: HybridCache,
+    *,
+    mask: mx.array | None = None,
+    step_size: int = 2048,
+    progress: Progress | None = None,
+) -> mx.array:
+    """The logits [B, V] after the last token of `tokens` [B, T]; the head never sees the others.
+
+    `mask` [B, T] is False at left padding. `progress` is called with the tokens done and T after every piece. An
+    interrupt leaves the cache at the end of a piece.
+    """
+    T = tokens.shape[1]
+    report = progress or _ignore
+    report(0, T)
+    last = (T - 1) // step_size * step_size
+    for start in range(0, last, step_size):
+        end = start + step_size
+        with Uninterrupted():
+            model.hidden_states(tokens[:, start:end], cache, mask=_part(mask, start, end))
+        mx.eval(cache.arrays())
+        mx.clear_cache()
+        report(end, T)
+    with Uninterrupted():
+        hidden = model.hidden_states(tokens[:, last:], cache, mask=_part(mask, last, T))
+    logits = model.logits(hidden[:, -1:])[:, -1]
+    mx.eval(logits, cache.arrays())
+    report(T, T)
+    return logits
+
+
+def progress_callback(progress: Progress | bool) -> Progress | None:
+    """The caller's own callback, a line on stderr for True, nothing for False."""
+    if isinstance(progress, bool):
+        return _print_progress if progress else None
+    return progress
+
+
+def _print_progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\rPrompt: {done:,} of {total:,} tokens", end=end, file=sys.stderr, flush=True)
+
+
+def _part(mask: mx.array | None, start: int, end: int) -> mx.array | None:
+    return None if mask is None else mask[:, start:end]
+
+
+def _ignore(done: int, total: int) -> None:
+    return

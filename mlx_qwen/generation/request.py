@@ -1,0 +1,57 @@
+"""A prompt and its options, made ready for the decoding loop."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlx_qwen.generation.decode import Row
+from mlx_qwen.generation.defaults import GREEDY, SamplingParameters, recommended_sampling
+from mlx_qwen.generation.options import GenerationOptions
+from mlx_qwen.generation.prompts import Prompt, check_fits, prompt_tokens, room_for_answer
+from mlx_qwen.generation.sampling import TokenSampler
+from mlx_qwen.generation.thinking import ThinkingBudget
+from mlx_qwen.model import Model
+from mlx_qwen.prompt import Processor
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer to write: `ids` to read first, what chooses its tokens, and how many there may be at most."""
+
+    ids: list[int]
+    row: Row
+    max_tokens: int
+    inside_thinking: bool
+
+
+def prepare_request(
+    model: Model, processor: Processor, prompt: Prompt, options: GenerationOptions, *, index: int = 0
+) -> Request:
+    """Encodes a prompt and checks it (PromptError); row `index` of a batch draws from `seed + index`."""
+    text = model.config.text
+    cached = options.prompt_cache.offset if options.prompt_cache is not None else 0
+    ids = prompt_tokens(processor, prompt, options)
+    check_fits(ids, text, cached=cached)
+    inside = processor.opens_thinking(ids)
+    sampler = TokenSampler(
+        sampling_parameters(model, processor, options, thinking=inside),
+        prompt=mx.array(ids),
+        vocab_size=text.vocab_size,
+        seed=None if options.seed is None else options.seed + index,
+        sampler=options.sampler,
+        logits_processors=options.logits_processors or (),
+    )
+    return Request(
+        ids=ids,
+        row=Row(sampler, ThinkingBudget.for_prompt(options.thinking_budget, processor, inside=inside)),
+        max_tokens=room_for_answer(ids, text, options.max_tokens, cached=cached),
+        inside_thinking=inside,
+    )
+
+
+def sampling_parameters(
+    model: Model, processor: Processor, options: GenerationOptions, *, thinking: bool
+) -> SamplingParameters:
+    """The caller's choices, completed by Qwen's for the size and mode; greedy where the checkpoint asks for it."""
+    greedy = processor.generation_config.get("do_sample") is False and options.temperature is None
+    return options.sampling(GREEDY if greedy else recommended_sampling(model.config.text, thinking=thinking))

@@ -1,0 +1,24 @@
+"""Names for the JSON that messages, tools and tool calls are made of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
+
+# What callers pass: OpenAI's chat messages and function tools, as dictionaries.
+Message: TypeAlias = Mapping[str, object]
+Messages: TypeAlias = Sequence[Message]
+Tools: TypeAlias = Sequence[Mapping[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function call that the model asked for; `arguments` has the types of the tool's JSON schema."""
+
+    name: str
+    arguments: dict[str, Json]
+
+    def as_message_part(self) -> dict[str, Json]:
+        """The entry that belongs into an assistant message's `tool_calls` when the answer becomes history."""
+        return {"type": "function", "function": {"name": self.name, "arguments": self.arguments}}

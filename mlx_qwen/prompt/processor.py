@@ -1,0 +1,169 @@
+"""Text to token ids and back, with the checkpoint's chat template and special tokens."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from mlx_qwen.config import ModelConfig
+from mlx_qwen.errors import CheckpointError
+from mlx_qwen.prompt.json_types import Json, Messages, Tools
+from mlx_qwen.prompt.messages import prepare_messages, prepare_tools
+from mlx_qwen.prompt.reasoning import THINK_END, THINK_START
+from mlx_qwen.prompt.sizes import is_small
+from mlx_qwen.prompt.stream import TextStream
+from mlx_qwen.prompt.template import ChatTemplate, token_text
+
+_END_OF_TURN = "<|im_end|>"
+_END_OF_TEXT = "<|endoftext|>"
+
+
+class Processor:
+    """What `load` returns beside the model: everything between a caller's prompt and the model's token ids.
+
+    Attributes:
+        tokenizer: the checkpoint's tokenizer.
+        end_token_ids: any of these ends an answer.
+        thinking: ids of `<think>` and `</think>`, or None when the vocabulary lacks them.
+        default_thinking: whether this size thinks unless told otherwise; None when the template knows no thinking.
+        generation_config: generation_config.json as read, or empty.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        template: ChatTemplate | None,
+        end_token_ids: frozenset[int],
+        thinks_by_default: bool = True,
+        generation_config: dict[str, Json] | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.end_token_ids = end_token_ids
+        self.generation_config = generation_config or {}
+        start, end = tokenizer.token_to_id(THINK_START), tokenizer.token_to_id(THINK_END)
+        self.thinking: tuple[int, int] | None = None if start is None or end is None else (start, end)
+        self._template = template
+        mentions_thinking = template is not None and any("think" in source for source in template.sources.values())
+        self.default_thinking: bool | None = thinks_by_default if mentions_thinking else None
+
+    @classmethod
+    def from_directory(cls, path: Path, config: ModelConfig) -> "Processor":
+        """Reads tokenizer.json, tokenizer_config.json, generation_config.json and the chat template of a checkpoint.
+
+        Raises CheckpointError when tokenizer.json is missing or a file cannot be read.
+        """
+        path = Path(path)
+        tokenizer = _read_tokenizer(path)
+        tokenizer_config = _read_json(path / "tokenizer_config.json")
+        generation_config = _read_json(path / "generation_config.json")
+        return cls(
+            tokenizer,
+            template=ChatTemplate.from_directory(path, tokenizer_config),
+            end_token_ids=_end_token_ids(tokenizer, config, tokenizer_config, generation_config),
+            thinks_by_default=not is_small(config.text),
+            generation_config=generation_config,
+        )
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source of the checkpoint's (default) chat template; None when it has none."""
+        return self._template.source() if self._template else None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`: special tokens written in it are recognised, none is added."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def stream(self) -> TextStream:
+        """A fresh incremental decoder for one answer."""
+        return TextStream(self.tokenizer)
+
+    def apply_chat_template(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        enable_thinking: bool | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        preserve_thinking: bool | None = None,
+    ) -> str:
+        """The prompt text for chat messages, as transformers' `apply_chat_template` renders it.
+
+        Options left at None are not passed, so that the template's own default holds. `continue_final_message` leaves
+        the last message open for the model to go on writing, and adds no generation prompt. Raises PromptError when
+        the messages cannot be used and CheckpointError when there is no usable template.
+        """
+        if self._template is None:
+            raise CheckpointError(
+                "This checkpoint has no chat template (chat_template.jinja). "
+                "Add the file of the original model, or pass the prompt as plain text."
+            )
+        plain, plain_tools = prepare_messages(messages), prepare_tools(tools)
+        flags = {"enable_thinking": enable_thinking, "preserve_thinking": preserve_thinking}
+        variables: dict[str, Json] = {name: value for name, value in flags.items() if value is not None}
+        if continue_final_message:
+            return self._template.render_unfinished(plain, tools=plain_tools, variables=variables)
+        return self._template.render(
+            plain, tools=plain_tools, add_generation_prompt=add_generation_prompt, variables=variables
+        )
+
+    def opens_thinking(self, ids: Sequence[int]) -> bool:
+        """Whether an answer to this prompt begins inside a think block."""
+        if self.thinking is None:
+            return False
+        start, end = self.thinking
+        for token in reversed(ids):
+            if token == start:
+                return True
+            if token == end or token in self.end_token_ids:
+                return False
+        return False
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{path} has no tokenizer.json. Copy it from the original model, or write one with transformers: "
+            'AutoTokenizer.from_pretrained("...").save_pretrained("...").'
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise CheckpointError(f"{file} cannot be read as a tokenizer ({error}). Download it again.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read_json(file: Path) -> dict[str, Json]:
+    if not file.is_file():
+        return {}
+    try:
+        content: Json = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON ({error}). Download it again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, expected a JSON object. Download it again.")
+    return content
+
+
+def _end_token_ids(
+    tokenizer: Tokenizer, config: ModelConfig, tokenizer_config: dict[str, Json], generation_config: dict[str, Json]
+) -> frozenset[int]:
+    ids = set(config.eos_token_ids)
+    listed = generation_config.get("eos_token_id")
+    ids.update(token for token in (listed if isinstance(listed, list) else [listed]) if isinstance(token, int))
+    for text in (token_text(tokenizer_config.get("eos_token")), _END_OF_TURN, _END_OF_TEXT):
+        token = tokenizer.token_to_id(text) if text else None
+        if token is not None:
+            ids.add(token)
+    return frozenset(ids)

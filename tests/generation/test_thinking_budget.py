@@ -1,0 +1,61 @@
+"""A thinking budget closes the reasoning and still yields an answer."""
+
+import mlx.core as mx
+import pytest
+
+from mlx_qwen.errors import PromptError
+from mlx_qwen.generation import GenerationResponse, stream_generate
+from mlx_qwen.prompt import Processor
+from mlx_qwen.prompt.template import ChatTemplate
+from tests.generation.conftest import Loaded
+from tests.support.tokenizers import CHAT_TEMPLATE, TAGS, tiny_tokenizer
+
+THINKING_PROMPT = "<|im_start|>assistant\n<think>\n"
+CLOSING = "\nThat is all the time there is to think; here is the answer.\n"
+CLOSED_PROMPT = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
+def answer(loaded: Loaded, prompt: str, **options: object) -> list[GenerationResponse]:
+    options = {"temperature": 0, "max_tokens": 150, **options}
+    return list(stream_generate(loaded.model, loaded.processor, prompt, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("budget", [0, 1, 10])
+def test_reasoning_ends_after_the_budget_and_the_answer_follows(loaded: Loaded, budget: int) -> None:
+    free = [r.token for r in answer(loaded, THINKING_PROMPT)]
+    limited = answer(loaded, THINKING_PROMPT, thinking_budget=budget)
+    written = [r.token for r in limited]
+    closed = written.index(loaded.processor.thinking[1])
+    assert written[:budget] == free[:budget]
+    assert loaded.processor.decode(written[budget:closed]) == CLOSING
+    assert loaded.processor.decode(written[closed + 1 :]).startswith("\n\n")
+    assert len(written) == 150
+    assert limited[-1].reasoning == (loaded.processor.decode(written[:budget]) + CLOSING).strip("\n")
+
+
+def test_the_model_reads_the_closing_as_part_of_its_answer(loaded: Loaded) -> None:
+    limited = answer(loaded, THINKING_PROMPT, thinking_budget=5)
+    end = loaded.processor.thinking[1]
+    after = [r.token for r in limited].index(end) + 1 + len(loaded.processor.encode("\n\n"))
+    prompt = [*loaded.processor.encode(THINKING_PROMPT), *(r.token for r in limited[:after])]
+    continued = stream_generate(loaded.model, loaded.processor, prompt, temperature=0, max_tokens=150 - after)
+    assert [r.token for r in continued] == [r.token for r in limited[after:]]
+
+
+def test_only_tokens_inside_the_block_count(loaded: Loaded) -> None:
+    def never_think(tokens: mx.array, logits: mx.array) -> mx.array:
+        return mx.where(mx.arange(logits.shape[-1]) == loaded.processor.thinking[0], -mx.inf, logits)
+
+    free, limited = (
+        [r.token for r in answer(loaded, CLOSED_PROMPT, thinking_budget=budget, logits_processors=[never_think])]
+        for budget in (None, 1)
+    )
+    assert limited == free
+
+
+def test_a_budget_for_a_vocabulary_without_think_tokens_is_refused(loaded: Loaded) -> None:
+    tokenizer = tiny_tokenizer(256 + 3 + len(TAGS))
+    plain = type(tokenizer).from_str(tokenizer.to_str().replace("think>", "thick>"))
+    processor = Processor(plain, template=ChatTemplate({"default": CHAT_TEMPLATE}), end_token_ids=frozenset())
+    with pytest.raises(PromptError, match="no <think>"):
+        stream_generate(loaded.model, processor, "hi", thinking_budget=5)
