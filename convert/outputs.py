@@ -1,0 +1,110 @@
+"""What a conversion writes: which arrays of which dtype and shape, in the main files and in the companion."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlx_qwen.checkpoint import Plan, Quantization, Target
+from mlx_qwen.errors import ConversionError
+from mlx_qwen.tensors import MTP_PREFIX, Role
+
+from .arrays import FLOATS
+from .recipes import requested, uniform
+from .settings import DType, Settings
+from .writer import Entry
+
+_EXACT_ROLES = (Role.SHIFTED_NORM, Role.PLAIN_NORM, Role.DECAY)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One tensor to write: packed with `quantization`, or dense, in `dtype` (which scales and biases have too)."""
+
+    target: Target
+    quantization: Quantization | None
+    dtype: DType
+
+    @property
+    def name(self) -> str:
+        return self.target.spec.name
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The arrays on disk: weight, and for a packed matrix its scales and, in affine mode, biases."""
+        shape, stored = self.target.spec.shape, FLOATS[self.dtype].stored
+        if self.quantization is None:
+            return (Entry(self.name, stored, shape),)
+        base, rows, columns = self.name.removesuffix(".weight"), shape[:-1], shape[-1]
+        groups = (*rows, columns // self.quantization.group_size)
+        weight = Entry(self.name, "U32", (*rows, columns * self.quantization.bits // 32))
+        if self.quantization.mode != "affine":
+            return weight, Entry(f"{base}.scales", "U8", groups)
+        return weight, Entry(f"{base}.scales", stored, groups), Entry(f"{base}.biases", stored, groups)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.entries)
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Everything to write. `main` is what every MLX runtime reads; `companion` what only this one does."""
+
+    main: tuple[Output, ...]
+    companion: tuple[Output, ...]
+    dtype: DType
+    indivisible: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[Output, ...]:
+        return self.main + self.companion
+
+    @property
+    def nbytes(self) -> int:
+        return sum(output.nbytes for output in self.all)
+
+
+def plan_outputs(plan: Plan, settings: Settings) -> Outputs:
+    """Decide dtype and precision of every tensor of `plan`; reads only the norms and dt_bias.
+
+    Main files hold the norms' factors rounded to the dtype, as other runtimes compute in the dtype of their norms. The
+    companion holds them exactly, where rounding lost something, and the MTP layer.
+    """
+    if settings.dequantize and not any(target.quantization for target in plan.targets):
+        raise ConversionError("The source is not quantized, so there is nothing to dequantize. Leave --dequantize out.")
+    dtype = settings.dtype or source_dtype(plan.targets)
+    main, companion, indivisible = [], [], []
+    for target in plan.targets:
+        spec = target.spec
+        quantization = uniform(spec, settings.quantization)
+        if quantization is None and requested(spec, settings.quantization) is not None:
+            indivisible.append(spec.name)
+        output = Output(target, quantization, "float32" if spec.name.endswith(".A_log") else dtype)
+        if spec.name.startswith(MTP_PREFIX):
+            companion.append(Output(target, quantization, "float32") if spec.role in _EXACT_ROLES else output)
+            continue
+        main.append(output)
+        if spec.role in _EXACT_ROLES and _rounds(target, output.dtype):
+            companion.append(Output(target, None, "float32"))
+    return Outputs(tuple(main), tuple(companion), dtype, tuple(indivisible))
+
+
+def source_dtype(targets: Iterable[Target]) -> DType:
+    """The float dtype that most bytes of the source have; packed matrices count by their scales."""
+    sizes: dict[str, int] = dict.fromkeys((kind.stored for kind in FLOATS.values()), 0)
+    for target in targets:
+        infos = (source.tensor for source in target.sources) if target.quantization is None else (target.scales,)
+        for info in infos:
+            if info is not None and info.dtype in sizes:
+                sizes[info.dtype] += info.nbytes
+    stored = max(sizes, key=lambda name: sizes[name])
+    return next(name for name, kind in FLOATS.items() if kind.stored == stored)
+
+
+def _rounds(target: Target, dtype: DType) -> bool:
+    """Whether storing this small tensor in `dtype` loses anything of its fp32 value."""
+    if dtype == "float32":
+        return False
+    exact = target.arrange(target.sources[0].tensor.read()).astype(mx.float32)
+    return not bool(mx.array_equal(exact, exact.astype(FLOATS[dtype].mlx).astype(mx.float32)))

@@ -1,0 +1,120 @@
+"""Cuts the work into pieces of a few MB, so that memory does not grow with the size of a tensor."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mlx_qwen.checkpoint import Source
+from mlx_qwen.files import TensorInfo
+
+from .arrays import FLOATS, all_finite, as_bytes
+from .outputs import Output
+
+PIECE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows start:stop of one source, which become the rows of `output` from `first_row` on.
+
+    `rows` is None for a tensor that is produced whole, because its axes change order or it is small.
+    """
+
+    output: Output
+    source: Source
+    rows: tuple[int, int] | None = None
+    first_row: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes of the source's main array are read."""
+        info = self.source.tensor
+        if self.rows is None:
+            return info.nbytes
+        stored = _matrix(self.source)
+        return stored.nbytes * (self.rows[1] - self.rows[0]) // stored.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The arrays of a piece as bytes, in the order of the output's entries, and whether all its values are finite."""
+
+    data: tuple[npt.NDArray[np.uint8], ...]
+    finite: bool
+
+
+def cut(output: Output) -> Iterator[Piece]:
+    """The pieces of one output, in order, each of about PIECE_BYTES of the source."""
+    target, first_row = output.target, 0
+    if not _is_cuttable(output):
+        yield Piece(output, target.sources[0])
+        return
+    for source in target.sources:
+        stored = _matrix(source)
+        start, end = source.rows or (0, stored.shape[0])
+        step = max(1, PIECE_BYTES * stored.shape[0] // max(stored.nbytes, 1))
+        for row in range(start, end, step):
+            stop = min(row + step, end)
+            yield Piece(output, source, (row, stop), first_row)
+            first_row += stop - row
+
+
+def produce(piece: Piece) -> Result:
+    """Read one piece and bring it into the form of its output; safe to call in any thread."""
+    output, target = piece.output, piece.output.target
+    kind = FLOATS[output.dtype]
+    if target.quantization is not None and target.quantization == output.quantization:
+        return _copied(piece)
+    dense = _dense(piece).astype(kind.mlx)
+    values = as_bytes(dense)
+    finite = all_finite(values, kind)
+    wanted = output.quantization
+    if wanted is None:
+        return Result((values,), finite)
+    arrays = mx.quantize(dense, group_size=wanted.group_size, bits=wanted.bits, mode=wanted.mode)
+    mx.eval(*arrays)
+    return Result(tuple(as_bytes(array) for array in arrays), finite)
+
+
+def _copied(piece: Piece) -> Result:
+    """The packed arrays as they are: packing them again would only add errors."""
+    weight, *rest = _packed(piece)
+    kind = FLOATS[piece.output.dtype]
+    if all(array.dtype == mx.uint8 for array in rest):
+        return Result(tuple(as_bytes(array) for array in (weight, *rest)), finite=True)
+    floats = tuple(as_bytes(array.astype(kind.mlx)) for array in rest)
+    return Result((as_bytes(weight), *floats), all(all_finite(data, kind) for data in floats))
+
+
+def _dense(piece: Piece) -> mx.array:
+    target = piece.output.target
+    if target.quantization is not None:
+        weight, scales, *rest = _packed(piece)
+        biases = rest[0] if rest else None
+        q = target.quantization
+        return mx.dequantize(weight, scales, biases, q.group_size, q.bits, q.mode)
+    if piece.rows is None:
+        return target.arrange(piece.source.tensor.read())
+    return _matrix(piece.source).read(*piece.rows)
+
+
+def _packed(piece: Piece) -> list[mx.array]:
+    target = piece.output.target
+    infos: list[TensorInfo | None] = [piece.source.tensor, target.scales, target.biases]
+    assert piece.rows is not None, "packed matrices are cut by rows"
+    return [info.as_rows().read(*piece.rows) for info in infos if info is not None]
+
+
+def _is_cuttable(output: Output) -> bool:
+    target, info = output.target, output.target.sources[0].tensor
+    if target.stacked or target.quantization is not None:
+        return True
+    return len(info.shape) > 1 and info.shape == target.spec.shape and not target.shift
+
+
+def _matrix(source: Source) -> TensorInfo:
+    info = source.tensor if source.index is None else source.tensor.entry(source.index)
+    return info.as_rows()

@@ -1,0 +1,75 @@
+"""What a conversion did, as values and as a table."""
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_qwen.checkpoint import Quantization
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionReport:
+    """The outcome of a conversion, or with `dry_run` what it would be (times and memory are then 0).
+
+    Sizes count bytes of tensors. `bits_per_weight` is 8 · output_bytes / parameters. `peak_memory` is how far the
+    process's peak resident memory rose above its peak before, in bytes; `mlx_peak_memory` is what MLX itself held.
+    `indivisible` names matrices left unpacked because their columns do not divide into groups; `non_finite` those
+    with NaN or infinite values.
+    """
+
+    path: Path
+    source: Path
+    quantization: Quantization | None
+    dtype: str
+    source_bytes: int
+    output_bytes: int
+    parameters: int
+    seconds: float
+    peak_memory: int
+    mlx_peak_memory: int
+    indivisible: tuple[str, ...]
+    non_finite: tuple[str, ...]
+    dry_run: bool
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.output_bytes / self.parameters
+
+    def table(self) -> str:
+        """Lines of `label  value` for people."""
+        precision = self.dtype
+        if self.quantization is not None:
+            q = self.quantization
+            precision = f"{q.bits} bits, {q.mode}, groups of {q.group_size}; the rest {self.dtype}"
+        rows = [
+            ("Output" if not self.dry_run else "Output (not written)", str(self.path)),
+            ("Precision", precision),
+            ("Parameters", f"{self.parameters:,}"),
+            ("Size before", readable_size(self.source_bytes)),
+            ("Size after", readable_size(self.output_bytes)),
+            ("Bits per weight", f"{self.bits_per_weight:.3f}"),
+        ]
+        if not self.dry_run:
+            memory = f"{readable_size(self.peak_memory)} above the start, {readable_size(self.mlx_peak_memory)} in MLX"
+            rows += [("Time", f"{self.seconds:.1f} s"), ("Peak memory", memory)]
+        if self.indivisible:
+            rows.append(("Left unpacked", f"{len(self.indivisible)} matrices whose columns do not divide into groups"))
+        if self.non_finite:
+            rows.append(("NaN or infinite", f"{len(self.non_finite)} tensors, such as {self.non_finite[0]}"))
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+
+def readable_size(nbytes: int) -> str:
+    """`nbytes` in MB, or from 1 GB on in GB."""
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process ever had resident, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # exact, while Linux's ru_maxrss begins with the peak of the process that started this one
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,111 @@
+"""What travels with the weights: tokenizer, chat template, processor configs, licence and model card."""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlx_qwen import __version__
+from mlx_qwen.checkpoint import Quantization
+from mlx_qwen.files import COMPANION_PATTERN
+
+from .staging import write_text
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_PREFIXES = ("LICENSE", "LICENCE", "NOTICE")
+_REWRITTEN = ("config.json", "README.md")
+_BODY = """# {name} for MLX
+
+Converted from {origin} with mlx-qwen {version}.
+
+{weights}
+
+`{companion}` holds what only mlx-qwen reads: the norms in float32 and the layer for multi-token prediction, where the
+source had one. Other MLX runtimes ignore it.
+
+```
+mlx-qwen generate --model <this folder> --prompt "Hello"
+```
+"""
+
+
+def copied_files(source: Path) -> list[Path]:
+    """The files of `source` that the output gets unchanged, sorted by name."""
+    return sorted(
+        path
+        for path in source.iterdir()
+        if path.is_file()
+        and path.name not in _REWRITTEN
+        and not path.name.endswith(".index.json")
+        and (path.suffix in _SUFFIXES or path.name.startswith(_PREFIXES))
+    )
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Copy them, on the disk when this returns."""
+    for path in copied_files(source):
+        copy = folder / path.name
+        shutil.copyfile(path, copy)
+        with copy.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def write_model_card(
+    source: Path,
+    folder: Path,
+    *,
+    repository: str | None,
+    quantization: Quantization | None,
+    dtype: str,
+    has_vision: bool,
+) -> None:
+    """Write README.md: the front matter of the source's card with what changed, and a body saying what was done.
+
+    `repository` is the Hub id that `source` was downloaded from, None for a folder of the user's own.
+    """
+    data = _front_matter(source / "README.md")
+    data.library_name = "mlx"
+    data.pipeline_tag = data.pipeline_tag or ("image-text-to-text" if has_vision else "text-generation")
+    data.tags = list(dict.fromkeys([*(data.tags or []), "mlx"]))
+    if repository is not None:
+        data.base_model = repository
+        if quantization is not None:
+            data["base_model_relation"] = "quantized"
+    name = source.resolve().name if repository is None else repository.split("/")[-1]
+    origin = name if repository is None else f"[{repository}](https://huggingface.co/{repository})"
+    body = _BODY.format(
+        name=name,
+        origin=origin,
+        version=__version__,
+        weights=_description(quantization, dtype),
+        companion=COMPANION_PATTERN,
+    )
+    write_text(folder / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def _front_matter(card: Path) -> "ModelCardData":
+    from huggingface_hub import ModelCard, ModelCardData
+
+    if not card.is_file():
+        return ModelCardData()
+    try:
+        data = ModelCard(card.read_text(encoding="utf-8")).data
+    except ValueError as error:
+        warnings.warn(f"The front matter of {card} is not kept, as it cannot be read: {error}", stacklevel=5)
+        return ModelCardData()
+    assert isinstance(data, ModelCardData), "model cards have model card data"
+    return data
+
+
+def _description(quantization: Quantization | None, dtype: str) -> str:
+    if quantization is None:
+        return f"The weights are stored in {dtype}."
+    return (
+        f"Most matrices are quantized to {quantization.bits} bits ({quantization.mode}, groups of "
+        f"{quantization.group_size}), routers and the MTP layer to 8 bits; convolutions, decay gates, norms and\n"
+        f"the vision tower stay in {dtype}. `config.json` lists every exception."
+    )

@@ -1,0 +1,149 @@
+"""Safetensors files written in pieces: the headers are known in advance, so no tensor is ever whole in memory."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+
+SHARD_BYTES = 5 << 30
+_ITEM_SIZES = {"U8": 1, "BF16": 2, "F16": 2, "F32": 4, "U32": 4}
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One array to write: its name, its safetensors dtype and its shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * _ITEM_SIZES[self.dtype]
+
+
+class SafetensorsWriter:
+    """Files `<stem>.safetensors` or `<stem>-00001-of-0000N.safetensors` of known tensors, filled in any order.
+
+    A context manager, which closes the files. `write` may be called from several threads. `finish` puts the files on
+    the disk and insists that every byte of every tensor was written.
+    """
+
+    def __init__(self, folder: Path, stem: str, entries: Iterable[Entry]) -> None:
+        shards = split_shards(entries, SHARD_BYTES)
+        self._files: list[_File] = []
+        self._by_tensor: dict[str, _File] = {}
+        for i, shard in enumerate(shards, 1):
+            name = f"{stem}-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else stem
+            file = _File(folder / f"{name}.safetensors", shard)
+            self._files.append(file)
+            self._by_tensor |= dict.fromkeys((entry.name for entry in shard), file)
+
+    def __enter__(self) -> "SafetensorsWriter":
+        try:
+            for file in self._files:
+                file.open()
+        except OSError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._files:
+            file.close()
+
+    def write(self, name: str, data: npt.NDArray[np.uint8], first_byte: int = 0) -> None:
+        """Write `data` into tensor `name`, from its byte `first_byte` on."""
+        self._by_tensor[name].write(name, data, first_byte)
+
+    def finish(self) -> None:
+        """Put everything on the disk; raises RuntimeError if a tensor is incomplete."""
+        for file in self._files:
+            file.finish()
+
+    @property
+    def names(self) -> list[str]:
+        return [file.path.name for file in self._files]
+
+    @property
+    def weight_map(self) -> dict[str, str]:
+        """The file of each tensor, sorted by tensor name, as an index lists it."""
+        return {name: self._by_tensor[name].path.name for name in sorted(self._by_tensor)}
+
+
+def split_shards(entries: Iterable[Entry], shard_bytes: int) -> list[list[Entry]]:
+    """Entries in order, a new shard whenever the next would exceed `shard_bytes`; a larger one stands alone."""
+    shards: list[list[Entry]] = []
+    size = 0
+    for entry in entries:
+        if not shards or size + entry.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.nbytes
+    return shards
+
+
+def header_bytes(entries: Iterable[Entry]) -> tuple[bytes, Mapping[str, int]]:
+    """A file's header with its length prefix, and where in the file each tensor begins.
+
+    Wider items come first, so that every tensor starts at a multiple of its item size.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+    starts, position = {}, 0
+    for entry in sorted(entries, key=lambda entry: -_ITEM_SIZES[entry.dtype]):
+        end = position + entry.nbytes
+        header[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [position, end]}
+        starts[entry.name] = position
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    prefix = len(text).to_bytes(8, "little") + text
+    return prefix, {name: len(prefix) + start for name, start in starts.items()}
+
+
+class _File:
+    def __init__(self, path: Path, entries: list[Entry]) -> None:
+        self.path = path
+        self._missing = {entry.name: entry.nbytes for entry in entries}
+        self._lock = Lock()
+        self._header, self._starts = header_bytes(entries)
+        self._descriptor: int | None = None
+
+    def open(self) -> None:
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        self._put(memoryview(self._header), 0)
+
+    def write(self, name: str, data: npt.NDArray[np.uint8], first_byte: int) -> None:
+        self._put(data.data, self._starts[name] + first_byte)
+        with self._lock:
+            self._missing[name] -= data.size
+
+    def finish(self) -> None:
+        incomplete = [name for name, missing in self._missing.items() if missing]
+        if incomplete:
+            raise RuntimeError(f"{self.path.name} was finished before {incomplete[0]} was complete")
+        os.fsync(self._opened)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    @property
+    def _opened(self) -> int:
+        if self._descriptor is None:
+            raise RuntimeError(f"{self.path.name} is written only inside its `with` block")
+        return self._descriptor
+
+    def _put(self, data: memoryview, position: int) -> None:
+        while data:
+            written = os.pwrite(self._opened, data, position)
+            data, position = data[written:], position + written

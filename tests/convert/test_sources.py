@@ -1,0 +1,140 @@
+"""Sources of every kind: damaged ones are one clear error, quantized ones are unpacked or carried over."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mlx_qwen.convert import convert
+from mlx_qwen.convert.settings import DType
+from mlx_qwen.errors import CheckpointError, ConfigError, ConversionError
+from tests.conftest import CheckpointFactory
+from tests.support.mlx_folders import equal, main_arrays
+
+EMBEDDING = "language_model.model.embed_tokens"
+
+
+@pytest.fixture
+def source(checkpoint: CheckpointFactory, tmp_path: Path) -> Path:
+    """A dense fp32 checkpoint that a test may damage."""
+    return shutil.copytree(checkpoint("dense"), tmp_path / "source")
+
+
+def rewrite(source: Path, name: str, tensor: torch.Tensor) -> None:
+    file = source / "model.safetensors"
+    save_file(load_file(file) | {name: tensor}, file)
+
+
+def test_a_truncated_shard_is_an_error(source: Path, tmp_path: Path) -> None:
+    file = source / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read .* download it again"):
+        convert(source, tmp_path / "out")
+
+
+def test_a_missing_shard_is_named(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    source = shutil.copytree(checkpoint("dense", shard_size="200KB"), tmp_path / "source")
+    lost = sorted(source.glob("*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(CheckpointError, match=lost.name):
+        convert(source, tmp_path / "out")
+
+
+def test_a_tensor_of_the_wrong_shape_is_named(source: Path, tmp_path: Path) -> None:
+    rewrite(source, "model.layers.1.mlp.up_proj.weight", torch.zeros(7, 64))
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight .* shape \[7, 64\]"):
+        convert(source, tmp_path / "out")
+
+
+def test_a_config_of_another_family_is_named(source: Path, tmp_path: Path) -> None:
+    (source / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ConfigError, match="llama"):
+        convert(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_values_that_are_not_finite_are_warned_of_by_name(
+    value: float, dtype: torch.dtype, source: Path, tmp_path: Path
+) -> None:
+    weight = torch.randn(128, 64).to(dtype)
+    weight[100, 3] = value
+    rewrite(source, "model.layers.2.mlp.up_proj.weight", weight)
+    name = "language_model.model.layers.2.mlp.up_proj.weight"
+    settings: DType = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
+    with pytest.warns(UserWarning, match=name):
+        report = convert(source, tmp_path / "out", dtype=settings)
+    assert report.non_finite == (name,)
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_weights_that_a_narrower_dtype_cannot_hold_are_warned_of(source: Path, tmp_path: Path) -> None:
+    rewrite(source, "model.layers.2.mlp.up_proj.weight", torch.full((128, 64), 1e5))
+    with pytest.warns(UserWarning, match="too narrow"):
+        convert(source, tmp_path / "out", quantize=False, dtype="float16")
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "nvfp4", "mxfp8"])
+def test_dequantizing_gives_what_the_packed_weights_mean(
+    mode: str, checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    convert(checkpoint("moe"), tmp_path / "packed", mode=mode)
+    convert(tmp_path / "packed", tmp_path / "plain", dequantize=True)
+    packed, plain = main_arrays(tmp_path / "packed"), main_arrays(tmp_path / "plain")
+    settings = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization"]
+    for base in (EMBEDDING, "language_model.model.layers.1.mlp.switch_mlp.up_proj"):
+        dense = mx.dequantize(
+            packed[f"{base}.weight"],
+            packed[f"{base}.scales"],
+            packed.get(f"{base}.biases"),
+            settings["group_size"],
+            settings["bits"],
+            mode,
+            dtype=mx.float32,
+        )
+        assert mx.array_equal(plain[f"{base}.weight"], dense)
+
+
+def test_dequantizing_what_is_not_quantized_is_refused(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="nothing to dequantize"):
+        convert(checkpoint("dense"), tmp_path / "out", dequantize=True)
+
+
+def test_packing_a_packed_source_differently_is_warned_of(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    convert(checkpoint("dense"), tmp_path / "eight", bits=8)
+    with pytest.warns(UserWarning, match="packed again"):
+        convert(tmp_path / "eight", tmp_path / "four", bits=4)
+    dense = mx.dequantize(*(main_arrays(tmp_path / "eight")[f"{EMBEDDING}.{part}"] for part in _PARTS), bits=8)
+    assert mx.array_equal(main_arrays(tmp_path / "four")[f"{EMBEDDING}.weight"], mx.quantize(dense)[0])
+
+
+_PARTS = ("weight", "scales", "biases")
+
+
+def test_norms_already_shifted_are_not_shifted_again(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    source = checkpoint("dense", dtype="bfloat16")
+    convert(source, tmp_path / "once", quantize=False)
+    convert(tmp_path / "once", tmp_path / "twice", quantize=False, dtype="float32")
+    stored = load_file(source / "model.safetensors")["model.norm.weight"].float()
+    assert equal(main_arrays(tmp_path / "twice")["language_model.model.norm.weight"], stored + 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"bits": 7}, "bits is 7"),
+        ({"group_size": 16}, "group_size is 16"),
+        ({"mode": "mxfp4", "bits": 8}, "bits is 8, but mxfp4 has only 4"),
+        ({"mode": "int4"}, "mode is 'int4'"),
+        ({"dtype": "float64"}, "dtype is 'float64'"),
+        ({"quantize": False, "bits": 4}, "bits only matter when quantizing"),
+        ({"dequantize": True, "mode": "mxfp4"}, "mode only matter"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, object], complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=complaint):
+        convert(tmp_path / "source", tmp_path / "out", **settings)  # type: ignore[arg-type]
