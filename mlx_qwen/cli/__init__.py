@@ -1,0 +1,64 @@
+"""The `mlx-qwen` command. Sub-commands are imported when they are used, so that help is there at once."""
+
+import importlib
+import warnings
+from typing import TextIO
+
+import click
+
+from mlx_qwen.errors import MLXQwenError
+
+# What `mlx-qwen --help` says of each command: its module's docstring would cost the import.
+COMMANDS = {
+    "generate": "Write an answer to one prompt.",
+    "chat": "Talk with a model, turn by turn.",
+    "convert": "Convert a checkpoint to MLX, quantized to 4 bits unless told otherwise.",
+    "demo": "Make a small random checkpoint, convert it to 4 bits, and stream tokens from it.",
+    "bench": "Measure speed, memory and precision beside mlx-lm, in alternation.",
+}
+
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A command group that knows its commands by name, and turns the project's errors into one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"mlx_qwen.cli.{cmd_name}").command
+        assert isinstance(command, click.Command), "every module of a sub-command defines `command`"
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except MLXQwenError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mlx-qwen")
+def main() -> None:
+    """Run and convert Qwen3.5 models with MLX."""
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    click.echo(f"Warning: {message}", err=True)

@@ -1,0 +1,38 @@
+"""Runs one prompt for the command line, on the same path as the Python functions."""
+
+import sys
+
+import click
+
+from mlx_qwen.cli.options import GenerationFlags
+from mlx_qwen.cli.printer import AnswerPrinter, show_progress
+from mlx_qwen.generation.caching import kv_cache_summary
+from mlx_qwen.generation.options import GenerationOptions
+from mlx_qwen.generation.prompts import Prompt, prompt_tokens
+from mlx_qwen.generation.stream import stream_answer
+from mlx_qwen.model import Model
+from mlx_qwen.prompt import Processor
+
+
+def options_from_flags(flags: GenerationFlags) -> GenerationOptions:
+    """The options that the flags ask for; prompt progress is shown where someone watches."""
+    return GenerationOptions(**flags, progress=show_progress if sys.stderr.isatty() else False)
+
+
+def answer_prompt(
+    model: Model, processor: Processor, prompt: Prompt, options: GenerationOptions, *, verbose: bool
+) -> None:
+    """Prints the answer as it comes and, if `verbose`, statistics on stderr, also for an answer cut short by Ctrl-C."""
+    ids = prompt_tokens(processor, prompt, options)
+    responses = stream_answer(model, processor, ids, options)
+    if verbose and options.kv_bits is not None:
+        click.echo(kv_cache_summary(model, options.kv_bits), err=True)
+    printer = AnswerPrinter(inside_thinking=processor.opens_thinking(ids))
+    last = None
+    try:
+        for last in responses:
+            printer.push(last.text)
+    finally:
+        printer.finish()
+        if verbose and last is not None:
+            click.echo(f"{'=' * 10}\n{last.statistics()}", err=True)

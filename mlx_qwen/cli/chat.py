@@ -1,0 +1,88 @@
+"""`mlx-qwen chat`: a conversation in the terminal."""
+
+from typing import TYPE_CHECKING, Unpack
+
+import click
+
+from mlx_qwen.cli.options import GenerationFlags, generation_flags, model_flags, required_model
+from mlx_qwen.errors import PromptError
+
+if TYPE_CHECKING:
+    from mlx_qwen.cli.conversation import Conversation
+
+_HELP = """/reset          forget the conversation
+/system TEXT    set the system message and start anew; without TEXT, remove it
+/help           show this list
+/quit           leave (so does Ctrl-D; Ctrl-C stops an answer)"""
+
+
+@click.command()
+@model_flags
+@generation_flags(max_tokens=32768)
+@click.option("--verbose/--quiet", default=False, help="Statistics after each answer.  [default: quiet]")
+def command(
+    model: str | None, revision: str | None, system_prompt: str | None, verbose: bool, **flags: Unpack[GenerationFlags]
+) -> None:
+    """Talk with a model, turn by turn."""
+    path = required_model(model)
+
+    from mlx_qwen.cli.answering import options_from_flags
+    from mlx_qwen.cli.conversation import Conversation
+    from mlx_qwen.loading import load
+
+    options = options_from_flags(flags)
+    loaded, processor = load(path, revision=revision)
+    conversation = Conversation(loaded, processor, options, system=system_prompt)
+    click.echo(f"{path}. /help lists what you can type besides questions.")
+    while (line := _read_line()) is not None:
+        if line.startswith("/"):
+            if not _obey(line, conversation):
+                return
+        elif line:
+            _answer(conversation, line, verbose=verbose)
+
+
+def _read_line() -> str | None:
+    """The next line that is typed; None at the end of the input."""
+    try:
+        return input(">>> ").strip()
+    except EOFError:
+        click.echo()
+        return None
+
+
+def _obey(line: str, conversation: "Conversation") -> bool:
+    """Runs a slash command; False when it ends the conversation."""
+    word, _, rest = line.partition(" ")
+    if word == "/quit":
+        return False
+    if word == "/reset":
+        conversation.reset()
+    elif word == "/system":
+        conversation.system = rest.strip() or None
+        conversation.reset()
+    elif word == "/help":
+        click.echo(_HELP)
+    else:
+        click.echo(f"Unknown command {word}; /help lists them.", err=True)
+    return True
+
+
+def _answer(conversation: "Conversation", question: str, *, verbose: bool) -> None:
+    from mlx_qwen.cli.printer import AnswerPrinter
+
+    try:
+        turn = conversation.ask(question)
+    except PromptError as error:
+        click.echo(f"Error: {error} /reset starts anew.", err=True)
+        return
+    printer = AnswerPrinter(inside_thinking=turn.inside_thinking)
+    try:
+        for response in turn:
+            printer.push(response.text)
+    except KeyboardInterrupt:
+        click.echo(" (stopped)", nl=False)
+    printer.finish()
+    conversation.remember(turn)
+    if verbose and turn.last is not None:
+        click.echo(turn.last.statistics(), err=True)

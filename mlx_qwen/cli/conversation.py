@@ -1,0 +1,94 @@
+"""A conversation that reads every token once, as long as each prompt goes on where the last answer ended."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from mlx_qwen.generation.caching import new_cache
+from mlx_qwen.generation.options import GenerationOptions
+from mlx_qwen.generation.prompts import prompt_tokens
+from mlx_qwen.generation.response import GenerationResponse
+from mlx_qwen.generation.stream import stream_answer
+from mlx_qwen.model import Model
+from mlx_qwen.prompt import AnswerParser, Processor
+
+
+class Conversation:
+    """Messages so far and the cache that has read them; `system` is the system message, if any."""
+
+    def __init__(
+        self, model: Model, processor: Processor, options: GenerationOptions, *, system: str | None = None
+    ) -> None:
+        self.system = system
+        self.turns: list[dict[str, str]] = []
+        self._model = model
+        self._processor = processor
+        self._options = replace(options, kv_bits=None)
+        self._kv_bits = options.kv_bits
+        self._seen: list[int] = []
+        self._cache = new_cache(model, options.kv_bits)
+
+    def reset(self) -> None:
+        """Forgets all turns; the system message stays."""
+        self.turns.clear()
+        self._forget()
+
+    def ask(self, question: str) -> "Turn":
+        """Begins the next turn; raises PromptError when the conversation no longer fits."""
+        asked = {"role": "user", "content": question}
+        ids = prompt_tokens(self._processor, [*self._system_message(), *self.turns, asked], self._options)
+        if len(ids) <= len(self._seen) or ids[: len(self._seen)] != self._seen:
+            self._forget()
+        options = replace(self._options, prompt_cache=self._cache)
+        responses = stream_answer(self._model, self._processor, ids[len(self._seen) :], options)
+        return Turn(asked, ids, responses, inside_thinking=self._processor.opens_thinking(ids))
+
+    def remember(self, turn: "Turn") -> None:
+        """Makes a turn part of the history, also one that was interrupted after its first token."""
+        if turn.tokens:
+            self.turns += [turn.question, turn.answer()]
+        read = [*turn.ids, *turn.tokens]
+        self._seen = read[: self._cache.offset]
+        if self._cache.offset > len(read):  # an interrupted step had read a token that never arrived here
+            self._forget()
+
+    def _system_message(self) -> list[dict[str, str]]:
+        return [] if self.system is None else [{"role": "system", "content": self.system}]
+
+    def _forget(self) -> None:
+        self._seen = []
+        self._cache = new_cache(self._model, self._kv_bits)
+
+
+class Turn:
+    """One question and its answer in the making: iterate it, then `Conversation.remember` it."""
+
+    def __init__(
+        self,
+        question: dict[str, str],
+        ids: list[int],
+        responses: Iterator[GenerationResponse],
+        *,
+        inside_thinking: bool,
+    ) -> None:
+        self.question = question
+        self.ids = ids
+        self.tokens: list[int] = []
+        self.inside_thinking = inside_thinking
+        self.last: GenerationResponse | None = None
+        self._responses = responses
+        self._text: list[str] = []
+
+    def __iter__(self) -> Iterator[GenerationResponse]:
+        for response in self._responses:
+            self.last = response
+            self.tokens.append(response.token)
+            self._text.append(response.text)
+            yield response
+
+    def answer(self) -> dict[str, str]:
+        """The answer so far as a message, reasoning apart."""
+        parser = AnswerParser(inside_thinking=self.inside_thinking)
+        parser.push("".join(self._text))
+        parser.finish()
+        message = {"role": "assistant", "content": parser.content}
+        return message if parser.reasoning is None else {**message, "reasoning_content": parser.reasoning}

@@ -1,0 +1,140 @@
+"""`mlx-qwen generate` prints what the Python functions return, and ends as a command should."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from mlx_qwen.cli import COMMANDS, main
+from mlx_qwen.cli.printer import AnswerPrinter
+from mlx_qwen.generation import generate
+from mlx_qwen.loading import load
+
+GREEDY = ("--temp", "0", "-m", "12")
+
+
+def run(*arguments: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+
+
+def expected(folder: Path, prompt: object, **options: object) -> str:
+    return generate(*load(folder), prompt, temperature=0, max_tokens=12, **options)  # type: ignore[arg-type]
+
+
+def test_the_answer_equals_generate_and_statistics_stay_off_stdout(folder: Path) -> None:
+    result = run("generate", "--model", folder, "-p", "Hello", "--system-prompt", "Be kind.", *GREEDY)
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
+    assert result.exit_code == 0
+    assert result.stdout == expected(folder, messages) + "\n"
+    assert "tokens-per-sec" in result.stderr
+    assert "Peak memory" in result.stderr
+
+
+def test_quiet_prints_the_answer_and_nothing_else(folder: Path) -> None:
+    result = run("generate", "--model", folder, "-p", "Hello", "--quiet", *GREEDY)
+    assert result.stderr == ""
+    assert result.stdout
+
+
+def test_a_dash_reads_the_prompt_from_stdin(folder: Path) -> None:
+    result = run("generate", "--model", folder, "-p", "-", "--ignore-chat-template", *GREEDY, stdin="Hello from a pipe")
+    assert result.stdout == expected(folder, "Hello from a pipe") + "\n"
+
+
+def test_thinking_flags_reach_the_template(folder: Path) -> None:
+    outputs = [
+        run("generate", "--model", folder, "-p", "Hello", flag, "--quiet", *GREEDY).stdout
+        for flag in ("--enable-thinking", "--no-thinking")
+    ]
+    messages = [{"role": "user", "content": "Hello"}]
+    assert outputs == [expected(folder, messages, enable_thinking=value) + "\n" for value in (True, False)]
+
+
+def test_kv_bits_says_which_layers_are_packed(folder: Path) -> None:
+    result = run("generate", "--model", folder, "-p", "Hello", "--kv-bits", 8, *GREEDY)
+    assert "KV cache: 8 bits in 1 attention layers (3)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--top-p", 0), "top_p is 0.0; expected above 0"),
+        (("--kv-bits", 3), "kv_bits is 3"),
+        (("-m", 0), "max_tokens is 0"),
+    ],
+)
+def test_an_impossible_option_is_one_line_and_exit_code_1(
+    folder: Path, arguments: tuple[object, ...], complaint: str
+) -> None:
+    result = run("generate", "--model", folder, "-p", "Hello", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {complaint}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_prompt_longer_than_the_context_is_one_line(folder: Path) -> None:
+    result = run("generate", "--model", folder, "-p", "-", stdin="x " * 3000)
+    assert result.exit_code == 1
+    assert "context ends at 2,048" in result.stderr
+
+
+def test_a_missing_tokenizer_is_one_line(folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "tokenizer.json").unlink()
+    result = run("generate", "--model", broken, "-p", "Hello")
+    assert result.exit_code == 1
+    assert "no tokenizer.json" in result.stderr
+
+
+def test_a_missing_model_says_what_to_pass() -> None:
+    result = run("generate", "-p", "Hello")
+    assert result.exit_code == 2
+    assert "Pass a folder with config.json" in result.stderr
+
+
+def test_a_system_prompt_without_the_template_is_a_usage_error(folder: Path) -> None:
+    result = run("generate", "--model", folder, "-p", "x", "--system-prompt", "y", "--ignore-chat-template")
+    assert result.exit_code == 2
+    assert "--system-prompt" in result.stderr
+
+
+def test_ctrl_c_prints_the_statistics_so_far_and_exits_with_130(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: list[str] = []
+    original = AnswerPrinter.push
+
+    def interrupted(self: AnswerPrinter, text: str) -> None:
+        pushed.append(text)
+        original(self, text)
+        if len(pushed) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(AnswerPrinter, "push", interrupted)
+    result = run("generate", "--model", folder, "-p", "Hello", *GREEDY)
+    assert result.exit_code == 130
+    assert "Generation: 3 tokens" in result.stderr
+    assert result.stdout == "".join(pushed) + "\n"
+
+
+def test_help_lists_the_commands_without_importing_mlx() -> None:
+    code = (
+        "import sys, json\n"
+        "from mlx_qwen.cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "main(['generate', '--help'], standalone_mode=False)\n"
+        "print(json.dumps([name for name in sys.modules if name.split('.')[0] in ('mlx', 'numpy', 'tokenizers')]))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert json.loads(output.splitlines()[-1]) == []
+    assert all(help_text in " ".join(output.split()) for help_text in COMMANDS.values())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_command_says_of_itself(name: str) -> None:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    assert " ".join((command.help or "").split("\n\n")[0].split()) == COMMANDS[name]
