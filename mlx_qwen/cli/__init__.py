@@ -14,6 +14,7 @@ COMMANDS = {
     "chat": "Talk with a model, turn by turn.",
     "convert": "Convert a checkpoint to MLX, quantized to 4 bits unless told otherwise.",
     "demo": "Make a small random checkpoint, convert it to 4 bits, and stream tokens from it.",
+    "doctor": "Check this machine and run each kernel's parity probe on its GPU.",
     "bench": "Measure speed, memory and precision beside mlx-lm, in alternation.",
 }
 

@@ -1,0 +1,77 @@
+"""`mlx-qwen doctor`: what this machine is, and whether every kernel computes here what its reference does."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+
+import click
+
+_FAILED = 1
+
+
+@click.command()
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timed runs of each kernel.")
+def command(repeats: int) -> None:
+    """Check this machine and run each kernel's parity probe on its GPU.
+
+    Paste the output into a bug report. Without a GPU the kernels are not run: MLX's CPU backend has no Metal, and the
+    plain MLX references are used. Exits with 1 when a kernel disagrees with its reference or cannot be built.
+    """
+    import mlx.core as mx
+
+    from metal_kernels import backend
+    from metal_kernels._backend import ENVIRONMENT_VARIABLE
+
+    for name, value in _machine():
+        click.echo(f"{name:<22}{value}")
+    click.echo(f"{ENVIRONMENT_VARIABLE:<22}{backend().value} is used\n")
+    if not mx.metal.is_available():
+        click.echo("No Metal GPU: the kernels were not run, and the references do their work.")
+        return
+    if not _probed(repeats):
+        click.echo(f"Set {ENVIRONMENT_VARIABLE}=reference until this is fixed, and report it with this output.")
+        sys.exit(_FAILED)
+
+
+def _machine() -> list[tuple[str, str]]:
+    import mlx.core as mx
+
+    packages = ("mlx-qwen", "mlx", "mlx-lm")
+    facts = [
+        ("system", f"macOS {platform.mac_ver()[0]}" if sys.platform == "darwin" else platform.platform()),
+        ("python", platform.python_version()),
+        *((name, version(name)) for name in packages),
+        ("default device", str(mx.default_device())),
+    ]
+    gigabytes = {
+        "memory_size": "memory",
+        "max_recommended_working_set_size": "recommended for MLX",
+        "max_buffer_length": "largest buffer",
+    }
+    for key, value in mx.device_info().items():
+        if key in gigabytes:
+            facts.append((gigabytes[key], f"{int(value) / 1e9:.1f} GB"))
+        elif key in ("device_name", "architecture"):
+            facts.append((key.replace("_", " "), str(value)))
+    if sys.platform == "darwin":
+        limit = subprocess.run(["sysctl", "-n", "iogpu.wired_limit_mb"], capture_output=True, text=True, check=False)
+        megabytes = limit.stdout.strip() or "unknown"
+        facts.append(("wired limit", "the system's own" if megabytes == "0" else f"{megabytes} MB"))
+    return facts
+
+
+def _probed(repeats: int) -> bool:
+    """Print a line for each kernel; whether all of them passed."""
+    from metal_kernels.probes import probes, run_probe
+
+    results = [run_probe(probe, repeats=repeats) for probe in probes()]
+    click.echo(f"{'kernel':<40}{'result':<10}{'difference':<14}{'kernel':<12}reference")
+    for result in results:
+        if result.error is None or result.kernel_ms is None or result.reference_ms is None:
+            click.echo(f"{result.kernel:<40}{'failed':<10}{result.failure}")
+            continue
+        verdict = "equal" if result.passed else "differs"
+        times = f"{result.kernel_ms:.2f} ms".ljust(12) + f"{result.reference_ms:.2f} ms"
+        click.echo(f"{result.kernel:<40}{verdict:<10}{result.error:<14.1e}{times}")
+    return all(result.passed for result in results)

@@ -1,0 +1,50 @@
+"""The parity probes cover every kernel, pass on sound ones and report broken ones."""
+
+from pathlib import Path
+
+import pytest
+
+import metal_kernels
+from metal_kernels import _build
+from metal_kernels.probes import Probe, probes, run_probe
+from tests.metal_emulator import emulated
+
+
+@pytest.mark.parametrize("probe", probes(), ids=lambda probe: probe.kernel)
+def test_every_probe_passes_in_the_emulator(probe: Probe) -> None:
+    with emulated() as report:
+        result = run_probe(probe, repeats=1)
+    assert result.passed, result
+    assert report.count() > 0
+
+
+def test_the_probes_run_every_metal_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, used = _build.source_text, set()
+
+    def noted(file: Path) -> str:
+        used.add(file.name)
+        return text(file)
+
+    monkeypatch.setattr(_build, "source_text", noted)
+    _build._built.cache_clear()
+    with emulated():
+        for probe in probes():
+            run_probe(probe, repeats=1)
+    assert used == {file.name for file in Path(metal_kernels.__file__).parent.rglob("*.metal")}
+
+
+def test_a_kernel_that_computes_something_else_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = _build.source_text
+    monkeypatch.setattr(_build, "source_text", lambda file: text(file).replace("* inverse * weight", "* weight"))
+    _build._built.cache_clear()
+    (probe,) = (probe for probe in probes() if probe.kernel == "rms_norm")
+    with emulated():
+        result = run_probe(probe, repeats=1)
+    _build._built.cache_clear()
+    assert not result.passed
+    assert result.error is not None
+
+
+def test_a_machine_without_metal_is_a_result_and_not_a_crash() -> None:
+    result = run_probe(probes()[0], repeats=1)
+    assert result.passed or result.failure
