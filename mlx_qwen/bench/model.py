@@ -1,7 +1,8 @@
 """Whole models beside mlx-lm's, with equal weights: prefill, decode, and the host's share of a decoded token."""
 
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import mlx.core as mx
@@ -15,9 +16,9 @@ from mlx_qwen.sizes import reduced
 _DECODED = 16
 
 
-def bench_model(*, prompt_tokens: int = 512, repeats: int = 5) -> Table:
-    """Prefill and decode of a small dense model: 8 layers of width 512, fp32."""
-    ours, theirs = random_pair(_small(8, hidden_size=512, intermediate_size=1536, heads=8, head_dim=128))
+def bench_model(*, prompt_tokens: int = 256, repeats: int = 5) -> Table:
+    """Prefill and decode of a small dense model: 8 layers of width 256, fp32."""
+    ours, theirs = random_pair(_small(8, hidden_size=256, intermediate_size=768, heads=8, head_dim=64))
     prompt = mx.random.randint(0, 1024, (1, prompt_tokens))
     prefill = median_times({OURS: lambda: _Run(ours).feed(prompt), PEER: lambda: _Run(theirs).feed(prompt)}, repeats)
     runs = {OURS: _Run(ours), PEER: _Run(theirs)}
@@ -28,25 +29,31 @@ def bench_model(*, prompt_tokens: int = 512, repeats: int = 5) -> Table:
         (f"prefill, {prompt_tokens} tokens", *_compared(prefill, prompt_tokens)),
         ("decode", *_compared(decode, _DECODED)),
     ]
-    note = "8 layers of width 512 with equal random weights, fp32; tokens a second, medians in alternation."
+    note = "8 layers of width 256 with equal random weights, fp32; tokens a second, medians in alternation."
     return Table("Whole model", note, ("", OURS, PEER, "ratio"), rows)
 
 
-def bench_host_time(*, repeats: int = 30) -> Table:
-    """Time the host spends on a decoded token, with 0.8B's layers at widths whose arithmetic is negligible."""
-    ours, theirs = random_pair(_small(24, hidden_size=64, intermediate_size=64, heads=2, head_dim=32))
-    prompt, token = mx.array([[1, 2, 3, 4, 5]]), mx.array([[6]])
-    runs = {OURS: _Run(ours), PEER: _Run(theirs)}
+def bench_host_time(*, repeats: int = 9) -> Table:
+    """Time the host spends on a decoded token, with 0.8B's layers at widths whose arithmetic is negligible.
+
+    A turn is a run of tokens, as in decoding: the other model's step in between would empty the processor's caches.
+    """
+    config = _small(24, hidden_size=64, intermediate_size=64, heads=2, head_dim=32)
+    runs = {name: _Run(model) for name, model in zip((OURS, PEER), random_pair(config, bits=4), strict=True)}
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for run in runs.values():
-        run.feed(prompt)
-    whole = median_times({name: _feeding(run, token) for name, run in runs.items()}, repeats)
-    settle = {name: run.settle for name, run in runs.items()}
-    built = median_times({name: run.build for name, run in runs.items()}, repeats, after=settle)
+        run.feed(mx.array([[1, 2, 3, 4, 5]]))
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            times = run.host_times(_DECODED)
+            if turn:
+                turns[name].append(times)
+    built, whole = ({name: median(t[part] for t in times) for name, times in turns.items()} for part in (0, 1))
     rows = [
         ("building the graph", *_milliseconds(built)),
         ("the whole step", *_milliseconds(whole)),
     ]
-    note = "One decoded token through 24 layers of width 64, fp32; medians in alternation."
+    note = f"A token through 24 layers of width 64 at 4 bits; turns of {_DECODED} tokens in alternation, medians."
     return Table("Host time", note, ("", OURS, PEER, "ratio"), rows)
 
 
@@ -58,7 +65,6 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.cache = self.model.make_cache()
-        self._pending: list[mx.array] = []
 
     def feed(self, ids: mx.array) -> mx.array:
         """Run on `ids` and evaluate the last token's logits and the cache."""
@@ -72,13 +78,15 @@ class _Run:
         for _ in range(_DECODED):
             token = mx.argmax(self.feed(token), axis=-1)[None]
 
-    def build(self) -> None:
-        """Build one step's graph; `settle` evaluates it."""
-        self._pending = [self._last_logits(mx.array([[6]]))]
-
-    def settle(self) -> None:
-        """Evaluate what `build` left, so that the next graph is one step's again."""
-        mx.eval(self._pending, self._arrays())
+    def host_times(self, tokens: int) -> tuple[float, float]:
+        """Seconds a token spent on building its graph, and on the whole step."""
+        built, started = 0.0, time.perf_counter()
+        for _ in range(tokens):
+            before = time.perf_counter()
+            logits = self._last_logits(mx.array([[6]]))
+            built += time.perf_counter() - before
+            mx.eval(logits, self._arrays())
+        return built / tokens, (time.perf_counter() - started) / tokens
 
     def _last_logits(self, ids: mx.array) -> mx.array:
         if hasattr(self.model, "hidden_states"):
@@ -89,10 +97,6 @@ class _Run:
 
     def _arrays(self) -> list[mx.array]:
         return self.cache.arrays() if hasattr(self.cache, "arrays") else cache_arrays(self.cache)
-
-
-def _feeding(run: _Run, token: mx.array) -> Callable[[], object]:
-    return lambda: run.feed(token)
 
 
 def _compared(seconds: dict[str, float], tokens: int) -> tuple[str, str, str]:

@@ -3,23 +3,36 @@
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_qwen.assembly import Matrix, assemble
+from mlx_qwen.checkpoint import Quantization
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.model import Model
 from mlx_qwen.tensors import Role, tensor_specs, text_prefix
 
+_PACKED = (Role.EMBEDDING, Role.HEAD, Role.LINEAR, Role.EXPERT, Role.ROUTER)
+_BARE = (".A_log.weight", ".dt_bias.weight")
 
-def random_pair(config: ModelConfig) -> tuple[Model, Any]:
-    """Our model and mlx-lm's, in fp32 with equal random weights; `config` has no MTP layer and no vision tower."""
-    weights = _random_weights(config)
-    prefix = text_prefix(config)
+
+def random_pair(config: ModelConfig, *, bits: int | None = None) -> tuple[Model, Any]:
+    """Our model and mlx-lm's with equal random weights, fp32 or packed to `bits` bits in groups of 32.
+
+    `config` has no MTP layer and no vision tower.
+    """
+    weights, prefix = _random_weights(config, bits), text_prefix(config)
     ours = Model(config)
-    tensors = {name.removeprefix(prefix).removesuffix(".weight"): Matrix(array) for name, array in weights.items()}
+    tensors = {name.removeprefix(prefix): matrix for name, matrix in weights.items()}
     assemble(ours, tensors, interleaved=config.is_next)
     theirs = peer_model(config)
-    theirs.load_weights(list(weights.items()))
+    if bits is not None:
+        packed = {name for name, matrix in weights.items() if matrix.quantization is not None}
+        nn.quantize(theirs, 32, bits, class_predicate=lambda path, _: path in packed)
+    arrays = {f"{name}.{part}": x for name, matrix in weights.items() for part, x in matrix.arrays().items()}
+    theirs.load_weights(
+        [(name.removesuffix(".weight") if name.endswith(_BARE) else name, x) for name, x in arrays.items()]
+    )
     mx.eval(ours.parameters(), theirs.parameters())
     return ours, theirs
 
@@ -38,11 +51,15 @@ def cache_arrays(cache: list[Any]) -> list[mx.array]:
     return [array for arrays in leaves for array in arrays.values() if isinstance(array, mx.array)]
 
 
-def _random_weights(config: ModelConfig) -> dict[str, mx.array]:
+def _random_weights(config: ModelConfig, bits: int | None) -> dict[str, Matrix]:
     mx.random.seed(0)
     weights = {}
     for spec in tensor_specs(config):
         scale = 0.1 if len(spec.shape) == 1 else spec.shape[-1] ** -0.5
-        noise = scale * mx.random.normal(spec.shape)
-        weights[spec.name] = noise + 1 if spec.role in (Role.SHIFTED_NORM, Role.PLAIN_NORM) else noise
+        x = scale * mx.random.normal(spec.shape)
+        if spec.role in (Role.SHIFTED_NORM, Role.PLAIN_NORM):
+            x = x + 1
+        packed = bits is not None and spec.role in _PACKED
+        matrix = Matrix(*mx.quantize(x, 32, bits), Quantization(bits or 0, 32)) if packed else Matrix(x)
+        weights[spec.name.removesuffix(".weight")] = matrix
     return weights

@@ -7,11 +7,8 @@ from collections.abc import Callable, Mapping
 OURS, PEER = "mlx-qwen", "mlx-lm"
 
 
-Candidates = Mapping[str, Callable[[], object]]
-
-
-def median_times(candidates: Candidates, repeats: int, *, after: Candidates | None = None) -> dict[str, float]:
-    """Median seconds of each candidate over `repeats` turns, after one untimed turn; `after` is run untimed."""
+def median_times(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each candidate over `repeats` turns, after one untimed turn."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(repeats + 1):
         for name, run in candidates.items():
@@ -19,6 +16,4 @@ def median_times(candidates: Candidates, repeats: int, *, after: Candidates | No
             run()
             if turn:
                 times[name].append(time.perf_counter() - started)
-            if after is not None:
-                after[name]()
     return {name: statistics.median(values) for name, values in times.items()}

@@ -77,7 +77,7 @@ def _model(run: Run) -> object:
 def _host(run: Run) -> object:
     from mlx_qwen.bench.model import bench_host_time
 
-    return bench_host_time(repeats=10 * run.repeats)
+    return bench_host_time(repeats=3 * run.repeats)
 
 
 def _start(run: Run) -> object:
