@@ -12,6 +12,7 @@ from mlx_qwen.config import TextConfig
 from mlx_qwen.errors import PromptError
 
 KV_BITS = (4, 8)
+RECORDED_TOKENS = 8
 _STEP = 256
 
 
@@ -80,7 +81,8 @@ class GatedDeltaCache:
     """The fixed-size memory of one Gated DeltaNet layer.
 
     `conv_state` is the last W - 1 rows that went into the convolution, [B, W - 1, C]; `state` the fp32 memory
-    [B, Hv, Dv, Dk]. Both are None before the first token. While `recording`, a call leaves a tape for `roll_back`.
+    [B, Hv, Dv, Dk]. Both are None before the first token. While `recording`, a call of up to `RECORDED_TOKENS` tokens
+    leaves a tape for `roll_back`.
     """
 
     conv_state: mx.array | None = None
@@ -90,14 +92,22 @@ class GatedDeltaCache:
     _tape: Tape | None = None
 
     def advance(self, mixed: DecodeResult) -> None:
-        """Take the states that a call left, and keep those of before while its tape is recorded."""
-        self._before, self._tape = (self.conv_state, self.state), mixed.tape
+        """Take the states that a call left; those of before are kept as long as its tape."""
+        self._tape = mixed.tape
+        self._before = (None, None) if mixed.tape is None else (self.conv_state, self.state)
         self.conv_state, self.state = mixed.conv_state, mixed.state
 
     def roll_back(self, kept: int) -> None:
-        """Keep only the first `kept` tokens of the last call, which must have been recorded."""
+        """Keep only the first `kept` tokens of the last call, which must have been recorded.
+
+        Raises:
+            ValueError: it was not: recording was off, it had too many tokens, or it was the first call of all.
+        """
         conv_state, state = self._before
-        assert self._tape is not None and conv_state is not None and state is not None, "the call was recorded"
+        if self._tape is None or conv_state is None or state is None:
+            raise ValueError(
+                f"roll_back needs a recorded call: record() first, then at most {RECORDED_TOKENS} tokens after a prompt"
+            )
         self.conv_state, self.state = roll_back(self._tape, kept, conv_state, state)
 
     def arrays(self) -> list[mx.array]:
@@ -140,7 +150,7 @@ class HybridCache(list[LayerCache]):
         return any(isinstance(layer, GatedDeltaCache) and layer.recording for layer in self)
 
     def record(self, on: bool = True) -> None:
-        """From now on, let every call of up to 8 tokens leave what `roll_back` needs, or no longer."""
+        """From now on, let every call of up to `RECORDED_TOKENS` leave what `roll_back` needs, or no longer."""
         for layer in self:
             if isinstance(layer, GatedDeltaCache):
                 layer.recording = on

@@ -1,9 +1,13 @@
 """Fixtures that every test folder shares."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Some GPUs multiply fp32 matrices at lower precision unless told not to; set before MLX is imported.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 CheckpointFactory = Callable[..., Path]
 

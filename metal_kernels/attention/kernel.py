@@ -10,6 +10,7 @@ from metal_kernels.attention.rotary import Rotary
 _DTYPES = (mx.float32, mx.bfloat16, mx.float16)
 _WIDEST_HEAD = 512
 _LANES = 32
+_HEADS_TOGETHER = 16
 _COLUMNS_PER_THREAD = 4
 _PROLOGUE = MetalKernel(
     file=Path(__file__).with_name("prologue.metal"),
@@ -76,8 +77,8 @@ def attention_prologue(
         [qkv, q_weight, k_weight, rotary.frequencies, rotary.axes, positions, mx.array(eps)],
         [qkv.dtype, H, Hkv, D, rotary.dims, advancing],
         grid=(_LANES, heads, B * T),
-        # All heads of a token together, so that weights and frequencies are read once for them.
-        threadgroup=(_LANES, min(heads, 32), 1),
+        # Several heads of a token together, so that weights and frequencies are read once for them.
+        threadgroup=(_LANES, min(heads, _HEADS_TOGETHER), 1),
         output_shapes=[(B, H, T, D), (2, B, Hkv, T, D)],
         output_dtypes=[qkv.dtype, qkv.dtype],
     )

@@ -82,7 +82,6 @@ def gated_delta_prefill(
     state: mx.array | None = None,
     mask: mx.array | None = None,
     *,
-    y_dtype: mx.Dtype | None = None,
     form: PrefillForm | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Run the gated delta rule over T >= 1 tokens in one launch.
@@ -93,7 +92,6 @@ def gated_delta_prefill(
     A masked token's y is 0.
 
     Args:
-        y_dtype: of y, v's when None.
         form: "sequential" (any size) or "chunked" (Dk up to 128) instead of `chosen_form`.
 
     Raises:
@@ -116,7 +114,7 @@ def gated_delta_prefill(
         grid=(4 * Dv, Hv, B),
         threadgroup=(rows * 4, 1, 1),
         output_shapes=[(B, T, Hv, Dv), (B, Hv, Dv, Dk)],
-        output_dtypes=[y_dtype or v.dtype, mx.float32],
+        output_dtypes=[v.dtype, mx.float32],
     )
     return y, last_state
 

@@ -91,7 +91,7 @@ inline void invert(threadgroup float* pairs, threadgroup const float4* gates, ui
 }
 
 /// Product of a lower triangular CHUNK x CHUNK matrix and CHUNK x 8, added to `sums`.
-inline void add_lower_product(threadgroup const float* lower, thread const Matrix* right, thread Matrix* sums) {
+inline void add_lower_product(threadgroup const float* lower, thread Matrix* right, thread Matrix* sums) {
   Matrix block;
   for (int i = 0; i < BLOCKS; ++i) {
     for (int j = 0; j <= i; ++j) {

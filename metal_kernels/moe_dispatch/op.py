@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from metal_kernels._backend import takes_kernel
+from metal_kernels._backend import Backend, backend, count_reference, takes_kernel
 from metal_kernels.moe_dispatch import kernels, reference
 from metal_kernels.moe_dispatch.weights import ExpertWeights, Routing, SparseWeights
 
@@ -43,7 +43,8 @@ def sparse_mlp(x: mx.array, routing: Routing, weights: SparseWeights) -> mx.arra
     """Apply each token's experts and the shared expert, weighted by their scores.
 
     Each is down(SiLU(gate(x)) · up(x)). Up to 16 rows run as two kernels; more are sorted by expert, so that each
-    expert's matrices are read once, and multiplied by MLX's own gathered matmul.
+    expert's matrices are read once, and multiplied by MLX's own gathered matmul, which finds the runs of equal experts
+    itself and so needs no map of tiles.
 
     Args:
         x: [N, K], any float dtype.
@@ -53,7 +54,8 @@ def sparse_mlp(x: mx.array, routing: Routing, weights: SparseWeights) -> mx.arra
     Returns:
         [N, K] in x's dtype; the sum over experts is fp32 and rounded once.
     """
-    if not takes_kernel("sparse_mlp", _empty(x)):
+    if backend() is Backend.REFERENCE or not x.size:
+        count_reference("sparse_mlp", _empty(x) or "reference backend")
         return reference.sparse_mlp(x, routing, weights)
     if x.shape[0] <= _MAX_ROWS:
         hidden, shared_hidden = expert_gate_up(x, routing.indices, weights)

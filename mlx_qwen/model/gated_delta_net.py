@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from metal_kernels.gated_delta import gated_delta_decode
-from mlx_qwen.cache import GatedDeltaCache
+from mlx_qwen.cache import RECORDED_TOKENS, GatedDeltaCache
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.layers import AnyLinear, FusedLinear
 
@@ -57,7 +57,7 @@ class GatedDeltaNet(nn.Module):
             conv_state=None if cache is None else cache.conv_state,
             state=None if cache is None else cache.state,
             mask=mask,
-            tape=cache is not None and cache.recording,
+            tape=cache is not None and cache.recording and x.shape[1] <= RECORDED_TOKENS,
         )
         if cache is not None:
             cache.advance(mixed)

@@ -1,7 +1,7 @@
-"""Device bytes of every kernel at real layer shapes, as the emulator counts them.
+"""Device bytes of every kernel at real layer shapes: `python -m tests.metal_kernels.bytes_moved`, which needs no GPU.
 
-`python -m tests.metal_kernels.bytes_moved` prints them; it needs no GPU. Bytes are 64-byte lines, counted once a launch and once a threadgroup; the minimum is every input and
-output once, of gathered matrices the chosen ones. mlx-lm's prefill kernel runs through the same emulator.
+The emulator counts 64-byte lines, once a launch and once a threadgroup; the minimum is every input and output once, of
+gathered matrices the chosen ones. mlx-lm's prefill kernel runs through the same emulator.
 """
 
 import os

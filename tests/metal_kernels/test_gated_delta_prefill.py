@@ -92,15 +92,6 @@ def test_short_types_lose_nothing_but_the_rounding_of_y(form, dtype):
     assert relative_error(last, expected_last) < TOLERANCE
 
 
-def test_y_can_be_kept_in_fp32_beside_short_inputs():
-    inputs = random_inputs(9, dtype=mx.bfloat16, **SMALL)
-    with emulated():
-        y, _ = gated_delta_prefill(
-            inputs.q, inputs.k, inputs.v, inputs.log_decay, inputs.beta, inputs.state, y_dtype=mx.float32
-        )
-    assert relative_error(y, exact_rule(inputs)[0]) < TOLERANCE
-
-
 @forms
 def test_masked_tokens_neither_decay_nor_write_even_when_they_are_not_numbers(form):
     inputs = random_inputs(40, B=3, **SMALL)

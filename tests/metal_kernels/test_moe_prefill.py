@@ -64,10 +64,11 @@ def test_combination_takes_rows_from_where_the_sort_put_them(order, dtype):
     assert np.allclose(as_numpy(found), expected, rtol=2**-8 if dtype == mx.bfloat16 else 1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
-def test_activation_is_rounded_once(dtype):
+def test_activation_is_rounded_once(dtype, order):
     gate_up = 10 * normal(2, 3, 24, dtype=dtype)
-    with emulated(checked=True):
+    with emulated(checked=True, order=order):
         found = swiglu(gate_up)
     gate, up = np.split(as_numpy(gate_up), 2, axis=-1)
     unit = {mx.float32: 1e-6, mx.bfloat16: 2**-8, mx.float16: 2**-11}[dtype]

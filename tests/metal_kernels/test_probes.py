@@ -6,7 +6,8 @@ import pytest
 
 import metal_kernels
 from metal_kernels import _build
-from metal_kernels.probes import Probe, probes, run_probe
+from metal_kernels.probe_calls import probes
+from metal_kernels.probes import Probe, run_probe
 from tests.metal_emulator import emulated
 
 
@@ -37,7 +38,7 @@ def test_a_kernel_that_computes_something_else_does_not_pass(monkeypatch: pytest
     text = _build.source_text
     monkeypatch.setattr(_build, "source_text", lambda file: text(file).replace("* inverse * weight", "* weight"))
     _build._built.cache_clear()
-    (probe,) = (probe for probe in probes() if probe.kernel == "rms_norm")
+    (probe,) = (probe for probe in probes() if probe.kernel == "rms_norm, float32")
     with emulated():
         result = run_probe(probe, repeats=1)
     _build._built.cache_clear()
@@ -45,6 +46,20 @@ def test_a_kernel_that_computes_something_else_does_not_pass(monkeypatch: pytest
     assert result.error is not None
 
 
-def test_a_machine_without_metal_is_a_result_and_not_a_crash() -> None:
+def test_a_reference_that_runs_in_a_kernels_place_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metal_kernels.norm.kernel.unsupported", lambda *_: "too wide")
+    (probe,) = (probe for probe in probes() if probe.kernel == "rms_norm, float32")
+    with emulated():
+        result = run_probe(probe, repeats=1)
+    assert not result.passed
+    assert result.failure == "the reference ran: too wide"
+
+
+def test_a_kernel_that_cannot_be_built_is_a_result_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise RuntimeError("no such type")
+
+    monkeypatch.setattr("mlx.core.fast.metal_kernel", refuse)
     result = run_probe(probes()[0], repeats=1)
-    assert result.passed or result.failure
+    assert not result.passed
+    assert result.failure == "no such type"

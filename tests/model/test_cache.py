@@ -109,3 +109,16 @@ def test_rolling_back_a_recorded_call_leaves_what_the_kept_tokens_alone_leave(
     continued = np.array(model(ids[:, 24:], cache))
     expected = np.array(model(mx.concatenate([ids[:, : 20 + kept], ids[:, 24:]], axis=1)))[:, 20 + kept :]
     assert np.abs(continued - expected).max() <= 2e-4 * np.abs(expected).max()
+
+
+def test_states_of_before_are_held_only_for_a_recorded_call(model: Model) -> None:
+    cache = model.make_cache()
+    mx.eval(model(tokens(20), cache))
+    held = cache.nbytes
+    linear = [entry for entry in cache if isinstance(entry, GatedDeltaCache)]
+    assert all(entry._before == (None, None) for entry in linear)
+    cache.record()
+    mx.eval(model(tokens(30), cache))
+    assert cache.nbytes == held
+    with pytest.raises(ValueError, match="at most 8 tokens"):
+        cache.roll_back(0, 30)

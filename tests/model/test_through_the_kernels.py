@@ -7,17 +7,22 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+import torch
 
 from metal_kernels import reset_stats, stats
 from mlx_qwen.config import ModelConfig
+from mlx_qwen.convert import convert
 from mlx_qwen.loading import load_model
 from mlx_qwen.model import Model
 from tests.metal_emulator import emulated
-from tests.support.checkpoints import Kind
+from tests.support.checkpoints import Kind, reference_model
 
 Checkpoint = Callable[..., Path]
+Run = Callable[[], np.ndarray]
 KINDS: tuple[Kind, ...] = ("dense", "moe", "next")
 TOLERANCE = 1e-5
+# Why an operation may run as its reference: the first tokens have no state, and long pieces are for the prefill kernel.
+ALLOWED = {"no state yet", "not 1 to 8 tokens"}
 
 
 def load(path: Path) -> Model:
@@ -28,9 +33,11 @@ def tokens(T: int, rows: int = 1) -> mx.array:
     return mx.array(np.random.default_rng(T).integers(0, 299, (rows, T)))
 
 
-def in_pieces(model: Model, ids: mx.array, edges: list[int], mask: np.ndarray | None = None) -> np.ndarray:
+def in_pieces(
+    model: Model, ids: mx.array, edges: list[int], mask: np.ndarray | None = None, kv_bits: int | None = None
+) -> np.ndarray:
     """Logits of `ids`, fed from edge to edge; the first pieces are padded as `mask` says."""
-    cache, pieces = model.make_cache(), []
+    cache, pieces = model.make_cache(kv_bits=kv_bits, kv_group_size=32), []
     for a, b in pairwise(edges):
         part = None if mask is None or mask[:, a:b].all() else mx.array(mask[:, a:b])
         pieces.append(model(ids[:, a:b], cache, mask=part))
@@ -38,58 +45,77 @@ def in_pieces(model: Model, ids: mx.array, edges: list[int], mask: np.ndarray | 
     return np.array(mx.concatenate(pieces, axis=1))
 
 
-def both_ways(
-    monkeypatch: pytest.MonkeyPatch, model: Model, ids: mx.array, edges: list[int], mask: np.ndarray | None = None
-) -> None:
-    """Assert that kernels and references agree to 1e-5 of the largest logit."""
-    monkeypatch.setenv("MLX_QWEN_KERNELS", "reference")
-    expected = in_pieces(model, ids, edges, mask)
+def through_kernels(monkeypatch: pytest.MonkeyPatch, run: Run) -> np.ndarray:
+    """What `run` computes with every operation as a kernel, but for the reasons in `ALLOWED`."""
     monkeypatch.setenv("MLX_QWEN_KERNELS", "metal")
     reset_stats()
-    with emulated():
-        found = in_pieces(model, ids, edges, mask)
-    real = slice(None) if mask is None else mask
-    assert np.abs(found - expected)[real].max() <= TOLERANCE * np.abs(expected)[real].max()
+    with emulated() as report:
+        found = run()
+    counts = stats()
+    assert report.count("mlx_qwen_gated_delta_decode") and report.count("mlx_qwen_attention_prologue")
+    assert {reason for op in counts.values() for reason in op.reference} <= ALLOWED, counts
+    monkeypatch.setenv("MLX_QWEN_KERNELS", "reference")
+    return found
+
+
+def assert_equal(found: np.ndarray, expected: np.ndarray, tolerance: float = TOLERANCE) -> None:
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_prefill_in_pieces_then_decoding(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, kind: Kind) -> None:
-    both_ways(monkeypatch, load(checkpoint(kind)), tokens(80), [0, 66, 75, 76, 77, 80])
+    model, ids = load(checkpoint(kind)), tokens(80)
+    edges = [0, 66, 75, 76, 77, 80]
+    found = through_kernels(monkeypatch, lambda: in_pieces(model, ids, edges))
+    assert_equal(found, in_pieces(model, ids, edges))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kernels_are_within_the_models_bounds_of_transformers(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, kind: Kind
+) -> None:
+    path, ids = checkpoint(kind), tokens(40)
+    found = through_kernels(monkeypatch, lambda: in_pieces(load(path), ids, [0, 37, 38, 40]))
+    with torch.no_grad():
+        expected = reference_model(path)(input_ids=torch.tensor(np.array(ids)), use_cache=False).logits.numpy()
+    assert_equal(found, expected, tolerance=2e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_left_padded_batch(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, kind: Kind) -> None:
-    mask = np.arange(24) >= np.array([[0], [5]])
-    both_ways(monkeypatch, load(checkpoint(kind)), tokens(24, rows=2), [0, 20, 21, 24], mask)
+    model, ids, mask = load(checkpoint(kind)), tokens(24, rows=2), np.arange(24) >= np.array([[0], [5]])
+    edges = [0, 20, 21, 24]
+    found = through_kernels(monkeypatch, lambda: in_pieces(model, ids, edges, mask))
+    assert_equal(found[mask], in_pieces(model, ids, edges, mask)[mask])
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 def test_packed_weights_and_packed_keys(
-    monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, tmp_path: Path, bits: int
 ) -> None:
-    from mlx_qwen.convert import convert
-
-    for bits in (4, 8):
-        convert(checkpoint("moe"), tmp_path / str(bits), bits=bits, group_size=32, progress=False)
-        both_ways(monkeypatch, load(tmp_path / str(bits)), tokens(12), [0, 9, 10, 11, 12])
+    convert(checkpoint("moe"), tmp_path / "packed", bits=bits, group_size=32, progress=False)
+    model, ids, edges = load(tmp_path / "packed"), tokens(12), [0, 9, 10, 11, 12]
+    found = through_kernels(monkeypatch, lambda: in_pieces(model, ids, edges))
+    assert_equal(found, in_pieces(model, ids, edges))
+    # A last bit of a key can round it to the next of 256 steps.
+    found = through_kernels(monkeypatch, lambda: in_pieces(model, ids, edges, kv_bits=8))
+    assert_equal(found, in_pieces(model, ids, edges, kv_bits=8), tolerance=1e-2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_verifying_and_rolling_back(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, kind: Kind) -> None:
     model, ids = load(checkpoint(kind)), tokens(26)
-    monkeypatch.setenv("MLX_QWEN_KERNELS", "metal")
-    with emulated() as report:
+
+    def verify_four_keep_two() -> np.ndarray:
         cache = model.make_cache()
         mx.eval(model(ids[:, :20], cache))
         cache.record()
-        verified = np.array(model(ids[:, 20:24], cache))
+        verified = model(ids[:, 20:24], cache)
         cache.roll_back(2, 4)
-        continued = np.array(model(ids[:, 24:], cache))
-    assert report.count("mlx_qwen_gated_delta_replay") or report.count("mlx_qwen_replay")
-    monkeypatch.setenv("MLX_QWEN_KERNELS", "reference")
-    whole = np.array(model(ids[:, :24]))[:, 20:]
-    kept = np.array(model(mx.concatenate([ids[:, :22], ids[:, 24:]], axis=1)))[:, 22:]
-    for found, expected in ((verified, whole), (continued, kept)):
-        assert np.abs(found - expected).max() <= 10 * TOLERANCE * np.abs(expected).max()
+        return np.array(mx.concatenate([verified, model(ids[:, 24:], cache)], axis=1))
+
+    found = through_kernels(monkeypatch, verify_four_keep_two)
+    assert_equal(found, verify_four_keep_two())
 
 
 @pytest.mark.parametrize("kind", KINDS)
