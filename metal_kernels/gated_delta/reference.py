@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from metal_kernels._fusion import fused_on_metal
 from metal_kernels.gated_delta.chunked import chunked_gated_delta_rule
 from metal_kernels.gated_delta.lanes import join_lanes, run_in_lanes
 from metal_kernels.gated_delta.step import gated_delta_step, mix_one_token
@@ -18,6 +19,7 @@ Rule = Callable[
 ]
 
 
+@fused_on_metal
 def log_decay_and_beta(a: mx.array, b: mx.array, A_log: mx.array, dt_bias: mx.array) -> tuple[mx.array, mx.array]:
     """Return the log of the state's decay and the writing strength of every token.
 
@@ -88,15 +90,22 @@ def _rounded_conv(
         conv_state = mx.zeros((B, W - 1, C), x.dtype)
     window = mx.concatenate([conv_state, x], axis=1)
     taps = weight.astype(mx.float32).transpose(2, 1, 0)
+    like = mx.zeros((), dtype)
 
     def activated(first: int, last: int) -> mx.array:
-        sums = _sums_over_taps(window[..., first:last].astype(mx.float32), taps[..., first:last])
-        return _silu(sums.astype(dtype).astype(mx.float32)).astype(dtype)
+        return _activated_conv(window[..., first:last], taps[..., first:last], like)
 
     if T == 1:
         return activated(0, C), window[:, 1:]
     # A copy: a view of the last rows would keep the whole window in memory.
     return join_lanes(run_in_lanes(activated, C, T), axis=-1), mx.contiguous(window[:, T:])
+
+
+@fused_on_metal
+def _activated_conv(window: mx.array, taps: mx.array, like: mx.array) -> mx.array:
+    """SiLU of the sums over taps, both rounded to the dtype of `like`."""
+    sums = _sums_over_taps(window.astype(mx.float32), taps)
+    return _silu(sums.astype(like.dtype).astype(mx.float32)).astype(like.dtype)
 
 
 def _sums_over_taps(window: mx.array, taps: mx.array) -> mx.array:
@@ -115,6 +124,7 @@ def _silu(x: mx.array) -> mx.array:
     return x * mx.sigmoid(x)
 
 
+@fused_on_metal
 def gated_rms_norm(x: mx.array, z: mx.array, weight: mx.array, eps: float) -> mx.array:
     """Return RMSNorm(x) weight SiLU(z), all in fp32 and rounded once to z's dtype.
 
