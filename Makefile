@@ -25,7 +25,6 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/mlx-qwen bench
 	$(BIN)/mlx-qwen bench --kernels
-	$(BIN)/python -m tests.metal_kernels.bytes_moved
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

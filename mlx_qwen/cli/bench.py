@@ -19,8 +19,8 @@ _DEFAULT = ("rule", "model", "host", "start", "convert")
     type=click.Choice(SECTIONS),
     multiple=True,
     help="What to measure, several times for several: the gated delta rule's prefill, a whole small model, the host's "
-    "share of a token, import and load, converting a 0.8B (1.7 GB), converting 4 layers of 35B-A3B (7 GB), kernel "
-    f"launches and bytes, what precision costs a model on a text.  [default: {', '.join(_DEFAULT)}]",
+    "share of a token, import and load, converting a 0.8B (1.7 GB), converting 4 layers of 35B-A3B (7 GB), what "
+    f"precision costs a model on a text, kernel launches and bytes.  [default: {', '.join(_DEFAULT)}]",
 )
 @click.option("--kernels", is_flag=True, help="The same as --only kernels.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Timed turns of each candidate.")
@@ -106,9 +106,10 @@ def _quality(run: Run) -> object:
 
 
 def _kernels(_: Run) -> object:
+    from mlx_qwen.bench.kernel_bytes import bench_kernel_bytes
     from mlx_qwen.bench.launches import bench_launches
 
-    return bench_launches()
+    return f"{bench_launches()}\n{bench_kernel_bytes()}"
 
 
 _SECTIONS: dict[str, Callable[[Run], object]] = {
