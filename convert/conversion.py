@@ -14,12 +14,13 @@ from mlx_qwen.files import checkpoint_tensors, companion_tensors
 from mlx_qwen.hub import resolve
 
 from .config_json import converted_config
-from .outputs import Outputs, plan_outputs
+from .formats import decodable, is_encoded, keeps_codes
+from .outputs import Output, Outputs, plan_outputs
 from .report import ConversionReport, peak_resident_bytes
 from .settings import DType, Settings, check_settings
 from .staging import check_apart, check_space, check_target, staged, write_text
 from .travel import copied_files, copy_files, write_model_card
-from .weights import source_bytes, write_weights
+from .weights import Written, source_bytes, write_weights
 
 
 def convert(
@@ -39,6 +40,8 @@ def convert(
 ) -> ConversionReport:
     """Convert a checkpoint to MLX, by default quantized to 4 bits.
 
+    Sources may also be FP8, or quantized for another runtime: see `mlx_qwen.convert.formats`.
+
     Reads, packs and writes pieces of a few megabytes, so that memory stays the same for every size of checkpoint. The
     output appears under its name only when it is complete. The same input always gives the same weights.
 
@@ -50,7 +53,7 @@ def convert(
         mode: "affine", or "mxfp4", "nvfp4" or "mxfp8", whose bits and group size are fixed.
         dtype: what unpacked weights, scales and biases become; the source's own by default. A_log stays in float32.
         quantize: False writes every matrix unpacked (an MLX-quantized source is unpacked).
-        dequantize: the same, and insists that the source is quantized.
+        dequantize: the same, and insists that the source is quantized, for MLX or for another runtime.
         overwrite: replace an existing model folder, once the new one is complete.
         revision: branch, tag or commit of the Hub repository.
         dry_run: only check and report, without writing.
@@ -74,10 +77,10 @@ def convert(
     check_space(target, job.output_bytes)
     started, resident = time.perf_counter(), peak_resident_bytes()
     mx.reset_peak_memory()
-    non_finite: tuple[str, ...] = ()
+    written = Written()
     if not dry_run:
         with staged(target) as folder:
-            non_finite = job.write(folder, progress)
+            written = job.write(folder, progress)
     return ConversionReport(
         path=target,
         source=job.source,
@@ -90,7 +93,9 @@ def convert(
         peak_memory=0 if dry_run else peak_resident_bytes() - resident,
         mlx_peak_memory=0 if dry_run else mx.get_peak_memory(),
         indivisible=job.outputs.indivisible,
-        non_finite=non_finite,
+        non_finite=written.non_finite,
+        kept_codes=tuple(output.name for output in job.outputs.all if keeps_codes(output.target)),
+        rounded_scales=written.rounded,
         dry_run=dry_run,
     )
 
@@ -110,10 +115,10 @@ class _Job:
     def output_bytes(self) -> int:
         return self.outputs.nbytes + sum(file.stat().st_size for file in copied_files(self.source))
 
-    def write(self, folder: Path, progress: bool | None) -> tuple[str, ...]:
-        """Fill `folder`; returns the names of tensors that are not finite."""
+    def write(self, folder: Path, progress: bool | None) -> Written:
+        """Fill `folder`; returns what the weights showed."""
         quantization, has_vision = self.settings.quantization, self.plan.has_vision
-        companion, non_finite = write_weights(folder, self.outputs, progress)
+        written = write_weights(folder, self.outputs, progress)
         copy_files(self.source, folder)
         write_model_card(
             self.source,
@@ -123,28 +128,30 @@ class _Job:
             dtype=self.outputs.dtype,
             has_vision=has_vision,
         )
-        config = converted_config(self.config, self.outputs, quantization, companion, has_vision=has_vision)
+        config = converted_config(self.config, self.outputs, quantization, written.companion, has_vision=has_vision)
         # Last, as no reader takes a folder without it for a model.
         write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-        return non_finite
+        return written
 
 
 def _prepare(hf_path: str | Path, revision: str | None, settings: Settings) -> _Job:
     source = resolve(hf_path, revision=revision)
     config = ModelConfig.from_directory(source)
-    plan = plan_checkpoint(config, checkpoint_tensors(source), companion_tensors(source))
+    tensors = decodable(config, checkpoint_tensors(source), settings.keeps)
+    plan = plan_checkpoint(config, tensors, companion_tensors(source))
     outputs = plan_outputs(plan, settings)
     _warn_of_packing_again(outputs)
     repository = None if Path(hf_path).expanduser().is_dir() else str(hf_path)
     return _Job(source, repository, config, plan, outputs, settings)
 
 
+def _is_packed_otherwise(output: Output) -> bool:
+    stored = output.target.quantization
+    return is_encoded(output.target) if stored is None else stored != output.quantization
+
+
 def _warn_of_packing_again(outputs: Outputs) -> None:
-    again = [
-        output
-        for output in outputs.all
-        if output.quantization is not None and output.target.quantization not in (None, output.quantization)
-    ]
+    again = [output for output in outputs.all if output.quantization is not None and _is_packed_otherwise(output)]
     if again:
         warnings.warn(
             f"{len(again)} matrices of the source are quantized already and are packed again, which loses more than "

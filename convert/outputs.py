@@ -10,6 +10,7 @@ from mlx_qwen.errors import ConversionError
 from mlx_qwen.tensors import MTP_PREFIX, Role
 
 from .arrays import FLOATS
+from .formats import is_encoded, keeps_codes
 from .recipes import requested, uniform
 from .settings import DType, Settings
 from .writer import Entry
@@ -71,13 +72,13 @@ def plan_outputs(plan: Plan, settings: Settings) -> Outputs:
     Main files hold the norms' factors rounded to the dtype, as other runtimes compute in the dtype of their norms. The
     companion holds them exactly, where rounding lost something, and the MTP layer.
     """
-    if settings.dequantize and not any(target.quantization for target in plan.targets):
+    if settings.dequantize and not any(target.quantization or is_encoded(target) for target in plan.targets):
         raise ConversionError("The source is not quantized, so there is nothing to dequantize. Leave --dequantize out.")
     dtype = settings.dtype or source_dtype(plan.targets)
     main, companion, indivisible = [], [], []
     for target in plan.targets:
         spec = target.spec
-        quantization = uniform(spec, settings.quantization)
+        quantization = target.quantization if keeps_codes(target) else uniform(spec, settings.quantization)
         if quantization is None and requested(spec, settings.quantization) is not None:
             indivisible.append(spec.name)
         output = Output(target, quantization, "float32" if spec.name.endswith(".A_log") else dtype)
@@ -91,9 +92,11 @@ def plan_outputs(plan: Plan, settings: Settings) -> Outputs:
 
 
 def source_dtype(targets: Iterable[Target]) -> DType:
-    """The float dtype that most bytes of the source have; packed matrices count by their scales."""
+    """The float dtype that most bytes of the source have; packed matrices count by their scales, encoded ones not."""
     sizes: dict[str, int] = dict.fromkeys((kind.stored for kind in FLOATS.values()), 0)
     for target in targets:
+        if is_encoded(target):
+            continue
         infos = (source.tensor for source in target.sources) if target.quantization is None else (target.scales,)
         for info in infos:
             if info is not None and info.dtype in sizes:

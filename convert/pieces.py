@@ -40,10 +40,14 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The arrays of a piece as bytes, in the order of the output's entries, and whether all its values are finite."""
+    """The arrays of a piece as bytes, in the order of the output's entries.
+
+    `finite` says whether all its values are; `exact` whether scales and biases that came with codes kept their values.
+    """
 
     data: tuple[npt.NDArray[np.uint8], ...]
     finite: bool
+    exact: bool = True
 
 
 def cut(output: Output) -> Iterator[Piece]:
@@ -55,7 +59,7 @@ def cut(output: Output) -> Iterator[Piece]:
     for source in target.sources:
         stored = _matrix(source)
         start, end = source.rows or (0, stored.shape[0])
-        step = max(1, PIECE_BYTES * stored.shape[0] // max(stored.nbytes, 1))
+        step = max(1, PIECE_BYTES * stored.shape[0] // max(stored.read_bytes, 1))
         for row in range(start, end, step):
             stop = min(row + step, end)
             yield Piece(output, source, (row, stop), first_row)
@@ -85,8 +89,12 @@ def _copied(piece: Piece) -> Result:
     kind = FLOATS[piece.output.dtype]
     if all(array.dtype == mx.uint8 for array in rest):
         return Result(tuple(as_bytes(array) for array in (weight, *rest)), finite=True)
-    floats = tuple(as_bytes(array.astype(kind.mlx)) for array in rest)
-    return Result((as_bytes(weight), *floats), all(all_finite(data, kind) for data in floats))
+    cast = [array.astype(kind.mlx) for array in rest]
+    exact = all(
+        mx.array_equal(array, narrow.astype(array.dtype)).item() for array, narrow in zip(rest, cast, strict=True)
+    )
+    floats = tuple(as_bytes(array) for array in cast)
+    return Result((as_bytes(weight), *floats), all(all_finite(data, kind) for data in floats), exact)
 
 
 def _dense(piece: Piece) -> mx.array:

@@ -15,7 +15,8 @@ class ConversionReport:
     Sizes count bytes of tensors. `bits_per_weight` is 8 · output_bytes / parameters. `peak_memory` is how far the
     process's peak resident memory rose above its peak before, in bytes; `mlx_peak_memory` is what MLX itself held.
     `indivisible` names matrices left unpacked because their columns do not divide into groups; `non_finite` those
-    with NaN or infinite values.
+    with NaN or infinite values. `kept_codes` names matrices whose codes another runtime's quantization chose and which
+    are written unchanged; for those in `rounded_scales`, scales or biases were rounded to `dtype`.
     """
 
     path: Path
@@ -30,6 +31,8 @@ class ConversionReport:
     mlx_peak_memory: int
     indivisible: tuple[str, ...]
     non_finite: tuple[str, ...]
+    kept_codes: tuple[str, ...]
+    rounded_scales: tuple[str, ...]
     dry_run: bool
 
     @property
@@ -55,10 +58,20 @@ class ConversionReport:
             rows += [("Time", f"{self.seconds:.1f} s"), ("Peak memory", memory)]
         if self.indivisible:
             rows.append(("Left unpacked", f"{len(self.indivisible)} matrices whose columns do not divide into groups"))
+        if self.kept_codes:
+            rows.append(("Codes kept", self._kept_codes()))
         if self.non_finite:
             rows.append(("NaN or infinite", f"{len(self.non_finite)} tensors, such as {self.non_finite[0]}"))
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+    def _kept_codes(self) -> str:
+        count = f"{len(self.kept_codes)} matrices"
+        if self.dry_run:
+            return count
+        if not self.rounded_scales:
+            return f"{count}, without loss"
+        return f"{count}; of {len(self.rounded_scales)} the scales or biases were rounded to {self.dtype}"
 
 
 def readable_size(nbytes: int) -> str:

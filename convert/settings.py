@@ -18,11 +18,19 @@ _MODES: dict[Mode, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`quantization` of most matrices (None: none is packed), and the `dtype` of the rest (None: the source's)."""
+    """`quantization` of most matrices (None: none is packed), and the `dtype` of the rest (None: the source's).
+
+    `asked` says that the user chose the quantization.
+    """
 
     quantization: Quantization | None
     dtype: DType | None
     dequantize: bool
+    asked: bool = False
+
+    def keeps(self, quantization: Quantization) -> bool:
+        """Whether codes that a source of another runtime has in this precision are better kept than packed again."""
+        return self.quantization is not None and (not self.asked or quantization == self.quantization)
 
 
 def check_settings(
@@ -46,7 +54,8 @@ def check_settings(
                 f"{' and '.join(asked)} only matter when quantizing, which is turned off. Leave them out, or quantize."
             )
         return Settings(None, dtype, dequantize)
-    return Settings(_quantization(bits, group_size, mode), dtype, dequantize=False)
+    chosen = bits is not None or group_size is not None or mode != "affine"
+    return Settings(_quantization(bits, group_size, mode), dtype, dequantize=False, asked=chosen)
 
 
 def _quantization(bits: int | None, group_size: int | None, mode: Mode) -> Quantization:

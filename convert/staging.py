@@ -1,6 +1,7 @@
 """A folder that appears under its name only when it is complete."""
 
 import errno
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -39,6 +40,24 @@ def check_space(target: Path, needed: int) -> None:
         )
 
 
+def _remove_abandoned(target: Path) -> None:
+    """Remove what conversions to `target` left that were killed."""
+    for partial in target.parent.glob(f"{glob.escape(target.name)}.partial-*"):
+        pid = partial.name.rpartition("-")[2]
+        if pid.isdigit() and not _runs(int(pid)):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
     """A temporary sibling of `target` to fill; renamed to `target` at the end, removed when anything goes wrong.
@@ -48,6 +67,7 @@ def staged(target: Path) -> Iterator[Path]:
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
         partial.mkdir()
         try:
             yield partial

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 _PREFIXES = ("LICENSE", "LICENCE", "NOTICE")
-_REWRITTEN = ("config.json", "README.md")
+_REWRITTEN = ("config.json", "README.md", "quantize_config.json", "quant_config.json")
 _BODY = """# {name} for MLX
 
 Converted from {origin} with mlx-qwen {version}.

@@ -13,7 +13,9 @@ __all__ = ["GenerationResponse", "batch_generate", "generate", "load", "stream_g
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used, so that `mlx-qwen --help` need not wait for MLX."""
+    """Import a public name or the converter when it is first used: `mlx-qwen --help` need not wait for MLX."""
+    if name == "convert":
+        return import_module("mlx_qwen.convert")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("mlx_qwen.loading" if name == "load" else "mlx_qwen.generation"), name)

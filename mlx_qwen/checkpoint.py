@@ -14,7 +14,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from mlx_qwen.config import ModelConfig
+from mlx_qwen.config import Json, ModelConfig
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.files import TensorInfo
 from mlx_qwen.tensors import MTP_PREFIX, VISION_PREFIX, Role, TensorSpec, tensor_specs, text_prefix
@@ -23,6 +23,7 @@ Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 FORMAT_KEY = "mlx_qwen"
 FORMAT_VERSION = 1
 _IGNORED = ("rotary_emb.inv_freq",)
+_FLOATS = ("BF16", "F16", "F32", "F64")
 
 
 class Layout(Enum):
@@ -104,7 +105,6 @@ def plan_checkpoint(
     The vision tower and the MTP layer may be absent as a whole. Raises CheckpointError when tensors are missing,
     unknown or misshapen, with the names grouped and the likely cause.
     """
-    _refuse_foreign_quantization(config)
     layout = detect_layout(config, tensors)
     pool = _Pool(config, {**tensors, **(companion or {})})
     targets, missing = [], []
@@ -186,6 +186,10 @@ class _Pool:
         base = spec.name.removesuffix(".weight")
         scales, biases = self._take(f"{base}.scales"), self._take(f"{base}.biases")
         quantization = None if scales is None else infer_quantization(spec, info, scales)
+        if quantization is not None and quantization.mode == "affine" and biases is None:
+            raise CheckpointError(
+                f"{info.name} is packed and has scales but no {base}.biases. Download the folder again."
+            )
         return Target(spec, (Source(info),), shift, quantization, scales, biases)
 
     def _fused_experts(self, spec: TensorSpec) -> Target | None:
@@ -247,8 +251,16 @@ def _check_shapes(targets: Iterable[Target]) -> None:
             assert target.scales is not None, "a quantized target has scales"
             bits, group_size = target.quantization.bits, target.quantization.group_size
             _expect_shape(info, (*shape[:-1], shape[-1] * bits // 32))
-            _expect_shape(target.scales, (*shape[:-1], shape[-1] // group_size))
-        elif len(target.sources) == 1 and target.sources[0].index is None:
+            for part in (target.scales, target.biases):
+                if part is not None:
+                    _expect_shape(part, (*shape[:-1], shape[-1] // group_size))
+            continue
+        if info.dtype not in _FLOATS:
+            raise CheckpointError(
+                f"{info.name} in {info.file.name} has dtype {info.dtype}, expected one of {', '.join(_FLOATS)}. "
+                "The checkpoint is packed for another runtime, or damaged."
+            )
+        if len(target.sources) == 1 and target.sources[0].index is None:
             stored = info.shape
             if target.spec.role is Role.CONV and stored == (shape[0], shape[2], shape[1]):
                 continue
@@ -262,14 +274,14 @@ def _absent_as_a_whole(name: str, targets: list[Target]) -> bool:
     return optional is not None and not any(target.spec.name.startswith(optional) for target in targets)
 
 
-def _refuse_foreign_quantization(config: ModelConfig) -> None:
-    foreign = config.raw.get("quantization_config") or {}
-    method = foreign.get("quant_method")
-    if method is not None:
-        raise CheckpointError(
-            f"config.json says that the weights are quantized with {method!r}, expected bf16, fp16, fp32 or MLX "
-            "weights. Use the unquantized checkpoint of the same model."
-        )
+def foreign_quantization(config: ModelConfig) -> Json | None:
+    """The settings of weights that are quantized for another runtime, with their `quant_method`; None for others."""
+    for place in (config.raw, config.raw.get("text_config") or {}):
+        for key in ("quantization_config", "compression_config"):
+            settings: Json = place.get(key) or {}
+            if "quant_method" in settings:
+                return settings
+    return None
 
 
 def grouped(names: Iterable[str], most: int = 6) -> str:
@@ -293,7 +305,7 @@ def _mismatch(config: ModelConfig, missing: list[str], unknown: list[str]) -> st
 
 def _likely_cause(config: ModelConfig, missing: list[str], unknown: list[str]) -> str:
     if any(name.endswith((".weight_scale_inv", ".qweight", ".weight_packed", ".weight_scale")) for name in unknown):
-        return "the weights are quantized for another runtime (FP8, GPTQ, AWQ …). Use the bf16 checkpoint."
+        return "the weights are quantized for another runtime, but config.json does not say how. Download it again."
     if unknown and not missing:
         return "the config describes a smaller model than the weights, or the folder mixes two models."
     if len(missing) >= len(tensor_specs(config)) // 2:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from mlx_qwen.errors import CheckpointError
+from mlx_qwen.json_files import read_json_object
 
 COMPANION_PATTERN = "mlx-qwen*.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -46,6 +48,11 @@ class TensorInfo:
     offset: int
     nbytes: int
 
+    @property
+    def read_bytes(self) -> int:
+        """How many bytes of memory the whole tensor takes once it is read."""
+        return self.nbytes
+
     def entry(self, index: int) -> "TensorInfo":
         """Entry `index` of the leading axis, as a tensor of its own."""
         nbytes = self.nbytes // self.shape[0]
@@ -73,8 +80,18 @@ class TensorInfo:
         values = np.fromfile(self.file, dtype=numpy_type, count=count, offset=self.offset + first * item)
         if values.size != count:
             raise CheckpointError(f"{self.file} ended inside {self.name}. The file is truncated: download it again.")
-        array = mx.array(values.reshape(rows))
-        return array.view(mlx_type) if mlx_type is not None else array
+        return _as_mlx(values.reshape(rows), mlx_type)
+
+    def read_columns(self, start: int, stop: int) -> mx.array:
+        """Read columns start:stop of a matrix, from pages of the file that the system may drop again."""
+        numpy_type, mlx_type = _DTYPES[self.dtype]
+        stored = np.memmap(self.file, dtype=numpy_type, mode="r", offset=self.offset, shape=self.shape)
+        return _as_mlx(np.ascontiguousarray(stored[:, start:stop]), mlx_type)
+
+
+def _as_mlx(values: npt.NDArray[np.generic], mlx_type: mx.Dtype | None) -> mx.array:
+    array = mx.array(values)
+    return array.view(mlx_type) if mlx_type is not None else array
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -135,11 +152,10 @@ def companion_tensors(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = {str(tensor): str(shard) for tensor, shard in weight_map.items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is not a safetensors index ({error!r}). Download it again.") from error
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f'{index} has no entry "weight_map", as a safetensors index has. Download it again.')
+    names = {str(tensor): str(shard) for tensor, shard in weight_map.items()}
     outside = [shard for shard in names.values() if Path(shard).name != shard]
     if outside:
         raise CheckpointError(f"{index} names {outside[0]!r}, expected plain file names. Do not use this checkpoint.")

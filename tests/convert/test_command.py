@@ -46,6 +46,13 @@ def test_every_option_reaches_the_conversion(checkpoint: CheckpointFactory, tmp_
     assert json.loads((tmp_path / "plain" / "config.json").read_text())["text_config"]["dtype"] == "bfloat16"
 
 
+def test_a_dtype_alone_changes_the_dtype_alone(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    run("--hf-path", checkpoint("dense"), "--mlx-path", tmp_path / "plain", "--dtype", "bfloat16")
+    assert quantization(tmp_path / "plain") is None
+    run("--hf-path", checkpoint("dense"), "--mlx-path", tmp_path / "packed", "--dtype", "bfloat16", "--q-bits", "8")
+    assert (quantization(tmp_path / "packed") or {})["bits"] == 8
+
+
 def test_a_dry_run_shows_the_size_and_writes_nothing(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
     result = run("--hf-path", checkpoint("dense"), "--mlx-path", tmp_path / "out", "--dry-run")
     assert result.exit_code == 0

@@ -115,6 +115,14 @@ def test_a_failed_overwrite_keeps_the_old_folder(
     assert left_in(tmp_path) == ["out"]
 
 
+def test_what_a_killed_conversion_left_is_removed_by_the_next(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    no_process = 2**22 + 1
+    for name in (f"out.partial-{no_process}", f"other.partial-{no_process}", f"out.partial-{os.getppid()}"):
+        (tmp_path / name).mkdir()
+    convert(checkpoint("dense"), tmp_path / "out")
+    assert left_in(tmp_path) == sorted(["out", f"other.partial-{no_process}", f"out.partial-{os.getppid()}"])
+
+
 def test_a_swap_that_fails_puts_the_old_folder_back(
     checkpoint: CheckpointFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,3 +183,42 @@ def test_a_foreign_quantization_is_refused_by_name(checkpoint: Checkpoint, tmp_p
 def test_a_newer_format_asks_for_an_upgrade(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = edited(checkpoint("dense"), tmp_path / "new", lambda _: None, mlx_qwen={"format": 99})
     assert "Upgrade" in refusal(path)
+
+
+def test_one_odd_factor_does_not_hide_norms_shifted_twice(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    names = ("input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight")
+
+    def shift(tensors: dict[str, mx.array]) -> None:
+        tensors |= {n: mx.clip(x, -0.9, 0.9) + 1 for n, x in tensors.items() if n.endswith(names)}
+        tensors["model.norm.weight"] = mx.where(mx.arange(64) == 3, -0.5, tensors["model.norm.weight"])
+
+    assert "added twice" in refusal(edited(checkpoint("dense", layers=8), tmp_path / "broken", shift))
+
+
+def test_a_config_that_promises_mlx_tensors_beside_others_is_an_error(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    marker = {"format": 1, "norms": "shifted", "companion": []}
+    path = edited(checkpoint("dense"), tmp_path / "mixed", lambda _: None, mlx_qwen=marker)
+    assert "different folders" in refusal(path)
+
+
+def test_whole_numbers_in_the_place_of_weights_are_an_error(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    def truncate(tensors: dict[str, mx.array]) -> None:
+        name = "model.layers.0.linear_attn.out_proj.weight"
+        tensors[name] = tensors[name].astype(mx.int32)
+
+    message = refusal(edited(checkpoint("dense"), tmp_path / "broken", truncate))
+    assert "out_proj.weight" in message
+    assert "I32" in message
+
+
+@pytest.mark.parametrize("module", ["layers.0.mlp.switch_mlp.down_proj", "layers.3.self_attn.q_proj"])
+def test_packed_weights_without_their_biases_are_an_error(checkpoint: Checkpoint, tmp_path: Path, module: str) -> None:
+    from mlx_qwen.convert import convert
+
+    convert(checkpoint("moe"), tmp_path / "packed", group_size=32, progress=False)
+    (tmp_path / "packed" / INDEX_NAME).unlink()
+
+    def drop(tensors: dict[str, mx.array]) -> None:
+        del tensors[f"language_model.model.{module}.biases"]
+
+    assert f"{module}.biases" in refusal(edited(tmp_path / "packed", tmp_path / "broken", drop))

@@ -43,6 +43,15 @@ def equal(actual: mx.array, expected: Tensor) -> bool:
     return as_tensor.shape == expected.shape and torch.equal(as_tensor, expected.float())
 
 
+def dequantized(arrays: Arrays, name: str, bits: int) -> mx.array:
+    """What MLX's packed matrix `name` stands for, in fp32."""
+    weight, base = arrays[name], name.removesuffix(".weight")
+    scales, biases = (arrays[f"{base}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
+    return mx.dequantize(
+        weight, scales, biases, group_size=weight.shape[-1] * 32 // bits // scales.shape[-1], bits=bits
+    )
+
+
 def digests(folder: Path) -> dict[str, str]:
     """A checksum of every file in the folder."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}

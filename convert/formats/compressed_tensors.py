@@ -1,0 +1,235 @@
+"""compressed-tensors (`quant_method` compressed-tensors): packed and plain integers, FP8, and NVFP4.
+
+By what a module with N outputs and K inputs holds, every value being (code − zero) · `weight_scale`:
+- `weight_packed` int32 [N, K · bits / 32], codes of 4 or 8 bits with half their range added, the first in the lowest
+  bits; `weight_shape` [2]; `weight_scale` [N, groups]; where asymmetric `weight_zero_point` int32 [N · bits / 32,
+  groups], packed along the outputs; where act-ordered `weight_g_idx` [K], the group of each input;
+- `weight` int8 [N, K], `weight_scale` and where asymmetric `weight_zero_point` int8 [N, 1] (or one for all);
+- `weight` e4m3 [N, K] and `weight_scale` for each row, for each block, or one for all;
+- `weight_packed` uint8 [N, K / 2] of e2m1 numbers, the first in the lower half, e4m3 `weight_scale` [N, K / 16] and
+  `weight_global_scale` [1], which divides.
+
+Source: https://github.com/vllm-project/compressed-tensors, whose compressors define these formats.
+"""
+
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwen.config import Json
+from mlx_qwen.errors import CheckpointError
+from mlx_qwen.files import TensorInfo
+
+from .encoded import Matrix, Tensors, expect_shape, matrix_shape, required
+from .fp8 import E4M3, block_scaled
+from .integers import IntegerMatrix, act_order, unpack
+
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+_FP4_GROUP = 16
+_FORMATS = (
+    "pack-quantized",
+    "int-quantized",
+    "float-quantized",
+    "naive-quantized",
+    "nvfp4-pack-quantized",
+    "mixed-precision",
+    "dense",
+)
+_UNUSED = ("input_scale", "input_zero_point", "input_global_scale", "weight_shape")
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix(IntegerMatrix):
+    """One module of packed integers, whose words are those of MLX."""
+
+    stored_words: TensorInfo
+    stored_scales: TensorInfo
+    zero_points: TensorInfo | None
+
+    def words(self, start: int, stop: int) -> mx.array:
+        return self.stored_words.read(start, stop).view(mx.uint32)
+
+    def scales(self, start: int, stop: int) -> mx.array:
+        return self.stored_scales.read(start, stop).astype(mx.float32)
+
+    def zeros(self, start: int, stop: int) -> mx.array:
+        if self.zero_points is None:
+            return mx.full((stop - start, self.stored_scales.shape[1]), float(1 << (self.bits - 1)))
+        fields = 32 // self.bits
+        first = start // fields
+        words = self.zero_points.read(first, -(-stop // fields)).view(mx.uint32)
+        codes = unpack(words.T[..., None], self.bits).flatten(-2).T
+        return codes[start - first * fields : stop - first * fields].astype(mx.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Matrix(IntegerMatrix):
+    """One module of signed bytes, which become codes by adding 128."""
+
+    weight: TensorInfo
+    stored_scales: TensorInfo
+    zero_points: TensorInfo | None
+
+    def words(self, start: int, stop: int) -> mx.array:
+        return (self.weight.read(start, stop).view(mx.uint8) ^ 128).view(mx.uint32)
+
+    def scales(self, start: int, stop: int) -> mx.array:
+        return _rows(self.stored_scales, start, stop)
+
+    def zeros(self, start: int, stop: int) -> mx.array:
+        if self.zero_points is None:
+            return mx.full((stop - start, 1), 128.0)
+        return _rows(self.zero_points, start, stop) + 128
+
+
+@dataclass(frozen=True, slots=True)
+class NVFP4Matrix:
+    """One module of e2m1 numbers."""
+
+    packed: TensorInfo
+    scale: TensorInfo
+    global_scale: TensorInfo
+    unused: tuple[TensorInfo, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.packed.shape[0], 2 * self.packed.shape[1]
+
+    @property
+    def parts(self) -> tuple[TensorInfo, ...]:
+        return (self.packed, self.scale, self.global_scale, *self.unused)
+
+    def values(self, start: int, stop: int) -> mx.array:
+        """Rows start:stop in fp32: e2m1 · (e4m3 scale / global scale)."""
+        pairs = self.packed.read(start, stop)
+        codes = mx.stack([pairs & 15, pairs >> 4], axis=-1).flatten(-2)
+        scales = mx.from_fp8(self.scale.read(start, stop), mx.float32) / self.global_scale.read().reshape(())
+        return mx.take(mx.array(_E2M1), codes) * mx.repeat(scales, _FP4_GROUP, axis=1)
+
+
+def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
+    """Every module that is packed or has a `weight_scale`; raises CheckpointError for misshapen or missing tensors."""
+    _check_formats(settings)
+    found: dict[str, Matrix] = {}
+    for name, info in tensors.items():
+        base, _, part = name.rpartition(".")
+        if part == "weight_packed":
+            found[base] = _fp4(base, info, tensors) if info.dtype == "U8" else _packed(base, info, tensors)
+        elif part == "weight" and info.dtype == E4M3:
+            found[base] = _fp8(base, info, settings, tensors)
+        elif part == "weight" and info.dtype == "I8":
+            found[base] = _int8(base, info, tensors)
+    return found
+
+
+def _check_formats(settings: Json) -> None:
+    groups = (settings.get("config_groups") or {}).values()
+    named = {settings.get("format"), *(group.get("format") for group in groups)} - {None}
+    unknown = sorted(named - set(_FORMATS))
+    if unknown:
+        raise CheckpointError(
+            f"quantization_config names the compressed-tensors format {unknown[0]!r}, expected one of "
+            f"{', '.join(_FORMATS)}. Use another checkpoint of the same model."
+        )
+
+
+def _packed(base: str, words: TensorInfo, tensors: Tensors) -> PackedMatrix:
+    scales, shape = (required(tensors, f"{base}.{part}", base) for part in ("weight_scale", "weight_shape"))
+    expect_shape(shape, (2,), base)
+    N, K = (int(size) for size in np.array(shape.read()))
+    bits, (_, groups) = matrix_shape(words)[1] * 32 // max(K, 1), matrix_shape(scales)
+    if bits not in (4, 8):
+        raise CheckpointError(
+            f"{words.name} has shape {list(words.shape)} for {N} × {K} weights, which makes {bits} bits; expected 4 or "
+            "8. Use another checkpoint of the same model."
+        )
+    expect_shape(words, (N, K * bits // 32), base)
+    expect_shape(scales, (N, groups), base)
+    zero_points, g_idx = tensors.get(f"{base}.weight_zero_point"), tensors.get(f"{base}.weight_g_idx")
+    group_size = _group_size(scales, K)
+    if zero_points is not None:
+        expect_shape(zero_points, (-(-N * bits // 32), groups), base)
+    if g_idx is not None:
+        expect_shape(g_idx, (K,), base)
+    return PackedMatrix(
+        shape=(N, K),
+        bits=bits,
+        group_size=group_size,
+        parts=_parts(base, tensors, words, scales, zero_points, g_idx),
+        order=None if g_idx is None else act_order(g_idx, group_size, groups),
+        stored_words=words,
+        stored_scales=scales,
+        zero_points=zero_points,
+    )
+
+
+def _int8(base: str, weight: TensorInfo, tensors: Tensors) -> Int8Matrix:
+    scales, zero_points = required(tensors, f"{base}.weight_scale", base), tensors.get(f"{base}.weight_zero_point")
+    (N, K), by_rows = matrix_shape(weight), [scales, *([] if zero_points is None else [zero_points])]
+    for info in by_rows:
+        if info.shape not in ((), (1,)):
+            expect_shape(info, (N, 1), base)
+    return Int8Matrix(
+        shape=(N, K),
+        bits=8,
+        group_size=K,
+        parts=_parts(base, tensors, weight, scales, zero_points),
+        order=None,
+        weight=weight,
+        stored_scales=scales,
+        zero_points=zero_points,
+    )
+
+
+def _fp8(base: str, weight: TensorInfo, settings: Json, tensors: Tensors) -> Matrix:
+    scale = required(tensors, f"{base}.weight_scale", base)
+    block: tuple[int, int] | None = None
+    if scale.shape == (weight.shape[0], 1):
+        block = (1, weight.shape[1])
+    elif len(scale.shape) == 2:
+        block = _block_structure(settings)
+    return block_scaled(weight, scale, block, _parts(base, tensors))
+
+
+def _fp4(base: str, packed: TensorInfo, tensors: Tensors) -> NVFP4Matrix:
+    scale, global_scale = (
+        required(tensors, f"{base}.{part}", base) for part in ("weight_scale", "weight_global_scale")
+    )
+    rows, columns = matrix_shape(packed)
+    expect_shape(scale, (rows, 2 * columns // _FP4_GROUP), base)
+    if scale.dtype != E4M3:
+        raise CheckpointError(
+            f"{scale.name} has dtype {scale.dtype}, expected {E4M3} as NVFP4 has. Use another checkpoint of the model."
+        )
+    return NVFP4Matrix(packed, scale, global_scale, _parts(base, tensors))
+
+
+def _block_structure(settings: Json) -> tuple[int, int] | None:
+    for group in (settings.get("config_groups") or {}).values():
+        size = (group.get("weights") or {}).get("block_structure")
+        if size is not None:
+            return int(size[0]), int(size[1])
+    return None
+
+
+def _group_size(scales: TensorInfo, K: int) -> int:
+    if K % scales.shape[1]:
+        raise CheckpointError(
+            f"{scales.name} in {scales.file.name} has {scales.shape[1]} groups for {K} inputs, expected groups of one "
+            "size. The file is damaged: download the folder again."
+        )
+    return K // scales.shape[1]
+
+
+def _parts(base: str, tensors: Tensors, *used: TensorInfo | None) -> tuple[TensorInfo, ...]:
+    """The tensors `used`, and those of the module that only matter to its activations or its shape."""
+    unused = (tensors.get(f"{base}.{name}") for name in _UNUSED)
+    return tuple(info for info in (*used, *unused) if info is not None)
+
+
+def _rows(info: TensorInfo, start: int, stop: int) -> mx.array:
+    """Rows of a column [N, 1], or of the one number that stands for every row, in fp32."""
+    if len(info.shape) == 2:
+        return info.read(start, stop).astype(mx.float32)
+    return mx.broadcast_to(replace(info, shape=(1, 1)).read().astype(mx.float32), (stop - start, 1))

@@ -1,0 +1,83 @@
+"""FP8 as Qwen publishes it (`quant_method` fp8): e4m3 weights, and a scale for every block of 128 × 128 of them.
+
+Source: the `weight_block_size` and `weight_scale_inv` of transformers' fine-grained FP8, documented at
+https://huggingface.co/docs/transformers/quantization/finegrained_fp8. Despite its name the scale is multiplied by.
+"""
+
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+
+from mlx_qwen.config import Json
+from mlx_qwen.errors import CheckpointError
+from mlx_qwen.files import TensorInfo
+
+from .encoded import Matrix, Tensors, expect_shape, matrix_shape, required
+
+E4M3 = "F8_E4M3"
+_ACTIVATION_SCALES = ("activation_scale", "input_scale")
+
+
+@dataclass(frozen=True, slots=True)
+class Float8Matrix:
+    """value = e4m3 weight [N, K] × the scale of its block; `scale` is [ceil(N / block[0]), ceil(K / block[1])]."""
+
+    weight: TensorInfo
+    scale: TensorInfo
+    block: tuple[int, int]
+    unused: tuple[TensorInfo, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.weight.shape
+        return rows, columns
+
+    @property
+    def parts(self) -> tuple[TensorInfo, ...]:
+        return (self.weight, self.scale, *self.unused)
+
+    def values(self, start: int, stop: int) -> mx.array:
+        """Rows start:stop in fp32, in which the product of a weight and a bf16 scale is exact."""
+        rows, columns = self.block
+        first = start // rows
+        scales = self.scale.read(first, -(-stop // rows)).astype(mx.float32)
+        scales = mx.repeat(scales, rows, axis=0)[start - first * rows : stop - first * rows]
+        scales = mx.repeat(scales, columns, axis=1)[:, : self.shape[1]]
+        return mx.from_fp8(self.weight.read(start, stop), mx.float32) * scales
+
+
+def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
+    """Every e4m3 weight by module name; raises CheckpointError for one without its scales, or with misshapen ones."""
+    block = _block_size(settings)
+    found: dict[str, Matrix] = {}
+    for name, info in tensors.items():
+        if info.dtype == E4M3:
+            base = name.removesuffix(".weight")
+            scale = required(tensors, f"{name}_scale_inv", name)
+            unused = tuple(tensors[f"{base}.{key}"] for key in _ACTIVATION_SCALES if f"{base}.{key}" in tensors)
+            found[base] = block_scaled(info, scale, block, unused)
+    return found
+
+
+def block_scaled(
+    weight: TensorInfo, scale: TensorInfo, block: tuple[int, int] | None, unused: tuple[TensorInfo, ...] = ()
+) -> Float8Matrix:
+    """The matrix of `weight` and `scale`; `block` None, or a single scale, means one for the whole matrix."""
+    rows, columns = matrix_shape(weight)
+    if scale.shape in ((), (1,)):
+        scale = replace(scale, shape=(1, 1))
+    if block is None or scale.shape == (1, 1):
+        block = (rows, columns)
+    expect_shape(scale, (-(-rows // block[0]), -(-columns // block[1])), weight.name)
+    return Float8Matrix(weight, scale, block, unused)
+
+
+def _block_size(settings: Json) -> tuple[int, int] | None:
+    size = settings.get("weight_block_size", (128, 128))
+    if size is None:
+        return None
+    if len(size) != 2 or min(size) < 1:
+        raise CheckpointError(
+            f"quantization_config.weight_block_size is {size}, expected two sizes such as [128, 128]."
+        )
+    return int(size[0]), int(size[1])

@@ -1,0 +1,18 @@
+"""The JSON files of a checkpoint folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlx_qwen.errors import CheckpointError, MLXQwenError
+
+
+def read_json_object(file: Path, error: type[MLXQwenError] = CheckpointError) -> dict[str, Any]:
+    """The JSON object that `file` holds; raises `error`, naming the file, when it holds anything else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise error(f"{file} cannot be read as JSON ({cause}). Download it again.") from cause
+    if not isinstance(content, dict):
+        raise error(f"{file} holds a {type(content).__name__}, expected a JSON object. Download it again.")
+    return content
