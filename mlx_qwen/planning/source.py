@@ -1,0 +1,88 @@
+"""The model that a plan is for: its configuration, and its tensors as the converter sees them."""
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_qwen.checkpoint import Layout, Plan, Source, Target, plan_checkpoint
+from mlx_qwen.config import ModelConfig
+from mlx_qwen.files import TensorInfo, checkpoint_tensors, companion_tensors
+from mlx_qwen.hub import resolve
+from mlx_qwen.planning.errors import PlanningError
+from mlx_qwen.sizes import SIZES, released
+from mlx_qwen.tensors import Role, TensorSpec, tensor_specs
+
+_STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_MLX = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A model: `tensors` are those of its files, or follow from its configuration when `has_files` is False.
+
+    `is_published` says that those of a configuration are unquantized, as they are published.
+    """
+
+    name: str
+    config: ModelConfig
+    tensors: Plan
+    has_files: bool
+    is_published: bool
+
+
+def describe(model: str | Path, *, revision: str | None = None) -> Described:
+    """The model of a folder, of a released size such as "35B-A3B", or of a Hub repository.
+
+    A folder's safetensors headers are read. Without such files, for a repository and for weights that are quantized for
+    another runtime, the unquantized tensors follow from the configuration.
+
+    Raises:
+        PlanningError: a name that is none of these.
+        ConfigError, CheckpointError: as `load` raises them.
+    """
+    name = str(model)
+    is_folder = Path(model).expanduser().is_dir()
+    if not is_folder and name in SIZES:
+        return _from_config(name, released(name))
+    if not is_folder and "/" not in name:
+        raise PlanningError(
+            f"{name!r} is no folder, no Hub repository such as Qwen/Qwen3.5-0.8B and no released size, "
+            f"which are {', '.join(SIZES)}."
+        )
+    folder = resolve(model, revision=revision, weights=False)
+    config = ModelConfig.from_directory(folder)
+    if is_folder and any(folder.glob("*.safetensors")) and not _is_foreign(config):
+        tensors = plan_checkpoint(config, checkpoint_tensors(folder), companion_tensors(folder))
+        return Described(name, config, tensors, has_files=True, is_published=True)
+    return _from_config(name, config)
+
+
+def _is_foreign(config: ModelConfig) -> bool:
+    return "quant_method" in (config.raw.get("quantization_config") or {})
+
+
+def _from_config(name: str, config: ModelConfig) -> Described:
+    """The tensors as Hugging Face publishes them: of the config's dtype, but A_log and the gated norm in fp32."""
+    raw = {**config.raw, **config.raw.get("text_config", {})}
+    dtype = _STORED.get(str(raw.get("dtype", raw.get("torch_dtype"))), "BF16")
+    targets = tuple(_published(spec, dtype) for spec in tensor_specs(config))
+    is_published = config.quantization is None and not _is_foreign(config)
+    return Described(name, config, Plan(Layout.HUGGING_FACE, targets, ()), has_files=False, is_published=is_published)
+
+
+def _published(spec: TensorSpec, dtype: str) -> Target:
+    stored = "F32" if spec.role is Role.PLAIN_NORM or spec.name.endswith(".A_log") else dtype
+    nbytes = prod(spec.shape) * _MLX[stored].size
+    info = _Unread(spec.name, Path(), stored, spec.shape, 0, nbytes)
+    return Target(spec, (Source(info),), shift=spec.role is Role.SHIFTED_NORM)
+
+
+class _Unread(TensorInfo):
+    """A tensor known by its name alone, whose values are taken to need every bit of their dtype."""
+
+    __slots__ = ()
+
+    def read(self, start: int = 0, stop: int | None = None) -> mx.array:
+        return mx.array([1 / 3]).astype(_MLX[self.dtype])
