@@ -29,6 +29,8 @@ from mlx_qwen.model.layers import (
 from mlx_qwen.model.mlp import MLP, SparseMoE
 from mlx_qwen.model.mtp import MTP
 from mlx_qwen.model.qwen import Model
+from mlx_qwen.model.vision import LayerNorm, VisionTower
+from mlx_qwen.tensors import VISION_PREFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ def assemble(model: Model, tensors: Tensors, *, interleaved: bool) -> None:
         _fill_layer(layer, _below(tensors, f"model.layers.{i}."), text, interleaved)
     if model.mtp is not None:
         _fill_mtp(model.mtp, _below(tensors, "mtp."), text)
+    if model.vision is not None:
+        _fill_vision(model.vision, _below(tensors, VISION_PREFIX))
 
 
 def linear(matrix: Matrix) -> AnyLinear:
@@ -229,3 +233,25 @@ def _fill_mtp(mtp: MTP, tensors: Tensors, text: TextConfig) -> None:
         mtp[name].weight = tensors[name].weight
     mtp.fc = linear(tensors["fc"])
     _fill_layer(mtp.layers[0], _below(tensors, "layers.0."), text, interleaved=False)
+
+
+def _fill_vision(tower: VisionTower, tensors: Tensors) -> None:
+    patches = tensors["patch_embed.proj"]
+    # Pixels of a patch arrive channel by channel; the checkpoint keeps channels last.
+    kernel = patches.weight.transpose(0, 4, 1, 2, 3)
+    _hold(tower.patch_embed, replace(patches, weight=kernel.reshape(kernel.shape[0], -1)))
+    tower.pos_embed = tensors["pos_embed"].dense()
+    for i, block in enumerate(tower.blocks):
+        parts = _below(tensors, f"blocks.{i}.")
+        _fill_layer_norm(block.norm1, parts["norm1"])
+        _fill_layer_norm(block.norm2, parts["norm2"])
+        block.attn.qkv, block.attn.proj = linear(parts["attn.qkv"]), linear(parts["attn.proj"])
+        block.mlp.linear_fc1, block.mlp.linear_fc2 = linear(parts["mlp.linear_fc1"]), linear(parts["mlp.linear_fc2"])
+    merger = _below(tensors, "merger.")
+    _fill_layer_norm(tower.merger.norm, merger["norm"])
+    tower.merger.linear_fc1, tower.merger.linear_fc2 = linear(merger["linear_fc1"]), linear(merger["linear_fc2"])
+
+
+def _fill_layer_norm(norm: LayerNorm, factor: Matrix) -> None:
+    assert factor.bias is not None, "layer norms of the vision tower have a bias"
+    norm.weight, norm.bias = factor.weight, factor.bias

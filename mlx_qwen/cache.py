@@ -122,13 +122,22 @@ class HybridCache(list[LayerCache]):
     """One entry a decoder layer, as mlx-lm's caches are lists, and what belongs to the whole sequence.
 
     `offset` counts the tokens seen, padding included; `padding` is how many of them were left padding in each row
-    [B], or None when no row had any.
+    [B], or None when no row had any. `rope_delta` int32 [B] is how far the next token's position is ahead of `offset`,
+    or None before the first image: an image takes fewer positions than tokens. `tokens` are the ids that generation
+    read and wrote, for penalties that reach back; see `mlx_qwen.generation.caching`.
     """
 
     def __init__(self, layers: Sequence[LayerCache]) -> None:
         super().__init__(layers)
         self.offset = 0
         self.padding: mx.array | None = None
+        self.rope_delta: mx.array | None = None
+        self.tokens: list[int] = []
+
+    def next_position(self) -> mx.array:
+        """The position of the next token: int [], or [B] once there were images."""
+        offset = mx.array(self.offset)
+        return offset if self.rope_delta is None else offset + self.rope_delta
 
     @property
     def kv_layers(self) -> list[int]:

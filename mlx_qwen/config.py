@@ -3,13 +3,13 @@
 Field names follow transformers' `Qwen3_5Config`, `Qwen3_5MoeConfig` and `Qwen3NextConfig`.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from mlx_qwen.errors import ConfigError
+from mlx_qwen.fields import Fields
+from mlx_qwen.json_files import read_json_object
 
 Json = dict[str, Any]
 LayerType = Literal["linear_attention", "full_attention"]
@@ -104,6 +104,8 @@ class ModelConfig:
     model_type: str
     text: TextConfig
     vision: VisionConfig | None
+    image_token_id: int | None
+    video_token_id: int | None
     quantization: Json | None
     eos_token_ids: tuple[int, ...]
     raw: Json
@@ -117,17 +119,11 @@ class ModelConfig:
     def from_directory(cls, path: Path) -> "ModelConfig":
         """Read `path/config.json`; raises ConfigError when it is absent, unreadable or impossible."""
         file = path / "config.json"
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not file.is_file():
             raise ConfigError(
                 f"{path} has no config.json. Expected a model folder as Hugging Face or MLX tools write it."
-            ) from None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{file} cannot be read as JSON ({error}). Download it again.") from error
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{file} holds a {type(raw).__name__}, expected a JSON object. Download it again.")
-        return cls.from_dict(raw)
+            )
+        return cls.from_dict(read_json_object(file, ConfigError))
 
     @classmethod
     def from_dict(cls, raw: Json) -> "ModelConfig":
@@ -138,48 +134,21 @@ class ModelConfig:
                 f"model_type is {model_type!r}, expected one of {', '.join(MODEL_TYPES)}. "
                 "This package runs the Qwen3.5 family only; for other models use mlx-lm."
             )
-        text_raw = raw.get("text_config", raw)
-        vision_raw = raw.get("vision_config")
-        text = _text_config(
-            _Fields(text_raw, "text_config" if "text_config" in raw else "config.json"), raw, model_type
-        )
+        top = Fields(raw, "config.json")
+        text = _text_config(top.object("text_config") if "text_config" in raw else top, raw, model_type)
         return cls(
             model_type=model_type,
             text=text,
-            vision=_vision_config(_Fields(vision_raw, "vision_config")) if vision_raw else None,
+            vision=_vision_config(top.object("vision_config")) if raw.get("vision_config") else None,
+            image_token_id=raw.get("image_token_id"),
+            video_token_id=raw.get("video_token_id"),
             quantization=raw.get("quantization"),
-            eos_token_ids=tuple(dict.fromkeys(text.eos_token_ids + _ids(raw.get("eos_token_id")))),
+            eos_token_ids=tuple(dict.fromkeys(text.eos_token_ids + top.integers("eos_token_id"))),
             raw=raw,
         )
 
 
-class _Fields:
-    """Typed access to one JSON object, so that every complaint names the field and the place."""
-
-    def __init__(self, values: Mapping[str, Any], place: str) -> None:
-        self.values = values
-        self.place = place
-
-    def integer(self, name: str, default: int | None = None, *, minimum: int = 1) -> int:
-        value = self.values.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ConfigError(f"{self.place}.{name} is {value!r}, expected a whole number of at least {minimum}.")
-        return value
-
-    def number(self, name: str, default: float) -> float:
-        value = self.values.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ConfigError(f"{self.place}.{name} is {value!r}, expected a number above 0.")
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.values.get(name, default)
-        if not isinstance(value, bool):
-            raise ConfigError(f"{self.place}.{name} is {value!r}, expected true or false.")
-        return value
-
-
-def _text_config(fields: _Fields, raw: Json, model_type: str) -> TextConfig:
+def _text_config(fields: Fields, raw: Json, model_type: str) -> TextConfig:
     num_layers = fields.integer("num_hidden_layers")
     moe = _moe_config(fields, is_next=model_type == "qwen3_next") if model_type in _MOE_TYPES else None
     heads = fields.integer("num_attention_heads")
@@ -205,18 +174,18 @@ def _text_config(fields: _Fields, raw: Json, model_type: str) -> TextConfig:
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         rope=_rope_config(fields, head_dim),
         max_position_embeddings=fields.integer("max_position_embeddings", 262144),
-        tie_word_embeddings=_Fields(raw, "config.json").flag(
+        tie_word_embeddings=Fields(raw, "config.json").flag(
             "tie_word_embeddings", fields.flag("tie_word_embeddings", False)
         ),
         moe=moe,
         mtp_num_hidden_layers=fields.integer("mtp_num_hidden_layers", 0, minimum=0),
-        eos_token_ids=_ids(fields.values.get("eos_token_id")),
+        eos_token_ids=fields.integers("eos_token_id"),
     )
     _check_consistency(config, fields)
     return config
 
 
-def _check_consistency(config: TextConfig, fields: _Fields) -> None:
+def _check_consistency(config: TextConfig, fields: Fields) -> None:
     place = fields.place
     if config.linear_num_value_heads % config.linear_num_key_heads:
         raise ConfigError(
@@ -236,7 +205,7 @@ def _check_consistency(config: TextConfig, fields: _Fields) -> None:
         raise ConfigError(f"{place}.mtp_num_hidden_layers is {config.mtp_num_hidden_layers}, expected 0 or 1.")
 
 
-def _moe_config(fields: _Fields, *, is_next: bool) -> MoEConfig:
+def _moe_config(fields: Fields, *, is_next: bool) -> MoEConfig:
     moe = MoEConfig(
         num_experts=fields.integer("num_experts"),
         num_experts_per_tok=fields.integer("num_experts_per_tok"),
@@ -253,35 +222,36 @@ def _moe_config(fields: _Fields, *, is_next: bool) -> MoEConfig:
     return moe
 
 
-def _layer_types(fields: _Fields, num_layers: int) -> tuple[LayerType, ...]:
-    types = fields.values.get("layer_types")
-    if types is None:
+def _layer_types(fields: Fields, num_layers: int) -> tuple[LayerType, ...]:
+    types = fields.strings("layer_types")
+    if not types:
         interval = fields.integer("full_attention_interval", 4)
-        types = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(num_layers)]
+        types = tuple("linear_attention" if (i + 1) % interval else "full_attention" for i in range(num_layers))
     unknown = set(types) - {"linear_attention", "full_attention"}
     if unknown or len(types) != num_layers:
         raise ConfigError(
             f"{fields.place}.layer_types has {len(types)} entries of {sorted(set(types))}, expected {num_layers} "
             "of 'linear_attention' and 'full_attention'."
         )
-    return cast(tuple[LayerType, ...], tuple(types))
+    return cast(tuple[LayerType, ...], types)
 
 
-def _sparse_layers(fields: _Fields, num_layers: int, moe: MoEConfig | None) -> tuple[bool, ...]:
-    dense = set(fields.values.get("mlp_only_layers") or ())
+def _sparse_layers(fields: Fields, num_layers: int, moe: MoEConfig | None) -> tuple[bool, ...]:
+    dense = fields.integers("mlp_only_layers")
     step = fields.integer("decoder_sparse_step", 1)
     return tuple(moe is not None and i not in dense and (i + 1) % step == 0 for i in range(num_layers))
 
 
-def _rope_config(fields: _Fields, head_dim: int) -> RopeConfig:
-    nested = fields.values.get("rope_parameters") or fields.values.get("rope_scaling") or {}
-    rope = _Fields({**fields.values, **nested}, f"{fields.place}.rope_parameters")
+def _rope_config(fields: Fields, head_dim: int) -> RopeConfig:
+    name = "rope_parameters" if fields.values.get("rope_parameters") else "rope_scaling"
+    nested = fields.object(name).values if fields.values.get(name) else {}
+    rope = Fields({**fields.values, **nested}, f"{fields.place}.{name}")
     kind = rope.values.get("rope_type", rope.values.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise ConfigError(f"{rope.place}.rope_type is {kind!r}, expected 'default'. Remove the rope scaling.")
     factor = rope.number("partial_rotary_factor", 0.25)
-    section = rope.values.get("mrope_section")
-    if section is not None and (len(section) != 3 or min(section) < 0):
+    section = rope.integers("mrope_section")
+    if section and (len(section) != 3 or min(section) < 0):
         raise ConfigError(f"{rope.place}.mrope_section is {section}, expected three numbers: temporal, height, width.")
     rotary_dim = int(head_dim * factor)
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
@@ -292,11 +262,11 @@ def _rope_config(fields: _Fields, head_dim: int) -> RopeConfig:
     return RopeConfig(
         theta=rope.number("rope_theta", 1e7),
         partial_rotary_factor=factor,
-        mrope_section=tuple(section) if section is not None else None,
+        mrope_section=(section[0], section[1], section[2]) if section else None,
     )
 
 
-def _vision_config(fields: _Fields) -> VisionConfig:
+def _vision_config(fields: Fields) -> VisionConfig:
     if fields.values.get("deepstack_visual_indexes"):
         raise ConfigError("vision_config.deepstack_visual_indexes is not empty: that is Qwen3-VL, not Qwen3.5.")
     return VisionConfig(
@@ -311,9 +281,3 @@ def _vision_config(fields: _Fields) -> VisionConfig:
         num_position_embeddings=fields.integer("num_position_embeddings", 2304),
         out_hidden_size=fields.integer("out_hidden_size"),
     )
-
-
-def _ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (value,)

@@ -5,7 +5,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_qwen.assembly import Matrix, Tensors, assemble
-from mlx_qwen.checkpoint import FORMAT_KEY, FORMAT_VERSION, Plan, Target, plan_checkpoint
+from mlx_qwen.checkpoint import FORMAT_KEY, FORMAT_VERSION, Layout, Plan, Target, foreign_quantization, plan_checkpoint
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.files import TensorInfo, checkpoint_tensors, companion_tensors
@@ -32,7 +32,7 @@ def load(
         revision: branch, tag or commit of the Hub repository.
         dtype: what unpacked weights and activations become; the checkpoint's own by default. Norms, A_log and dt_bias
             stay in fp32.
-        lazy: leave the weights on disk until they are first used.
+        lazy: leave the weights on disk until they are first used, as those of the vision tower always are.
 
     Raises:
         ConfigError: config.json is missing or describes no model of this family.
@@ -47,13 +47,16 @@ def load(
 def load_model(folder: Path, config: ModelConfig, *, dtype: mx.Dtype | None = None, lazy: bool = False) -> Model:
     """The model of a folder whose config is already read; see `load`."""
     _check_format(folder, config)
+    _refuse_foreign_quantization(folder, config)
     plan = plan_checkpoint(config, checkpoint_tensors(folder), companion_tensors(folder))
+    _check_layout(folder, config, plan)
     tensors = _read(plan, config, dtype)
-    model = Model(config, with_mtp=plan.has_mtp)
+    model = Model(config, with_mtp=plan.has_mtp, with_vision=plan.has_vision)
     assemble(model, tensors, interleaved=config.is_next)
     check_norms(model)
     if not lazy:
-        mx.eval(model.parameters())
+        # Until the first image comes, the vision tower costs no memory.
+        mx.eval({name: part for name, part in model.parameters().items() if name != "vision"})
     return model
 
 
@@ -61,6 +64,10 @@ def _check_format(folder: Path, config: ModelConfig) -> None:
     marker = config.raw.get(FORMAT_KEY)
     if marker is None:
         return
+    if not isinstance(marker, dict):
+        raise CheckpointError(
+            f"{FORMAT_KEY} in config.json of {folder} is {marker!r}, expected an object. Convert again."
+        )
     if marker.get("format") != FORMAT_VERSION:
         raise CheckpointError(
             f"{folder} was written in format {marker.get('format')}, expected {FORMAT_VERSION}. Upgrade mlx-qwen."
@@ -73,17 +80,34 @@ def _check_format(folder: Path, config: ModelConfig) -> None:
         )
 
 
+def _check_layout(folder: Path, config: ModelConfig, plan: Plan) -> None:
+    marker = config.raw.get(FORMAT_KEY)
+    if marker is not None and plan.layout is not Layout.MLX:
+        raise CheckpointError(
+            f"config.json in {folder} says that its norms are {marker.get('norms')!r}, as in MLX, but the other "
+            f"tensors are arranged as {plan.layout.value} does. Weights and config are of different folders: copy or "
+            "convert the model again."
+        )
+
+
+def _refuse_foreign_quantization(folder: Path, config: ModelConfig) -> None:
+    settings = foreign_quantization(config)
+    if settings is not None:
+        raise CheckpointError(
+            f"{folder} is quantized with {settings['quant_method']!r}, which runs once it is converted: "
+            f"mlx-qwen convert --model {folder} --mlx-path <new folder>"
+        )
+
+
 def _read(plan: Plan, config: ModelConfig, dtype: mx.Dtype | None) -> Tensors:
-    """Every text and MTP tensor as a lazy matrix, by module name without the language-model prefix."""
+    """Every tensor as a lazy matrix, by module name without the language-model prefix."""
     files = _LazyFiles()
     tensors: Tensors = {}
     prefix = text_prefix(config)
     for target in plan.targets:
-        if target.spec.role is Role.VISION:
-            continue
         name = target.spec.name if target.spec.name.startswith(MTP_PREFIX) else target.spec.name.removeprefix(prefix)
         matrix = _matrix(target, files, dtype)
-        if target.spec.role is Role.BIAS:
+        if name.endswith(".bias"):
             base = name.removesuffix(".bias")
             tensors[base] = tensors[base].with_bias(matrix.weight)
         else:

@@ -1,6 +1,9 @@
 """The `mlx-qwen` command. Sub-commands are imported when they are used, so that help is there at once."""
 
+import errno
 import importlib
+import io
+import sys
 import warnings
 from typing import TextIO
 
@@ -13,6 +16,7 @@ COMMANDS = {
     "generate": "Write an answer to one prompt.",
     "chat": "Talk with a model, turn by turn.",
     "convert": "Convert a checkpoint to MLX, quantized to 4 bits unless told otherwise.",
+    "plan": "Work out what a model needs, whether it fits, and what bounds its speed.",
     "demo": "Make a small random checkpoint, convert it to 4 bits, and stream tokens from it.",
     "doctor": "Check this machine and run each kernel's parity probe on its GPU.",
     "bench": "Measure speed, memory and precision beside mlx-lm, in alternation.",
@@ -43,6 +47,11 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except MLXQwenError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # click ends quietly when a pipe's reader has gone
+                raise
+            _drop_unwritten_output()
+            raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
 
@@ -52,6 +61,16 @@ class LazyGroup(click.Group):
 def main() -> None:
     """Run and convert Qwen3.5 models with MLX."""
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as in arguments, so that bad bytes reach the one check
+
+
+def _drop_unwritten_output() -> None:
+    """What a full disk did not take would be written, and fail, once more at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = io.StringIO()
 
 
 def _show_warning(

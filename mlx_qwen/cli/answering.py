@@ -5,10 +5,10 @@ import sys
 import click
 
 from mlx_qwen.cli.options import GenerationFlags
-from mlx_qwen.cli.printer import AnswerPrinter, show_progress
+from mlx_qwen.cli.printer import AnswerPrinter
 from mlx_qwen.generation.caching import kv_cache_summary
 from mlx_qwen.generation.options import GenerationOptions
-from mlx_qwen.generation.prompts import Prompt, prompt_tokens
+from mlx_qwen.generation.prompts import Prompt, prompt_inputs
 from mlx_qwen.generation.stream import stream_answer
 from mlx_qwen.model import Model
 from mlx_qwen.prompt import Processor
@@ -16,18 +16,18 @@ from mlx_qwen.prompt import Processor
 
 def options_from_flags(flags: GenerationFlags) -> GenerationOptions:
     """The options that the flags ask for; prompt progress is shown where someone watches."""
-    return GenerationOptions(**flags, progress=show_progress if sys.stderr.isatty() else False)
+    return GenerationOptions(**flags, progress=sys.stderr.isatty())
 
 
 def answer_prompt(
     model: Model, processor: Processor, prompt: Prompt, options: GenerationOptions, *, verbose: bool
 ) -> None:
     """Prints the answer as it comes and, if `verbose`, statistics on stderr, also for an answer cut short by Ctrl-C."""
-    ids = prompt_tokens(processor, prompt, options)
-    responses = stream_answer(model, processor, ids, options)
+    inputs = prompt_inputs(processor, prompt, options)
+    responses = stream_answer(model, processor, inputs, options)
     if verbose and options.kv_bits is not None:
         click.echo(kv_cache_summary(model, options.kv_bits), err=True)
-    printer = AnswerPrinter(inside_thinking=processor.opens_thinking(ids))
+    printer = AnswerPrinter(inside_thinking=processor.opens_thinking(inputs.ids))
     last = None
     try:
         for last in responses:

@@ -28,12 +28,15 @@ def command(
 
     from mlx_qwen.cli.answering import options_from_flags
     from mlx_qwen.cli.conversation import Conversation
+    from mlx_qwen.generation.caching import kv_cache_summary
     from mlx_qwen.loading import load
 
     options = options_from_flags(flags)
     loaded, processor = load(path, revision=revision)
     conversation = Conversation(loaded, processor, options, system=system_prompt)
     click.echo(f"{path}. /help lists what you can type besides questions.")
+    if options.kv_bits is not None:
+        click.echo(kv_cache_summary(loaded, options.kv_bits), err=True)
     while (line := _read_line()) is not None:
         if line.startswith("/"):
             if not _obey(line, conversation):

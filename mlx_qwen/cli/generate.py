@@ -1,6 +1,7 @@
 """`mlx-qwen generate`: one prompt, one answer."""
 
 import sys
+from dataclasses import replace
 from typing import Unpack
 
 import click
@@ -11,6 +12,9 @@ from mlx_qwen.cli.options import GenerationFlags, generation_flags, model_flags,
 @click.command()
 @model_flags
 @click.option("-p", "--prompt", required=True, help="What to ask; - reads it from standard input.")
+@click.option("--image", "images", multiple=True, metavar="PATH|URL", help="Image to ask about; may be repeated.")
+@click.option("--max-pixels", type=int, help="Shrink larger images to this area.  [default: the model's]")
+@click.option("--min-pixels", type=int, help="Enlarge smaller images to this area.  [default: the model's]")
 @generation_flags(max_tokens=2048)
 @click.option("--ignore-chat-template", is_flag=True, help="Use the prompt as it stands.")
 @click.option("--verbose/--quiet", default=True, help="Statistics after the answer.  [default: verbose]")
@@ -18,6 +22,9 @@ def command(
     model: str | None,
     revision: str | None,
     prompt: str,
+    images: tuple[str, ...],
+    max_pixels: int | None,
+    min_pixels: int | None,
     system_prompt: str | None,
     ignore_chat_template: bool,
     verbose: bool,
@@ -32,7 +39,7 @@ def command(
     from mlx_qwen.cli.answering import answer_prompt, options_from_flags
     from mlx_qwen.loading import load
 
-    options = options_from_flags(flags)
+    options = replace(options_from_flags(flags), images=images, max_pixels=max_pixels, min_pixels=min_pixels)
     loaded, processor = load(path, revision=revision)
     plain = ignore_chat_template or processor.chat_template is None
     answer_prompt(loaded, processor, text if plain else _messages(text, system_prompt), options, verbose=verbose)

@@ -35,11 +35,3 @@ class AnswerPrinter:
         if answer:
             click.echo(("\n\n" if self._reasoned else "") + answer, nl=False)
             self._reasoned = False
-
-
-def show_progress(done: int, total: int) -> None:
-    """A line on stderr that counts prompt tokens, wiped when all are read."""
-    if done < total:
-        click.echo(f"\rReading the prompt: {done:,} of {total:,} tokens", err=True, nl=False)
-    else:
-        click.echo("\r\033[K", err=True, nl=False)

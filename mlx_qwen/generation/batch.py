@@ -1,6 +1,6 @@
 """Writing several answers at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 
@@ -8,6 +8,7 @@ from mlx_qwen.errors import PromptError
 from mlx_qwen.generation.answer import Answer
 from mlx_qwen.generation.caching import new_cache
 from mlx_qwen.generation.decode import decode
+from mlx_qwen.generation.embedding import embedded
 from mlx_qwen.generation.memory import wired_memory
 from mlx_qwen.generation.options import GenerationOptions, LogitsProcessor, Progress, Sampler
 from mlx_qwen.generation.prefill import prefill, progress_callback
@@ -39,6 +40,8 @@ def batch_generate(
     logits_processors: Sequence[LogitsProcessor] | None = None,
     prefill_step_size: int = 2048,
     kv_bits: int | None = None,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
     progress: Progress | bool = False,
 ) -> list[str]:
     """Writes one answer for each prompt, all at the same time, and returns their raw texts in the prompts' order.
@@ -64,11 +67,18 @@ def batch_generate(
         logits_processors=logits_processors,
         prefill_step_size=prefill_step_size,
         kv_bits=kv_bits,
+        max_pixels=max_pixels,
+        min_pixels=min_pixels,
         progress=progress,
     )
     if isinstance(prompts, str):
         raise PromptError("batch_generate takes a list of prompts; for a single one use generate.")
-    if not prompts:
+    if any(isinstance(prompt, Mapping) for prompt in prompts):
+        raise PromptError(
+            "batch_generate takes a list of conversations, each a list of messages; this is one conversation. "
+            "Put it into a list, or use generate."
+        )
+    if len(prompts) == 0:
         return []
     requests = [prepare_request(model, processor, prompt, options, index=i) for i, prompt in enumerate(prompts)]
     answers = [Answer(processor, request, options) for request in requests]
@@ -85,6 +95,7 @@ def _write(model: Model, requests: list[Request], answers: list[Answer], options
         tokens,
         cache,
         mask=mask,
+        embedded=embedded(model, tokens, cache, requests, mask=mask),
         step_size=options.prefill_step_size,
         progress=progress_callback(options.progress),
     )

@@ -1,13 +1,29 @@
-"""Makes an answer's cache and says which parts of it are packed."""
+"""Makes an answer's cache, says which parts of it are packed, and which tokens it has seen."""
+
+from collections.abc import Sequence
 
 from mlx_qwen.cache import HybridCache
 from mlx_qwen.model import Model
+
+_UNKNOWN = -1
 
 
 def new_cache(model: Model, kv_bits: int | None) -> HybridCache:
     """An empty cache, packed in groups that divide the model's heads; raises PromptError for bits that cannot be."""
     group_size = 64 if model.config.text.head_dim % 64 == 0 else 32
     return model.make_cache(kv_bits=kv_bits, kv_group_size=group_size)
+
+
+def seen_tokens(cache: HybridCache) -> list[int]:
+    """The ids behind `cache.offset`, without those that the model was called with directly: they are not known."""
+    return [token for token in cache.tokens[: cache.offset] if token != _UNKNOWN]
+
+
+def note_tokens(cache: HybridCache, ids: Sequence[int]) -> None:
+    """Remembers the ids that are read next, after as many as the cache has seen now."""
+    del cache.tokens[cache.offset :]
+    cache.tokens += [_UNKNOWN] * (cache.offset - len(cache.tokens))
+    cache.tokens += ids
 
 
 def kv_cache_summary(model: Model, kv_bits: int) -> str:

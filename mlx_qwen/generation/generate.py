@@ -1,6 +1,7 @@
 """Writing one answer: `stream_generate` token by token, `generate` at once."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from mlx_qwen.cache import HybridCache
 from mlx_qwen.generation.caching import kv_cache_summary
@@ -10,6 +11,9 @@ from mlx_qwen.generation.response import GenerationResponse
 from mlx_qwen.generation.stream import stream_answer
 from mlx_qwen.model import Model
 from mlx_qwen.prompt import Processor, Tools
+
+if TYPE_CHECKING:
+    from mlx_qwen.prompt.image_sources import ImageSource
 
 
 def stream_generate(
@@ -35,6 +39,9 @@ def stream_generate(
     prompt_cache: HybridCache | None = None,
     prefill_step_size: int = 2048,
     kv_bits: int | None = None,
+    images: "Sequence[ImageSource] | None" = None,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
     progress: Progress | bool = False,
 ) -> Iterator[GenerationResponse]:
     """Writes an answer and yields a response for each of its tokens.
@@ -42,7 +49,8 @@ def stream_generate(
     Args:
         model: from `load`.
         processor: from `load`.
-        prompt: text, used as it stands; token ids; or chat messages, to which the chat template is applied.
+        prompt: text, used as it stands; token ids; or chat messages, to which the chat template is applied. Messages
+            may hold images: {"type": "image", "image": a path, URL, data URL, bytes, pillow image or array}.
         max_tokens: most tokens to generate; fewer where the model's context ends.
         temperature: 0 takes the likeliest token. Sampling options left at None take Qwen's recommendation for the
             model's size and mode, or greedy decoding where generation_config.json says `do_sample: false`.
@@ -50,7 +58,7 @@ def stream_generate(
         top_k: keep this many of the likeliest tokens; 0 keeps all.
         min_p: keep tokens with at least this fraction of the likeliest one's probability; 0 keeps all.
         presence_penalty: subtracted from the logits of every token that is already in the answer.
-        repetition_penalty: divides positive logits of tokens in prompt and answer, and multiplies negative ones.
+        repetition_penalty: divides positive logits of tokens in cache, prompt and answer, and multiplies negative ones.
         seed: makes sampling repeatable; None draws one from `mx.random`.
         tools: functions that the model may call, as JSON descriptions; used with chat messages.
         enable_thinking: whether a chat answer begins with reasoning; None takes the default of the model's size.
@@ -62,6 +70,10 @@ def stream_generate(
         prompt_cache: from `model.make_cache()`: the prompt goes on after what it has seen, and it is updated.
         prefill_step_size: prompt tokens that are read at once.
         kv_bits: 8 or 4 packs keys and values of the attention layers.
+        images: go in front of the last user's words in chat messages, or to the prompt's own placeholders.
+        max_pixels: area to which larger images are shrunk; min_pixels: to which smaller ones are enlarged. Left at
+            None, the checkpoint's own.
+        min_pixels: see max_pixels.
         progress: called with (done, total) prompt tokens, or True for a line on stderr.
 
     Raises:
@@ -87,6 +99,9 @@ def stream_generate(
         prompt_cache=prompt_cache,
         prefill_step_size=prefill_step_size,
         kv_bits=kv_bits,
+        images=images,
+        max_pixels=max_pixels,
+        min_pixels=min_pixels,
         progress=progress,
     )
     return stream_answer(model, processor, prompt, options)
@@ -115,6 +130,9 @@ def generate(
     prompt_cache: HybridCache | None = None,
     prefill_step_size: int = 2048,
     kv_bits: int | None = None,
+    images: "Sequence[ImageSource] | None" = None,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
     progress: Progress | bool = False,
     verbose: bool = False,
 ) -> str:
@@ -141,6 +159,9 @@ def generate(
         prompt_cache=prompt_cache,
         prefill_step_size=prefill_step_size,
         kv_bits=kv_bits,
+        images=images,
+        max_pixels=max_pixels,
+        min_pixels=min_pixels,
         progress=progress,
     )
     if verbose and kv_bits is not None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import mlx.core as mx
 
@@ -11,6 +11,9 @@ from mlx_qwen.cache import HybridCache
 from mlx_qwen.errors import PromptError
 from mlx_qwen.generation.defaults import GREEDY, SamplingParameters
 from mlx_qwen.prompt.json_types import Tools
+
+if TYPE_CHECKING:
+    from mlx_qwen.prompt.image_sources import ImageSource
 
 # As in mlx-lm: log-probabilities [1, V] to a token [1]; and all tokens so far [n] with logits [1, V] to logits [1, V].
 Sampler: TypeAlias = Callable[[mx.array], mx.array]
@@ -43,6 +46,9 @@ class GenerationOptions:
     prompt_cache: HybridCache | None = None
     prefill_step_size: int = 2048
     kv_bits: int | None = None
+    images: "Sequence[ImageSource] | None" = None
+    max_pixels: int | None = None
+    min_pixels: int | None = None
     progress: Progress | bool = False
 
     def __post_init__(self) -> None:
@@ -57,7 +63,9 @@ class GenerationOptions:
         _check("repetition_penalty", penalty, penalty != 0 and _between(penalty, 0, math.inf), "above 0 (1 is off)")
         _check("thinking_budget", self.thinking_budget, _between(self.thinking_budget, 0, math.inf), "0 or more tokens")
         _check("seed", self.seed, _between(self.seed, 0, math.inf), "0 or more")
-        _check("stop", self.stop, all(self.stop_strings) and self.stop != "", "strings that are not empty")
+        _check("stop", self.stop, _is_stop(self.stop), "a string that is not empty, or a list of such")
+        known_cache = self.prompt_cache is None or isinstance(self.prompt_cache, HybridCache)
+        _check("prompt_cache", self.prompt_cache, known_cache, "what model.make_cache() returns")
         if self.kv_bits is not None and self.prompt_cache is not None:
             raise PromptError("kv_bits belongs to the cache: pass model.make_cache(kv_bits=...) as prompt_cache.")
         if self.sampler is not None:
@@ -89,6 +97,13 @@ class GenerationOptions:
 
 def _between(value: float | None, low: float, high: float) -> bool:
     return value is None or (low <= value <= high and math.isfinite(value))
+
+
+def _is_stop(stop: object) -> bool:
+    strings = [stop] if isinstance(stop, str) else stop
+    if strings is None:
+        return True
+    return isinstance(strings, Sequence) and all(isinstance(string, str) and string for string in strings)
 
 
 def _check(name: str, value: object, fits: bool, expected: str) -> None:

@@ -8,6 +8,7 @@ from mlx_qwen.cache import HybridCache
 from mlx_qwen.generation.interrupts import Uninterrupted
 from mlx_qwen.generation.options import Progress
 from mlx_qwen.model import Model
+from mlx_qwen.model.embedding import Embedded
 
 
 def prefill(
@@ -16,13 +17,14 @@ def prefill(
     cache: HybridCache,
     *,
     mask: mx.array | None = None,
+    embedded: Embedded | None = None,
     step_size: int = 2048,
     progress: Progress | None = None,
 ) -> mx.array:
     """The logits [B, V] after the last token of `tokens` [B, T]; the head never sees the others.
 
-    `mask` [B, T] is False at left padding. `progress` is called with the tokens done and T after every piece. An
-    interrupt leaves the cache at the end of a piece.
+    `mask` [B, T] is False at left padding; `embedded` is given where the tokens hold images. `progress` is called with
+    the tokens done and T after every piece. An interrupt leaves the cache at the end of a piece.
     """
     T = tokens.shape[1]
     report = progress or _ignore
@@ -31,12 +33,14 @@ def prefill(
     for start in range(0, last, step_size):
         end = start + step_size
         with Uninterrupted():
-            model.hidden_states(tokens[:, start:end], cache, mask=_part(mask, start, end))
+            part = embedded and embedded.part(start, end)
+            model.hidden_states(tokens[:, start:end], cache, mask=_part(mask, start, end), embedded=part)
         mx.eval(cache.arrays())
         mx.clear_cache()
         report(end, T)
     with Uninterrupted():
-        hidden = model.hidden_states(tokens[:, last:], cache, mask=_part(mask, last, T))
+        part = embedded and embedded.part(last, T)
+        hidden = model.hidden_states(tokens[:, last:], cache, mask=_part(mask, last, T), embedded=part)
     logits = model.logits(hidden[:, -1:])[:, -1]
     mx.eval(logits, cache.arrays())
     report(T, T)
@@ -46,13 +50,15 @@ def prefill(
 def progress_callback(progress: Progress | bool) -> Progress | None:
     """The caller's own callback, a line on stderr for True, nothing for False."""
     if isinstance(progress, bool):
-        return _print_progress if progress else None
+        return _show_progress if progress else None
     return progress
 
 
-def _print_progress(done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    print(f"\rPrompt: {done:,} of {total:,} tokens", end=end, file=sys.stderr, flush=True)
+def _show_progress(done: int, total: int) -> None:
+    """A line that counts the tokens; a terminal's is wiped when all are read."""
+    last = "\r\033[K" if sys.stderr.isatty() else "\n"
+    end = last if done == total else ""
+    print(f"\rReading the prompt: {done:,} of {total:,} tokens", end=end, file=sys.stderr, flush=True)
 
 
 def _part(mask: mx.array | None, start: int, end: int) -> mx.array | None:

@@ -1,35 +1,98 @@
 """Brings each form of prompt to token ids, and checks that they fit the model."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 from mlx_qwen.config import TextConfig
 from mlx_qwen.errors import PromptError
 from mlx_qwen.generation.options import GenerationOptions
 from mlx_qwen.prompt import Messages, Processor
+from mlx_qwen.prompt.media import expand_placeholders, message_images, with_images
 
-# Text as it stands, token ids (a list or an array [n]), or chat messages for the template.
-Prompt: TypeAlias = str | Sequence[int] | mx.array | Messages
+if TYPE_CHECKING:
+    from mlx_qwen.prompt.image_sources import ImageSource
+    from mlx_qwen.prompt.images import Patches
+
+# Text as it stands, token ids (a list or an array [T] or [1, T]), or chat messages for the template.
+Prompt: TypeAlias = str | Sequence[int] | mx.array | npt.NDArray[np.integer] | Messages
+
+_NO_PROMPT = (
+    "The prompt is neither text, nor one row of token ids, nor a list of chat messages (dictionaries). "
+    "batch_generate takes several prompts."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptInputs:
+    """A prompt as the model reads it: token ids, and the images that its placeholders stand for."""
+
+    ids: list[int]
+    images: "Patches | None" = None
 
 
 def prompt_tokens(processor: Processor, prompt: Prompt, options: GenerationOptions) -> list[int]:
     """Token ids of a prompt; raises PromptError when it is empty or of no known form."""
+    return prompt_inputs(processor, prompt, options).ids
+
+
+def prompt_inputs(processor: Processor, prompt: Prompt, options: GenerationOptions) -> PromptInputs:
+    """Token ids and images of a prompt.
+
+    Images are those of its messages, or `options.images`: in front of the last user's words in chat messages, at the
+    placeholders in any other prompt. Raises PromptError when it is empty or of no known form, an image cannot be read,
+    or images and placeholders do not match.
+    """
+    images = list(options.images or ())
     if isinstance(prompt, str):
         ids = processor.encode(prompt)
     else:
-        items = prompt.tolist() if isinstance(prompt, mx.array) else prompt
-        listed = items if isinstance(items, Sequence) else [items]
-        ids = [item for item in listed if isinstance(item, int)]
+        listed = _listed(prompt)
+        ids = [int(item) for item in listed if isinstance(item, int | np.integer) and not isinstance(item, bool)]
         messages = [item for item in listed if isinstance(item, Mapping)]
-        if listed is not items or len(listed) not in (len(ids), len(messages)):
-            raise PromptError("The prompt is neither text, nor token ids, nor a list of chat messages (dictionaries).")
+        if len(listed) not in (len(ids), len(messages)):
+            raise PromptError(_NO_PROMPT)
         if messages:
-            ids = processor.encode(_rendered(processor, messages, options))
+            chat = with_images(messages, images) if images else messages
+            images = message_images(chat)
+            ids = processor.encode(_rendered(processor, chat, options))
     if not ids:
         raise PromptError("The prompt is empty; give at least one token to continue from.")
-    return ids
+    return _with_patches(processor, ids, images, options)
+
+
+def _listed(prompt: object) -> Sequence[object]:
+    """The ids or messages of a prompt; an array holds one row of ids, [T] or [1, T]."""
+    if isinstance(prompt, mx.array | np.ndarray):
+        row = prompt[0] if prompt.ndim == 2 and len(prompt) == 1 else prompt
+        prompt = row.tolist()
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise PromptError(_NO_PROMPT)
+    return prompt
+
+
+def _with_patches(
+    processor: Processor, ids: list[int], images: "list[ImageSource]", options: GenerationOptions
+) -> PromptInputs:
+    """Decode the images and give each as many placeholders as it has features."""
+    if not images and processor.image_token_id not in ids:
+        return PromptInputs(ids)
+    preparing = processor.image_processor
+    if preparing is None or processor.image_token_id is None:
+        raise PromptError(
+            "The prompt holds an image, but this checkpoint is for text only. Use a checkpoint with a vision tower, or "
+            "describe the image in words."
+        )
+    preparing = preparing.limited(min_pixels=options.min_pixels, max_pixels=options.max_pixels)
+    patches = preparing(images) if images else None
+    grids = patches.grids if patches else ()
+    return PromptInputs(
+        expand_placeholders(ids, grids, token=processor.image_token_id, merge=preparing.merge_size), patches
+    )
 
 
 def check_fits(ids: Sequence[int], text: TextConfig, *, cached: int = 0) -> None:

@@ -4,45 +4,57 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_qwen.errors import PromptError
+from mlx_qwen.generation.caching import seen_tokens
 from mlx_qwen.generation.decode import Row
 from mlx_qwen.generation.defaults import GREEDY, SamplingParameters, recommended_sampling
 from mlx_qwen.generation.options import GenerationOptions
-from mlx_qwen.generation.prompts import Prompt, check_fits, prompt_tokens, room_for_answer
+from mlx_qwen.generation.prompts import Prompt, PromptInputs, check_fits, prompt_inputs, room_for_answer
 from mlx_qwen.generation.sampling import TokenSampler
 from mlx_qwen.generation.thinking import ThinkingBudget
 from mlx_qwen.model import Model
+from mlx_qwen.model.qwen import NO_VISION
 from mlx_qwen.prompt import Processor
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer to write: `ids` to read first, what chooses its tokens, and how many there may be at most."""
+    """One answer to write: what to read first, what chooses its tokens, and how many there may be at most."""
 
-    ids: list[int]
+    inputs: PromptInputs
     row: Row
     max_tokens: int
     inside_thinking: bool
 
+    @property
+    def ids(self) -> list[int]:
+        """The prompt's tokens."""
+        return self.inputs.ids
+
 
 def prepare_request(
-    model: Model, processor: Processor, prompt: Prompt, options: GenerationOptions, *, index: int = 0
+    model: Model, processor: Processor, prompt: Prompt | PromptInputs, options: GenerationOptions, *, index: int = 0
 ) -> Request:
     """Encodes a prompt and checks it (PromptError); row `index` of a batch draws from `seed + index`."""
     text = model.config.text
-    cached = options.prompt_cache.offset if options.prompt_cache is not None else 0
-    ids = prompt_tokens(processor, prompt, options)
+    cache = options.prompt_cache
+    cached, seen = (0, []) if cache is None else (cache.offset, seen_tokens(cache))
+    inputs = prompt if isinstance(prompt, PromptInputs) else prompt_inputs(processor, prompt, options)
+    ids = inputs.ids
+    if inputs.images is not None and model.vision is None:
+        raise PromptError(NO_VISION)
     check_fits(ids, text, cached=cached)
     inside = processor.opens_thinking(ids)
     sampler = TokenSampler(
         sampling_parameters(model, processor, options, thinking=inside),
-        prompt=mx.array(ids),
+        prompt=mx.array([*seen, *ids]),
         vocab_size=text.vocab_size,
         seed=None if options.seed is None else options.seed + index,
         sampler=options.sampler,
         logits_processors=options.logits_processors or (),
     )
     return Request(
-        ids=ids,
+        inputs=inputs,
         row=Row(sampler, ThinkingBudget.for_prompt(options.thinking_budget, processor, inside=inside)),
         max_tokens=room_for_answer(ids, text, options.max_tokens, cached=cached),
         inside_thinking=inside,

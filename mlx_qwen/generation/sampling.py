@@ -1,6 +1,7 @@
-"""Draws one token from logits, in the order of Qwen's, vLLM's and transformers' samplers.
+"""Draws one token from logits.
 
-Repetition penalty, presence penalty, temperature, then top-k, top-p and min-p on the tempered distribution.
+Repetition penalty, presence penalty, temperature, then top-k, top-p and min-p on the tempered distribution: the order
+of transformers' processors, which have no presence penalty.
 """
 
 import random
@@ -35,8 +36,8 @@ class Candidates(NamedTuple):
 class TokenSampler:
     """One answer's sampling: its parameters, random numbers and the tokens its penalties remember.
 
-    `prompt` [n] are the prompt's tokens; presence penalty does not count them. With the same seed the same logits give
-    the same tokens, whatever else draws from `mx.random`; without one, the seed comes from there.
+    `prompt` [n] are all tokens before the answer; presence penalty does not count them. With the same seed the same
+    logits give the same tokens, whatever else draws from `mx.random`; without one, the seed comes from there.
     """
 
     def __init__(

@@ -6,12 +6,13 @@ import mlx.core as mx
 
 from mlx_qwen.cache import HybridCache
 from mlx_qwen.generation.answer import Answer
-from mlx_qwen.generation.caching import new_cache
+from mlx_qwen.generation.caching import new_cache, note_tokens
 from mlx_qwen.generation.decode import decode
+from mlx_qwen.generation.embedding import embedded
 from mlx_qwen.generation.memory import wired_memory
 from mlx_qwen.generation.options import GenerationOptions
 from mlx_qwen.generation.prefill import prefill, progress_callback
-from mlx_qwen.generation.prompts import Prompt
+from mlx_qwen.generation.prompts import Prompt, PromptInputs
 from mlx_qwen.generation.request import Request, prepare_request
 from mlx_qwen.generation.response import Clock, GenerationResponse
 from mlx_qwen.model import Model
@@ -19,7 +20,7 @@ from mlx_qwen.prompt import Processor
 
 
 def stream_answer(
-    model: Model, processor: Processor, prompt: Prompt, options: GenerationOptions
+    model: Model, processor: Processor, prompt: Prompt | PromptInputs, options: GenerationOptions
 ) -> Iterator[GenerationResponse]:
     """As `stream_generate`, with the options in one object. Prompt and cache are checked before this returns."""
     request = prepare_request(model, processor, prompt, options)
@@ -32,15 +33,19 @@ def _responses(
 ) -> Iterator[GenerationResponse]:
     cached, clock = cache.offset, Clock()
     with wired_memory():
+        tokens = mx.array([request.ids])
+        note_tokens(cache, request.ids)
         logits = prefill(
             model,
-            mx.array([request.ids]),
+            tokens,
             cache,
+            embedded=embedded(model, tokens, cache, [request]),
             step_size=options.prefill_step_size,
             progress=progress_callback(options.progress),
         )
         clock.prompt_done()
         for step in decode(model, cache, logits, [request.row], max_tokens=request.max_tokens):
+            cache.tokens += step.tokens
             text = answer.push(step.tokens[0])
             parsed = answer.parsed() if answer.finish_reason else None
             yield GenerationResponse(

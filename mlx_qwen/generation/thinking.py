@@ -6,8 +6,8 @@ from mlx_qwen.errors import PromptError
 from mlx_qwen.prompt.processor import Processor
 from mlx_qwen.prompt.reasoning import THINK_END
 
-# Qwen3.5 was trained on reasoning that closes with a sentence, a line break and the tag.
-_CLOSING = f"\nThat is all the time there is to think; here is the answer.\n{THINK_END}\n\n"
+# As the chat template itself closes a block: nothing is put into the model's mouth.
+_CLOSING = f"\n{THINK_END}\n\n"
 
 
 class ThinkingBudget:

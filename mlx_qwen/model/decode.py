@@ -11,6 +11,7 @@ from functools import cache
 
 import mlx.core as mx
 
+from metal_kernels import backend
 from mlx_qwen.cache import GatedDeltaCache, HybridCache, LayerCache
 from mlx_qwen.model.attention import Heads
 from mlx_qwen.model.decoder import DecoderLayer, Residual
@@ -33,10 +34,11 @@ def _has_host_compiler() -> bool:
 class DecodeStep:
     """A model's decoder for one new token a sequence: the same values as its layers one after the other.
 
-    The weights are constants of the traced graphs: make a new step after changing them.
+    The weights and the backend are constants of the traced graphs: make a new step after changing them.
     """
 
     def __init__(self, embed: Embed, layers: Sequence[DecoderLayer]) -> None:
+        self.backend = backend()
         attention = [i for i, layer in enumerate(layers) if not layer.is_linear]
         starts, ends = [0, *attention], [*attention, len(layers)]
         self._stretches = [
@@ -48,7 +50,7 @@ class DecodeStep:
 
         Every Gated DeltaNet layer must have a state; `attention_mask` is bool [B, 1, 1, S], for padded batches.
         """
-        position = mx.array(caches.offset)
+        position = caches.next_position()
         entering: Arrays = (input_ids,)
         for stretch in self._stretches[:-1]:
             x, *leaving = stretch(entering, position, caches)

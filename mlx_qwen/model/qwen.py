@@ -1,21 +1,39 @@
 """The whole model: embeddings, decoder layers, final norm and head, with the MTP layer beside them."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
+from metal_kernels import backend
 from mlx_qwen.cache import HybridCache, KVCache, make_cache
 from mlx_qwen.config import ModelConfig
+from mlx_qwen.errors import PromptError
 from mlx_qwen.model.decode import DecodeStep, can_compile
 from mlx_qwen.model.decoder import DecoderLayer, Masks, Residual
+from mlx_qwen.model.embedding import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
+from mlx_qwen.model.features import FeatureCache
 from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
 from mlx_qwen.model.mtp import MTP
 from mlx_qwen.model.rope import Positions
+from mlx_qwen.model.vision import VisionTower
+
+NO_VISION = (
+    "This checkpoint has no vision tower, so that it cannot see images or videos. Use a checkpoint that was converted "
+    "with its vision weights, or describe the image in words."
+)
 
 
 class Model(nn.Module):
-    """A Qwen3.5, Qwen3.6, Qwen3.8 or Qwen3-Next language model. `mtp` is None when the checkpoint has no MTP layer."""
+    """A Qwen3.5, Qwen3.6, Qwen3.8 or Qwen3-Next model.
 
-    def __init__(self, config: ModelConfig, *, with_mtp: bool = True) -> None:
+    `mtp` is None when the checkpoint has no MTP layer, `vision` when it has no vision tower. Decoding replays graphs
+    whose constants the weights are: change weights by `update` (as `load_weights` does), which has them traced anew.
+    """
+
+    def __init__(self, config: ModelConfig, *, with_mtp: bool = True, with_vision: bool = False) -> None:
         super().__init__()
         text = config.text
         self.config = config
@@ -30,16 +48,58 @@ class Model(nn.Module):
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self._step: DecodeStep | None = None
         self._dtype: mx.Dtype | None = None
+        self._features: FeatureCache | None = None
         self.mtp = MTP(text) if with_mtp and text.mtp_num_hidden_layers else None
+        self.vision = VisionTower(config.vision) if with_vision and config.vision is not None else None
 
     def __call__(
-        self, input_ids: mx.array, cache: HybridCache | None = None, *, mask: mx.array | None = None
+        self,
+        input_ids: mx.array,
+        cache: HybridCache | None = None,
+        *,
+        mask: mx.array | None = None,
+        pixel_values: mx.array | None = None,
+        image_grid_thw: mx.array | None = None,
+        pixel_values_videos: mx.array | None = None,
+        video_grid_thw: mx.array | None = None,
     ) -> mx.array:
-        """Logits [B, T, vocab_size] in the model's dtype; arguments as in `hidden_states`."""
-        return self.logits(self.hidden_states(input_ids, cache, mask=mask))
+        """Logits [B, T, vocab_size] in the model's dtype; arguments as in `hidden_states` and `embed`."""
+        cache = self.make_cache() if cache is None else cache
+        pixels = pixels_of(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+        embedded = self.embed(input_ids, pixels, cache, mask=mask) if pixels else None
+        return self.logits(self.hidden_states(input_ids, cache, mask=mask, embedded=embedded))
+
+    def embed(
+        self, input_ids: mx.array, pixels: Sequence[Pixels], cache: HybridCache, *, mask: mx.array | None = None
+    ) -> Embedded:
+        """Run the vision tower and give every token its embedding and its place after those in `cache`.
+
+        Args:
+            input_ids: int [B, T], with as many placeholders as the pixels become features.
+            pixels: images and videos, in the order of their placeholders, row after row.
+            cache: as it is before these tokens; not changed.
+            mask: as in `hidden_states`.
+
+        Raises:
+            PromptError: the checkpoint has no vision tower, or placeholders and pixels do not match.
+        """
+        if self.vision is None:
+            raise PromptError(NO_VISION)
+        kinds = token_kinds(np.array(input_ids), self.config)
+        if self._features is None:
+            self._features = FeatureCache(self.vision)
+        merge = self.vision.config.spatial_merge_size
+        embeddings, grids = merge_features(self.embed_tokens(input_ids), kinds, pixels, self._features, merge)
+        real = None if mask is None else np.array(mask.astype(mx.bool_))
+        return Embedded(embeddings, positions(kinds, grids, merge, cache, real))
 
     def hidden_states(
-        self, input_ids: mx.array, cache: HybridCache | None = None, *, mask: mx.array | None = None
+        self,
+        input_ids: mx.array,
+        cache: HybridCache | None = None,
+        *,
+        mask: mx.array | None = None,
+        embedded: Embedded | None = None,
     ) -> mx.array:
         """Hidden states before the final norm, fp32 [B, T, hidden_size]; `cache` is updated in place.
 
@@ -48,21 +108,30 @@ class Model(nn.Module):
             cache: from `make_cache`; None reads the tokens as a whole sequence.
             mask: bool [B, T], False for left padding (before a row's first token only); None when there is none. The
                 cache remembers it for later calls.
+            embedded: from `embed`, of the same tokens where they hold images or videos.
+
+        Raises:
+            ValueError: `input_ids` is not [B, T] with at least one token.
         """
+        if input_ids.ndim != 2 or input_ids.size == 0:
+            raise ValueError(f"input_ids has shape {input_ids.shape}, expected [B, T] with at least one token a row")
         cache = self.make_cache() if cache is None else cache
         T = input_ids.shape[1]
         if mask is not None:
             mask = mask.astype(mx.bool_)
             cache.note_padding(mask)
-        positions = Positions(mx.array(cache.offset))
         masks = _masks(cache, mask, T)
-        x = self._decode(input_ids, cache, masks) if T == 1 else None
+        x = self._decode(input_ids, cache, masks) if T == 1 and embedded is None else None
         if x is None:
-            residual = Residual(self.embed_tokens(input_ids))
+            axes = None if embedded is None else mx.array(embedded.axes)
+            place = Positions(cache.next_position(), axes)
+            residual = Residual(self.embed_tokens(input_ids) if embedded is None else embedded.embeddings)
             for layer, layer_cache in zip(self.layers, cache, strict=True):
-                residual = layer(residual, positions, layer_cache, masks)
+                residual = layer(residual, place, layer_cache, masks)
             x = residual.sum()
         cache.offset += T
+        if embedded is not None:
+            cache.rope_delta = embedded.rope_delta(cache.offset)
         return x
 
     def _decode(self, input_ids: mx.array, cache: HybridCache, masks: Masks | None) -> mx.array | None:
@@ -71,13 +140,19 @@ class Model(nn.Module):
         padding = masks is not None and masks.real is not None
         if first_token or padding or cache.recording or not can_compile():
             return None
-        if self._step is None:
+        if self._step is None or self._step.backend is not backend():
             self._step = DecodeStep(self.embed_tokens, self.layers)
         return self._step(input_ids, cache, masks and masks.attention)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Final norm and head: fp32 [B, T, hidden_size] to [B, T, vocab_size] in the model's dtype."""
         return self._head(self.norm(hidden, self.dtype))
+
+    def update(self, parameters: dict[str, Any], strict: bool = True) -> "Model":  # type: ignore[override]
+        """Replace the given parameters, as `mlx.nn.Module.update` does."""
+        self._step, self._dtype, self._features = None, None, None
+        super().update(parameters, strict)
+        return self
 
     @property
     def dtype(self) -> mx.Dtype:

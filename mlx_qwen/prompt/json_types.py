@@ -18,7 +18,3 @@ class ToolCall:
 
     name: str
     arguments: dict[str, Json]
-
-    def as_message_part(self) -> dict[str, Json]:
-        """The entry that belongs into an assistant message's `tool_calls` when the answer becomes history."""
-        return {"type": "function", "function": {"name": self.name, "arguments": self.arguments}}

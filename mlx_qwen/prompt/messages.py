@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from mlx_qwen.errors import PromptError
 from mlx_qwen.prompt.json_types import Json, Message, Messages, Tools
+from mlx_qwen.prompt.media import IMAGE_PART, is_image
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -18,8 +19,9 @@ def prepare_messages(messages: Messages) -> list[dict[str, Json]]:
     """Copies messages into plain JSON, repairs what has one obvious meaning and refuses the rest.
 
     Text parts are joined, tool arguments in JSON strings parsed, and system messages after the first merged into it
-    (with a warning). Raises PromptError naming the message when a role is unknown, content is not text, or no message
-    is a user's question.
+    (with a warning). Where a message holds images its content stays a list of parts, {"type": "image"} for each of
+    them. Raises PromptError naming the message when a role is unknown, content is neither text nor images, a system
+    message holds images, or no message is a user's question.
     """
     if not messages:
         raise PromptError('The list of messages is empty; pass at least one, like {"role": "user", "content": "..."}.')
@@ -47,14 +49,12 @@ def prepare_tools(tools: Tools | None) -> list[Json] | None:
 
 
 def part_text(part: object, where: str) -> str:
-    """The text of one content part; raises PromptError for media, which this version does not read."""
+    """The text of one content part; raises PromptError when it is none."""
     if isinstance(part, str):
         return part
     kind = part.get("type", "text" if "text" in part else None) if isinstance(part, Mapping) else None
     if isinstance(part, Mapping) and kind == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    if kind in ("image", "image_url", "video", "video_url", "audio", "input_audio"):
-        raise PromptError(f"{where} holds {kind} content; this version reads text only. Describe it in words instead.")
     raise PromptError(f'{where} holds a content part that is not {{"type": "text", "text": "..."}}: {part!r:.80}.')
 
 
@@ -66,6 +66,10 @@ def _message(message: Message, where: str) -> dict[str, Json]:
         raise PromptError(f"{where} has role {role!r}; expected one of {', '.join(ROLES)}.")
     plain = {str(key): _plain(value, where) for key, value in message.items() if key not in ("content", "tool_calls")}
     plain["content"] = _content(message.get("content"), f"{where} ({role})", has_calls=bool(message.get("tool_calls")))
+    if role == "system" and not isinstance(plain["content"], str):
+        raise PromptError(
+            f"{where} (system) holds an image; chat templates allow text only there. Move it to the user."
+        )
     if message.get("tool_calls"):
         plain["tool_calls"] = _tool_calls(message["tool_calls"], where)
     reasoning = next((plain[field] for field in _REASONING_FIELDS if plain.get(field) is not None), None)
@@ -74,11 +78,14 @@ def _message(message: Message, where: str) -> dict[str, Json]:
     return plain
 
 
-def _content(content: object, where: str, *, has_calls: bool) -> str:
+def _content(content: object, where: str, *, has_calls: bool) -> Json:
     if isinstance(content, str):
         return content
     if isinstance(content, Sequence) and not isinstance(content, bytes):
-        return "".join(part_text(part, where) for part in content)
+        texts = [None if is_image(part, where) else part_text(part, where) for part in content]
+        if None not in texts:
+            return "".join(map(str, texts))
+        return [IMAGE_PART if text is None else {"type": "text", "text": text} for text in texts]
     if content is None and has_calls:
         return ""
     raise PromptError(f"{where} has content of type {type(content).__name__}; expected a string or a list of parts.")

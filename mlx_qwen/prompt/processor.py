@@ -1,19 +1,23 @@
 """Text to token ids and back, with the checkpoint's chat template and special tokens."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from mlx_qwen.config import ModelConfig
-from mlx_qwen.errors import CheckpointError
+from mlx_qwen.config import ModelConfig, VisionConfig
+from mlx_qwen.errors import CheckpointError, PromptError
+from mlx_qwen.json_files import read_json_object
 from mlx_qwen.prompt.json_types import Json, Messages, Tools
 from mlx_qwen.prompt.messages import prepare_messages, prepare_tools
 from mlx_qwen.prompt.reasoning import THINK_END, THINK_START
 from mlx_qwen.prompt.sizes import is_small
 from mlx_qwen.prompt.stream import TextStream
 from mlx_qwen.prompt.template import ChatTemplate, token_text
+
+if TYPE_CHECKING:
+    from mlx_qwen.prompt.images import ImageProcessor
 
 _END_OF_TURN = "<|im_end|>"
 _END_OF_TEXT = "<|endoftext|>"
@@ -28,6 +32,7 @@ class Processor:
         thinking: ids of `<think>` and `</think>`, or None when the vocabulary lacks them.
         default_thinking: whether this size thinks unless told otherwise; None when the template knows no thinking.
         generation_config: generation_config.json as read, or empty.
+        image_token_id: the placeholder of images, or None when the checkpoint knows none.
     """
 
     def __init__(
@@ -38,10 +43,16 @@ class Processor:
         end_token_ids: frozenset[int],
         thinks_by_default: bool = True,
         generation_config: dict[str, Json] | None = None,
+        image_token_id: int | None = None,
+        vision: VisionConfig | None = None,
+        image_settings: dict[str, Json] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.end_token_ids = end_token_ids
         self.generation_config = generation_config or {}
+        self.image_token_id = image_token_id
+        self._vision = vision
+        self._image_settings = image_settings or {}
         start, end = tokenizer.token_to_id(THINK_START), tokenizer.token_to_id(THINK_END)
         self.thinking: tuple[int, int] | None = None if start is None or end is None else (start, end)
         self._template = template
@@ -50,7 +61,7 @@ class Processor:
 
     @classmethod
     def from_directory(cls, path: Path, config: ModelConfig) -> "Processor":
-        """Reads tokenizer.json, tokenizer_config.json, generation_config.json and the chat template of a checkpoint.
+        """Reads a checkpoint's tokenizer, chat template, and generation and preprocessor settings.
 
         Raises CheckpointError when tokenizer.json is missing or a file cannot be read.
         """
@@ -64,7 +75,20 @@ class Processor:
             end_token_ids=_end_token_ids(tokenizer, config, tokenizer_config, generation_config),
             thinks_by_default=not is_small(config.text),
             generation_config=generation_config,
+            image_token_id=config.image_token_id,
+            vision=config.vision,
+            image_settings=_read_json(path / "preprocessor_config.json"),
         )
+
+    @property
+    def image_processor(self) -> "ImageProcessor | None":
+        """Makes patches of images; None when the checkpoint has no vision tower."""
+        if self._vision is None:
+            return None
+        # Prompts without images need not wait for the imaging library.
+        from mlx_qwen.prompt.images import ImageProcessor
+
+        return ImageProcessor.from_config(self._vision, self._image_settings)
 
     @property
     def chat_template(self) -> str | None:
@@ -72,7 +96,17 @@ class Processor:
         return self._template.source() if self._template else None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`: special tokens written in it are recognised, none is added."""
+        """Token ids of `text`: special tokens written in it are recognised, none is added.
+
+        Raises PromptError for text that came from bytes which are not UTF-8.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            around = text[max(0, error.start - 10) : error.start + 10]
+            raise PromptError(
+                f"The prompt holds a byte that is not UTF-8, near {around!a}. Save the text as UTF-8."
+            ) from error
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -97,9 +131,10 @@ class Processor:
     ) -> str:
         """The prompt text for chat messages, as transformers' `apply_chat_template` renders it.
 
-        Options left at None are not passed, so that the template's own default holds. `continue_final_message` leaves
-        the last message open for the model to go on writing, and adds no generation prompt. Raises PromptError when
-        the messages cannot be used and CheckpointError when there is no usable template.
+        Every image is one placeholder. Options left at None are not passed, so that the template's own default holds.
+        `continue_final_message` leaves the last message open for the model to go on writing, and adds no generation
+        prompt. Raises PromptError when the messages cannot be used and CheckpointError when there is no usable
+        template.
         """
         if self._template is None:
             raise CheckpointError(
@@ -145,15 +180,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _read_json(file: Path) -> dict[str, Json]:
-    if not file.is_file():
-        return {}
-    try:
-        content: Json = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON ({error}). Download it again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds a {type(content).__name__}, expected a JSON object. Download it again.")
-    return content
+    return read_json_object(file) if file.is_file() else {}
 
 
 def _end_token_ids(

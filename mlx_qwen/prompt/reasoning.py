@@ -35,11 +35,6 @@ class ReasoningSplitter:
         self._buffer = ""
         self._reasoning_begun = False
 
-    @property
-    def in_reasoning(self) -> bool:
-        """Whether the text so far ends inside the block."""
-        return self._state is _State.REASONING
-
     def push(self, text: str) -> Piece:
         """Takes the next piece of raw text, cut anywhere, and returns what is certain by now."""
         self._buffer += text

@@ -1,12 +1,12 @@
 """Finds a checkpoint's chat template and renders messages with it."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from mlx_qwen.errors import CheckpointError, PromptError
+from mlx_qwen.json_files import read_json_object
 from mlx_qwen.prompt.jinja import compile_template
 from mlx_qwen.prompt.json_types import Json
 
@@ -26,16 +26,22 @@ class ChatTemplate:
 
     @classmethod
     def from_directory(cls, path: Path, tokenizer_config: dict[str, Json]) -> "ChatTemplate | None":
-        """Reads chat_template.jinja, chat_template.json or tokenizer_config.json's entry, in this order."""
+        """Reads chat_template.jinja, chat_template.json or tokenizer_config.json's entry, in this order.
+
+        Raises CheckpointError when the first of them that is there cannot be read.
+        """
         sources: dict[str, str] = {}
         if (path / "chat_template.jinja").is_file():
-            sources["default"] = (path / "chat_template.jinja").read_text(encoding="utf-8")
+            sources["default"] = _text_of(path / "chat_template.jinja")
             for extra in sorted((path / "additional_chat_templates").glob("*.jinja")):
-                sources[extra.stem] = extra.read_text(encoding="utf-8")
+                sources[extra.stem] = _text_of(extra)
         elif (path / "chat_template.json").is_file():
-            sources = _named(json.loads((path / "chat_template.json").read_text(encoding="utf-8"))["chat_template"])
+            file = path / "chat_template.json"
+            sources = _named(read_json_object(file).get("chat_template"), file)
+            if not sources:
+                raise CheckpointError(f'{file} has no entry "chat_template". Download it again.')
         else:
-            sources = _named(tokenizer_config.get("chat_template"))
+            sources = _named(tokenizer_config.get("chat_template"), path / "tokenizer_config.json")
         if not sources:
             return None
         names = [name for name in tokenizer_config if name.endswith("_token")]
@@ -80,7 +86,9 @@ class ChatTemplate:
         self, messages: list[dict[str, Json]], *, tools: list[Json] | None, variables: dict[str, Json]
     ) -> str:
         """The prompt text up to the end of the last message's content, for the model to continue it."""
-        last = str(messages[-1]["content"])
+        last = messages[-1]["content"]
+        if not isinstance(last, str):
+            raise PromptError("The last message holds an image, so that it cannot be continued; end with text alone.")
         marked = [*messages[:-1], {**messages[-1], "content": last + _CUT_HERE}]
         text = self.render(marked, tools=tools, add_generation_prompt=False, variables=variables)
         cut = text.rfind(_CUT_HERE.strip())
@@ -96,12 +104,18 @@ def token_text(token: Json) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _named(template: Json) -> dict[str, str]:
-    if isinstance(template, str):
-        return {"default": template}
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read as text ({error}). Download it again.") from error
+
+
+def _named(template: Json, file: Path) -> dict[str, str]:
+    """Sources by name from the forms that `file` may hold: one text, a list of {"name", "template"}, or a mapping."""
     if isinstance(template, list):
-        entries = [entry for entry in template if isinstance(entry, dict)]
-        return {str(entry["name"]): str(entry["template"]) for entry in entries}
-    if isinstance(template, dict):
-        return {name: str(source) for name, source in template.items()}
-    return {}
+        template = {str(entry.get("name")): entry.get("template") for entry in template if isinstance(entry, dict)}
+    named = {"default": template} if isinstance(template, str) else template or {}
+    if not isinstance(named, dict) or not all(isinstance(source, str) for source in named.values()):
+        raise CheckpointError(f"The chat template in {file} is neither a text nor named texts. Download it again.")
+    return {name: str(source) for name, source in named.items()}

@@ -110,6 +110,18 @@ def test_an_interrupted_answer_stays_in_the_conversation(folder: Path, monkeypat
     assert generate(*load(folder), history, temperature=0, max_tokens=8, enable_thinking=False) == "".join(pushed[3:])
 
 
+def test_kv_bits_says_which_layers_are_packed(folder: Path) -> None:
+    assert "KV cache: 8 bits in 1 attention layers (3)" in chat(folder, arguments=("--kv-bits", "8")).stderr
+
+
+def test_bytes_that_are_no_text_are_refused_and_the_chat_goes_on(folder: Path) -> None:
+    flags = ["--model", str(folder), "--temp", "0", "-m", "8"]
+    result = CliRunner().invoke(main, ["chat", *flags], input=b"Caf\xe9\n/help\n")
+    assert "not UTF-8" in result.stderr
+    assert "/reset" in result.stdout
+    assert result.exit_code == 0
+
+
 def test_reset_and_system_begin_anew(folder: Path) -> None:
     again = chat(folder, "Hello", "/reset", "Hello").stdout.split(">>> ")
     assert again[1] == again[3]

@@ -1,6 +1,7 @@
 """`mlx-qwen generate` prints what the Python functions return, and ends as a command should."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,24 @@ def test_a_prompt_longer_than_the_context_is_one_line(folder: Path) -> None:
     result = run("generate", "--model", folder, "-p", "-", stdin="x " * 3000)
     assert result.exit_code == 1
     assert "context ends at 2,048" in result.stderr
+
+
+def test_bytes_that_are_no_text_are_one_line(folder: Path) -> None:
+    result = CliRunner().invoke(main, ["generate", "--model", str(folder), "-p", "-"], input=b"Caf\xe9")
+    assert result.exit_code == 1
+    assert "not UTF-8" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "read only").touch()
+    command = [sys.executable, "-m", "mlx_qwen", "generate", "--help"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with (tmp_path / "read only").open() as unwritable:
+        done = subprocess.run(command, stdout=unwritable, stderr=subprocess.PIPE, text=True, check=False, env=buffered)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_missing_tokenizer_is_one_line(folder: Path, tmp_path: Path) -> None:

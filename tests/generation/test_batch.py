@@ -53,6 +53,11 @@ def test_no_prompts_give_no_answers(loaded: Loaded) -> None:
     assert batch_generate(loaded.model, loaded.processor, []) == []
 
 
+def test_one_conversation_instead_of_a_list_is_refused(loaded: Loaded) -> None:
+    with pytest.raises(PromptError, match="list of conversations"):
+        batch_generate(loaded.model, loaded.processor, [{"role": "user", "content": "hi"}])  # type: ignore[list-item]
+
+
 def test_one_string_instead_of_a_list_is_refused(loaded: Loaded) -> None:
     with pytest.raises(PromptError, match="list of prompts"):
         batch_generate(loaded.model, loaded.processor, "hi")

@@ -1,6 +1,9 @@
 """One answer: the reference's tokens, whole text, the right end, and honest numbers."""
 
+from collections.abc import Callable
+
 import mlx.core as mx
+import numpy as np
 import pytest
 import torch
 
@@ -70,7 +73,14 @@ def test_text_ids_and_messages_with_the_same_tokens_give_the_same_answer(loaded:
     text = loaded.processor.apply_chat_template(messages, enable_thinking=False)
     by_messages = tokens(loaded, messages, enable_thinking=False)
     ids = loaded.processor.encode(text)
-    assert by_messages == tokens(loaded, text) == tokens(loaded, ids) == tokens(loaded, mx.array(ids))
+    assert by_messages == tokens(loaded, text) == tokens(loaded, ids)
+
+
+@pytest.mark.parametrize("array", [mx.array, np.array, lambda ids: mx.array([ids]), lambda ids: list(np.array(ids))])
+def test_arrays_of_token_ids_are_read_as_lists_of_them_are(
+    loaded: Loaded, array: Callable[[list[int]], object]
+) -> None:
+    assert tokens(loaded, array(PROMPT), max_tokens=3) == tokens(loaded, max_tokens=3)
 
 
 def test_any_end_token_ends_the_answer_and_its_text_is_left_out(loaded: Loaded) -> None:
@@ -125,6 +135,12 @@ def test_an_empty_prompt_is_refused(loaded: Loaded, prompt: object) -> None:
         ([5, "x"], "neither text"),
         ([5, {"role": "user", "content": "hi"}], "neither text"),
         ({"role": "user", "content": "hi"}, "neither text"),
+        ([True, False], "neither text"),
+        (mx.array([True, False]), "neither text"),
+        (mx.array([[5], [6]]), "one row of token ids"),
+        (np.array([0.5]), "neither text"),
+        (mx.array(5), "neither text"),
+        (b"hi", "neither text"),
     ],
 )
 def test_a_prompt_of_no_known_form_is_refused(loaded: Loaded, prompt: object, complaint: str) -> None:

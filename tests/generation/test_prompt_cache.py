@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 
 import mlx.core as mx
 import pytest
 
 from mlx_qwen.generation import generate, stream_generate
+from mlx_qwen.generation.caching import seen_tokens
 from mlx_qwen.generation.prefill import prefill
 from mlx_qwen.model.mlp import MLP
 from tests.generation.conftest import Loaded
@@ -35,6 +37,14 @@ def test_progress_true_shows_a_line_on_stderr(loaded: Loaded, capsys: pytest.Cap
     assert "50 of 50 tokens\n" in capsys.readouterr().err
 
 
+def test_a_terminals_line_of_progress_is_wiped_at_the_end(
+    loaded: Loaded, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    answer(loaded, progress=True)
+    assert capsys.readouterr().err.endswith("50 of 50 tokens\r\033[K")
+
+
 def test_a_prompt_goes_on_after_what_the_cache_has_seen(loaded: Loaded) -> None:
     cache = loaded.model.make_cache()
     loaded.model.hidden_states(mx.array([PROMPT[:30]]), cache)
@@ -50,6 +60,40 @@ def test_after_an_answer_the_cache_has_seen_all_but_its_last_token(loaded: Loade
     first = answer(loaded, prompt_cache=cache)
     assert cache.offset == len(PROMPT) + len(first) - 1
     assert answer(loaded, [first[-1], 9], prompt_cache=cache) == answer(loaded, [*PROMPT, *first, 9])
+
+
+def test_penalties_and_logits_processors_reach_back_to_what_the_cache_has_seen(loaded: Loaded) -> None:
+    def recording(tokens: mx.array, logits: mx.array) -> mx.array:
+        histories.append(tokens.tolist())
+        return logits
+
+    histories: list[list[int]] = []
+    cache = loaded.model.make_cache()
+    options = {"logits_processors": [recording], "repetition_penalty": 1.5}
+    first = answer(loaded, prompt_cache=cache, **options)
+    second = answer(loaded, [first[-1], 9], prompt_cache=cache, **options)
+    continued = histories[len(first) :]
+    histories.clear()
+    assert second == answer(loaded, [*PROMPT, *first, 9], **options)
+    assert continued == histories
+
+
+def test_tokens_that_the_model_read_by_itself_do_not_shift_the_known_ones(loaded: Loaded) -> None:
+    cache = loaded.model.make_cache()
+    loaded.model.hidden_states(mx.array([PROMPT[:30]]), cache)
+    first = answer(loaded, PROMPT[30:], prompt_cache=cache)
+    assert seen_tokens(cache) == [*PROMPT[30:], *first[:-1]]
+
+
+def test_after_an_interrupted_prompt_only_the_pieces_that_were_read_are_history(loaded: Loaded) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 20:
+            raise KeyboardInterrupt
+
+    cache = loaded.model.make_cache()
+    with pytest.raises(KeyboardInterrupt):
+        answer(loaded, prompt_cache=cache, prefill_step_size=20, progress=interrupt)
+    assert seen_tokens(cache) == PROMPT[:20]
 
 
 def test_a_prompt_that_fits_no_more_after_the_cached_tokens_is_refused(loaded: Loaded) -> None:

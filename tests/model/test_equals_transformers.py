@@ -1,6 +1,7 @@
 """The language model computes what transformers computes: every family, every length, however the tokens arrive."""
 
 import json
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -123,3 +124,9 @@ def test_fp16_stays_finite_and_near_fp32(checkpoint: Checkpoint) -> None:
     full = np.array(load(path)(ids))
     assert half.dtype == mx.float16
     assert np.abs(np.array(half.astype(mx.float32)) - full).max() <= 0.05 * np.abs(full).max()
+
+
+@pytest.mark.parametrize("ids", [mx.array([1, 2, 3]), mx.zeros((1, 0), mx.int32)])
+def test_ids_that_are_no_batch_of_tokens_are_refused_with_their_shape(checkpoint: Checkpoint, ids: mx.array) -> None:
+    with pytest.raises(ValueError, match=rf"{re.escape(str(ids.shape))}, expected \[B, T\]"):
+        load(checkpoint("dense"))(ids)

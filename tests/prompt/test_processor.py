@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.errors import CheckpointError
+from mlx_qwen.errors import CheckpointError, PromptError
 from mlx_qwen.prompt import Processor, TextStream
 from tests.support.configs import text_config
 from tests.support.tokenizers import add_tokenizer, tiny_tokenizer
@@ -52,6 +52,29 @@ def test_a_damaged_file_is_named(folder: Path, name: str) -> None:
     (folder / name).write_text('{"cut off')
     with pytest.raises(CheckpointError, match=name):
         Processor.from_directory(folder, config())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chat_template.json", b"{"),
+        ("chat_template.json", b"{}"),
+        ("chat_template.json", b'{"chat_template": [{"name": "default"}]}'),
+        ("chat_template.json", b'{"chat_template": 5}'),
+        ("chat_template.jinja", b"Gr\xfc\xdfe"),
+    ],
+)
+def test_a_damaged_chat_template_is_named(folder: Path, name: str, content: bytes) -> None:
+    (folder / "chat_template.jinja").unlink()
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{name}.*Download it again"):
+        Processor.from_directory(folder, config())
+
+
+def test_text_that_is_no_unicode_is_refused_with_its_place(folder: Path) -> None:
+    text = b"Caf\xe9 au lait".decode(errors="surrogateescape")
+    with pytest.raises(PromptError, match=r"not UTF-8, near 'Caf.udce9 au lait'"):
+        Processor.from_directory(folder, config()).encode(text)
 
 
 @pytest.mark.parametrize(("hidden", "layers", "thinks"), [(1024, 24, False), (2048, 24, False), (2560, 32, True)])
