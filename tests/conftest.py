@@ -1,6 +1,7 @@
 """Fixtures that every test folder shares."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,3 +36,9 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.tokenizers import add_tokenizer
 
     return add_tokenizer(tiny_checkpoint(tmp_path_factory.mktemp("chat"), "dense"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Let Ctrl-C raise in tests that send it, also where the tests were started in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,6 +1,8 @@
 """The public surface, which only grows on purpose."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -28,7 +30,7 @@ def test_public_functions_are_documented_and_name_every_option(function: object)
 OPTIONS = {
     "max_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "seed", "tools",
     "enable_thinking", "thinking_budget", "preserve_thinking", "stop", "sampler", "logits_processors", "prompt_cache",
-    "prefill_step_size", "kv_bits", "progress",
+    "prefill_step_size", "kv_bits", "images", "max_pixels", "min_pixels", "progress",
 }  # fmt: skip
 
 
@@ -41,3 +43,9 @@ def test_responses_have_mlx_lms_fields_and_more() -> None:
     mlx_lm = {"text", "token", "logprobs", "from_draft", "prompt_tokens", "prompt_tps"}
     mlx_lm |= {"generation_tokens", "generation_tps", "peak_memory", "finish_reason"}
     assert names >= mlx_lm | {"cached_tokens", "reasoning", "tool_calls"}
+
+
+def test_the_converter_is_reached_from_the_package_alone() -> None:
+    code = "import mlx_qwen; print(mlx_qwen.convert.convert.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "convert"
