@@ -15,7 +15,7 @@ _LOAD = {
     OURS: "import sys, mlx_qwen; mlx_qwen.load(sys.argv[1])",
     PEER: "import sys, mlx_lm; mlx_lm.load(sys.argv[1])",
 }
-_IMPORT = {OURS: "import mlx_qwen", PEER: "import mlx_lm"}
+_IMPORT = {OURS: "from mlx_qwen import generate, load", PEER: "from mlx_lm import generate, load"}
 
 
 def bench_startup(workdir: Path, *, repeats: int = 3) -> Table:

@@ -8,6 +8,7 @@ import click
 import pytest
 
 from mlx_qwen.cli import COMMANDS, main
+from mlx_qwen.cli.bench import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,6 +46,13 @@ def test_every_python_block_runs(block: str, chat_folder: Path, capsys: pytest.C
     assert MODEL in block
     exec(compile(block.replace(MODEL, str(chat_folder)), "README.md", "exec"), {})
     assert capsys.readouterr().out
+
+
+def test_every_measurement_names_a_section_of_the_benchmark() -> None:
+    measured = README.partition("## Measured")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`--only ([\w-]+)", measured))
+    assert {"convert", "host", "rule", "start", "quality"} <= named <= set(SECTIONS)
+    assert measured.count("\n| ") > 10
 
 
 def test_every_folder_named_exists() -> None:
