@@ -47,28 +47,13 @@ def _decode(Hk: int, Hv: int, T: int, dtype: mx.Dtype) -> Callable[[bool], gated
     channels = 2 * Hk * _D + Hv * _D
     rows, x = _normal(1, T, channels + Hv * _D, dtype=dtype), _normal(1, T, _HIDDEN, dtype=dtype)
     ba_weight = _normal(2 * Hv, _HIDDEN, dtype=dtype, scale=_HIDDEN**-0.5)
-    conv_weight, conv_state = _normal(channels, 4, 1, dtype=dtype, scale=0.5), _normal(1, 3, channels, dtype=dtype)
-    A_log, dt_bias, norm_weight = _normal(Hv), _normal(Hv, scale=0.5), _normal(_D) + 2
-    state = _normal(1, Hv, _D, _D, scale=0.1)
+    heads = gated_delta.Heads(Hk, _D, Hv, _D)
+    conv_weight, norm_weight = _normal(channels, 4, 1, dtype=dtype, scale=0.5), _normal(_D) + 2
+    layer = gated_delta.Mixer(conv_weight, _normal(Hv), _normal(Hv, scale=0.5), norm_weight, _EPS, heads)
+    conv_state, state = _normal(1, 3, channels, dtype=dtype), _normal(1, Hv, _D, _D, scale=0.1)
 
     def call(tape: bool) -> gated_delta.DecodeResult:
-        return gated_delta.gated_delta_decode(
-            rows,
-            x,
-            ba_weight,
-            conv_weight=conv_weight,
-            A_log=A_log,
-            dt_bias=dt_bias,
-            norm_weight=norm_weight,
-            eps=_EPS,
-            num_key_heads=Hk,
-            key_head_dim=_D,
-            num_value_heads=Hv,
-            value_head_dim=_D,
-            conv_state=conv_state,
-            state=state,
-            tape=tape,
-        )
+        return gated_delta.gated_delta_decode(rows, x, ba_weight, layer, conv_state=conv_state, state=state, tape=tape)
 
     return call
 

@@ -2,6 +2,7 @@
 
 from metal_kernels.gated_delta.decode import gated_delta_decode
 from metal_kernels.gated_delta.decode_reference import DecodeResult
+from metal_kernels.gated_delta.layer import Heads, Mixer
 from metal_kernels.gated_delta.op import gated_delta_mixer, gated_delta_rule
 from metal_kernels.gated_delta.reference import causal_conv, gated_rms_norm, log_decay_and_beta
 from metal_kernels.gated_delta.rollback import roll_back
@@ -9,6 +10,8 @@ from metal_kernels.gated_delta.rollback_reference import Tape
 
 __all__ = [
     "DecodeResult",
+    "Heads",
+    "Mixer",
     "Tape",
     "causal_conv",
     "gated_delta_decode",

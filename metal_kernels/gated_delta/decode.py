@@ -4,8 +4,8 @@ import mlx.core as mx
 
 from metal_kernels._backend import takes_kernel
 from metal_kernels.gated_delta import decode_kernel, decode_reference
-from metal_kernels.gated_delta.decode_kernel import Heads
 from metal_kernels.gated_delta.decode_reference import DecodeResult, masked_rows
+from metal_kernels.gated_delta.layer import Heads, Mixer
 from metal_kernels.gated_delta.op import kernel_or_chunks
 from metal_kernels.gated_delta.rollback_reference import Tape
 
@@ -14,16 +14,8 @@ def gated_delta_decode(
     qkvz: mx.array,
     x: mx.array,
     ba_weight: mx.array,
+    layer: Mixer,
     *,
-    conv_weight: mx.array,
-    A_log: mx.array,
-    dt_bias: mx.array,
-    norm_weight: mx.array,
-    eps: float,
-    num_key_heads: int,
-    key_head_dim: int,
-    num_value_heads: int,
-    value_head_dim: int,
     conv_state: mx.array | None = None,
     state: mx.array | None = None,
     mask: mx.array | None = None,
@@ -41,11 +33,7 @@ def gated_delta_decode(
         qkvz: [B, T, 2 Hk Dk + 2 Hv Dv], rows of q, k, v, z; may be strided.
         x: [B, T, hidden], the input of the layer's projections, in qkvz's dtype; may be strided.
         ba_weight: [2 Hv, hidden], the rows of b, then those of a; in qkvz's dtype.
-        conv_weight: [2 Hk Dk + Hv Dv, W, 1].
-        A_log, dt_bias: [Hv].
-        norm_weight: [Dv], the factor itself.
-        eps: of the norm, added to the mean of squares.
-        num_key_heads, key_head_dim, num_value_heads, value_head_dim: Hk, Dk, Hv, Dv.
+        layer: its weights and heads.
         conv_state: the W - 1 rows of q, k, v before this call, [B, W - 1, 2 Hk Dk + Hv Dv]; None is zeros.
         state: fp32 [B, Hv, Dv, Dk]; None is zeros.
         mask: bool [B, T]; tokens where it is False enter neither the convolution nor the state, and their y is finite
@@ -58,19 +46,18 @@ def gated_delta_decode(
     Raises:
         ValueError: shapes do not fit together.
     """
-    heads = Heads(num_key_heads, key_head_dim, num_value_heads, value_head_dim)
-    channels = heads.channels
-    (B, T), W = qkvz.shape[:2], conv_weight.shape[1]
+    conv_weight, A_log, dt_bias, norm_weight, eps, heads = layer
+    (B, T), W, channels = qkvz.shape[:2], conv_weight.shape[1], heads.channels
     expected = [
-        ("qkvz", qkvz, (B, T, channels + num_value_heads * value_head_dim)),
+        ("qkvz", qkvz, (B, T, channels + heads.num_value * heads.value_dim)),
         ("x", x, (B, T, x.shape[-1])),
-        ("ba_weight", ba_weight, (2 * num_value_heads, x.shape[-1])),
+        ("ba_weight", ba_weight, (2 * heads.num_value, x.shape[-1])),
         ("conv_weight", conv_weight, (channels, W, 1)),
-        ("A_log", A_log, (num_value_heads,)),
-        ("dt_bias", dt_bias, (num_value_heads,)),
-        ("norm_weight", norm_weight, (value_head_dim,)),
+        ("A_log", A_log, (heads.num_value,)),
+        ("dt_bias", dt_bias, (heads.num_value,)),
+        ("norm_weight", norm_weight, (heads.value_dim,)),
         ("conv_state", conv_state, (B, W - 1, channels)),
-        ("state", state, (B, num_value_heads, value_head_dim, key_head_dim)),
+        ("state", state, (B, heads.num_value, heads.value_dim, heads.key_dim)),
         ("mask", mask, (B, T)),
     ]
     _check_shapes(expected, heads)
@@ -86,15 +73,7 @@ def gated_delta_decode(
         qkvz,
         x,
         ba_weight,
-        conv_weight=conv_weight,
-        A_log=A_log,
-        dt_bias=dt_bias,
-        norm_weight=norm_weight,
-        eps=eps,
-        num_key_heads=num_key_heads,
-        key_head_dim=key_head_dim,
-        num_value_heads=num_value_heads,
-        value_head_dim=value_head_dim,
+        layer,
         conv_state=conv_state,
         state=state,
         mask=mask,

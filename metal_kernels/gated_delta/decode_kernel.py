@@ -2,11 +2,11 @@
 
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import mlx.core as mx
 
 from metal_kernels._build import MetalKernel
+from metal_kernels.gated_delta.layer import Heads
 
 _MOST_TOKENS = 8
 _MOST_TAPS = 8
@@ -24,26 +24,13 @@ THREAD = (
 )
 
 
-class Heads(NamedTuple):
-    """Numbers and sizes of a layer's heads."""
+def threads(heads: Heads) -> tuple[int, int]:
+    """Rows of a head's state that a lane works on and SIMD groups that share a head.
 
-    num_key: int
-    key_dim: int
-    num_value: int
-    value_dim: int
-
-    @property
-    def channels(self) -> int:
-        """Channels of the convolution: q, k and v of all heads."""
-        return 2 * self.num_key * self.key_dim + self.num_value * self.value_dim
-
-    def threads(self) -> tuple[int, int]:
-        """Rows of a head's state that a lane works on and SIMD groups that share a head.
-
-        A lane then holds at most 32 values of the state at a time.
-        """
-        rows = 2 if self.key_dim <= 128 else 1
-        return rows, min(_MOST_SIMDGROUPS, self.value_dim // (4 * rows))
+    A lane then holds at most 32 values of the state at a time.
+    """
+    rows = 2 if heads.key_dim <= 128 else 1
+    return rows, min(_MOST_SIMDGROUPS, heads.value_dim // (4 * rows))
 
 
 @cache
@@ -115,7 +102,7 @@ def launch(
     Hk, Dk, Hv, Dv = heads
     qkvz, conv_state, state = inputs[0], inputs[-2], inputs[-1]
     B, T, _ = qkvz.shape
-    rows, simdgroups = heads.threads()
+    rows, simdgroups = threads(heads)
     tape_shapes = [(B, T, Hk, Dk), (B, T, Hv, Dv), (B, T, Hv)] if taped else []
     y, conv_state, state, *tape = _kernel(mask is not None, taped)(
         inputs if mask is None else [*inputs, mask],

@@ -5,6 +5,7 @@ import mlx.core as mx
 from metal_kernels._backend import takes_kernel
 from metal_kernels.gated_delta import prefill, reference
 from metal_kernels.gated_delta.chunked import chunked_gated_delta_rule
+from metal_kernels.gated_delta.layer import Mixer
 
 
 def gated_delta_rule(
@@ -52,16 +53,8 @@ def gated_delta_mixer(
     z: mx.array,
     b: mx.array,
     a: mx.array,
+    layer: Mixer,
     *,
-    conv_weight: mx.array,
-    A_log: mx.array,
-    dt_bias: mx.array,
-    norm_weight: mx.array,
-    eps: float,
-    num_key_heads: int,
-    key_head_dim: int,
-    num_value_heads: int,
-    value_head_dim: int,
     conv_state: mx.array | None = None,
     state: mx.array | None = None,
     mask: mx.array | None = None,
@@ -75,11 +68,7 @@ def gated_delta_mixer(
         qkv: [B, T, 2 Hk Dk + Hv Dv], rows may be strided; queries, keys, values in this order.
         z: [B, T, Hv Dv].
         b, a: [B, T, Hv].
-        conv_weight: [2 Hk Dk + Hv Dv, W, 1].
-        A_log, dt_bias: [Hv].
-        norm_weight: [Dv], the factor itself.
-        eps: of the norm, added to the mean of squares.
-        num_key_heads, key_head_dim, num_value_heads, value_head_dim: Hk, Dk, Hv, Dv.
+        layer: its weights and heads.
         conv_state: the W - 1 rows of qkv before this call, [B, W - 1, 2 Hk Dk + Hv Dv]; None is zeros.
         state: fp32 [B, Hv, Dv, Dk]; None is zeros.
         mask: bool [B, T]; tokens where it is False enter neither the convolution nor the state. The last W - 1 tokens
@@ -91,27 +80,19 @@ def gated_delta_mixer(
     Raises:
         ValueError: shapes do not fit together.
     """
-    width = 2 * num_key_heads * key_head_dim + num_value_heads * value_head_dim
-    if num_value_heads % num_key_heads or qkv.shape[-1] != width:
+    heads = layer.heads
+    if heads.num_value % heads.num_key or qkv.shape[-1] != heads.channels:
         raise ValueError(
-            f"gated_delta_mixer: {num_key_heads} key heads of {key_head_dim} and {num_value_heads} value heads of "
-            f"{value_head_dim} need rows of {width} and value heads divisible by key heads, found qkv {qkv.shape}; "
-            f"check the head counts and sizes in the model's configuration"
+            f"gated_delta_mixer: {heads.num_key} key heads of {heads.key_dim} and {heads.num_value} value heads of "
+            f"{heads.value_dim} need rows of {heads.channels} and value heads divisible by key heads, found qkv "
+            f"{qkv.shape}; check the head counts and sizes in the model's configuration"
         )
     return reference.gated_delta_mixer(
         qkv,
         z,
         b,
         a,
-        conv_weight=conv_weight,
-        A_log=A_log,
-        dt_bias=dt_bias,
-        norm_weight=norm_weight,
-        eps=eps,
-        num_key_heads=num_key_heads,
-        key_head_dim=key_head_dim,
-        num_value_heads=num_value_heads,
-        value_head_dim=value_head_dim,
+        layer,
         conv_state=conv_state,
         state=state,
         mask=mask,

@@ -11,6 +11,7 @@ import mlx.core as mx
 from metal_kernels._fusion import fused_on_metal
 from metal_kernels.gated_delta.chunked import chunked_gated_delta_rule
 from metal_kernels.gated_delta.lanes import join_lanes, run_in_lanes
+from metal_kernels.gated_delta.layer import Mixer
 from metal_kernels.gated_delta.step import gated_delta_step, mix_one_token
 
 Rule = Callable[
@@ -145,16 +146,8 @@ def gated_delta_mixer(
     z: mx.array,
     b: mx.array,
     a: mx.array,
+    layer: Mixer,
     *,
-    conv_weight: mx.array,
-    A_log: mx.array,
-    dt_bias: mx.array,
-    norm_weight: mx.array,
-    eps: float,
-    num_key_heads: int,
-    key_head_dim: int,
-    num_value_heads: int,
-    value_head_dim: int,
     conv_state: mx.array | None = None,
     state: mx.array | None = None,
     mask: mx.array | None = None,
@@ -166,19 +159,19 @@ def gated_delta_mixer(
     rule over several tokens.
     """
     B, T, _ = qkv.shape
-    Hk, Dk, Hv, Dv = num_key_heads, key_head_dim, num_value_heads, value_head_dim
-    mixed, conv_state = _rounded_conv(qkv, conv_weight, conv_state, mask, mx.float32)
-    log_decay, beta = log_decay_and_beta(a, b, A_log, dt_bias)
+    Hk, Dk, Hv, Dv = layer.heads
+    mixed, conv_state = _rounded_conv(qkv, layer.conv_weight, conv_state, mask, mx.float32)
+    log_decay, beta = log_decay_and_beta(a, b, layer.A_log, layer.dt_bias)
     if mask is not None:
         log_decay, beta = _masked(log_decay, mask), _masked(beta, mask)
     if T == 1:
-        y, state = mix_one_token(mixed, z, log_decay, beta, norm_weight, eps, Hk, Dk, Hv, Dv, state)
+        y, state = mix_one_token(mixed, z, log_decay, beta, layer, state)
         return y, conv_state, state
     q, k, v = mx.split(mixed, [Hk * Dk, 2 * Hk * Dk], axis=-1)
     q, k, v, z = (x.reshape(B, T, x.shape[-1] // D, D) for x, D in ((q, Dk), (k, Dk), (v, Dv), (z, Dv)))
     y, state = rule(q, k, v, log_decay, beta, state)
 
     def normed(first: int, last: int) -> mx.array:
-        return gated_rms_norm(y[:, :, first:last], z[:, :, first:last], norm_weight, eps)
+        return gated_rms_norm(y[:, :, first:last], z[:, :, first:last], layer.norm_weight, layer.eps)
 
     return join_lanes(run_in_lanes(normed, Hv, T), axis=2).reshape(B, T, Hv * Dv), conv_state, state

@@ -7,7 +7,7 @@ import mlx.core as mx
 from metal_kernels._backend import takes_kernel
 from metal_kernels._build import MetalKernel
 from metal_kernels.gated_delta import decode_kernel, rollback_reference
-from metal_kernels.gated_delta.decode_kernel import Heads
+from metal_kernels.gated_delta.layer import Heads
 from metal_kernels.gated_delta.rollback_reference import Tape
 
 _KERNEL = MetalKernel(
@@ -69,7 +69,7 @@ def _launch(tape: Tape, kept: int | mx.array, conv_state: mx.array, state: mx.ar
     B, taps, _ = conv_state.shape
     heads = _heads(tape)
     counts = mx.array([kept] * B) if isinstance(kept, int) else kept
-    rows, simdgroups = heads.threads()
+    rows, simdgroups = decode_kernel.threads(heads)
     new_conv_state, new_state = _KERNEL(
         [*tape, counts, conv_state, state],
         [conv_state.dtype, heads.key_dim, heads.value_dim, taps + 1, rows, simdgroups],

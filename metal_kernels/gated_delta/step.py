@@ -6,6 +6,8 @@ head is a row [B, H, 1, D] throughout, and a matrix product with an addend gives
 
 import mlx.core as mx
 
+from metal_kernels.gated_delta.layer import Mixer
+
 NORM_EPS = 1e-6
 
 
@@ -31,12 +33,7 @@ def mix_one_token(
     z: mx.array,
     log_decay: mx.array,
     beta: mx.array,
-    norm_weight: mx.array,
-    eps: float,
-    num_key_heads: int,
-    key_head_dim: int,
-    num_value_heads: int,
-    value_head_dim: int,
+    layer: Mixer,
     state: mx.array | None,
 ) -> tuple[mx.array, mx.array]:
     """Run the rule and the gated norm for one token.
@@ -45,23 +42,23 @@ def mix_one_token(
         mixed: fp32 [B, 1, 2 Hk Dk + Hv Dv], the convolved rows.
         z: [B, 1, Hv Dv].
         log_decay, beta: fp32 [B, 1, Hv].
-        norm_weight: [Dv].
+        layer: its norm and heads are used.
         state: fp32 [B, Hv, Dv, Dk] or None.
 
     Returns:
         y [B, 1, Hv Dv] in z's dtype and the new state.
     """
-    B, Hv, Dv = z.shape[0], num_value_heads, value_head_dim
-    qk, v = mx.split(mixed, [2 * num_key_heads * key_head_dim], axis=-1)
+    B, (Hk, Dk, Hv, Dv) = z.shape[0], layer.heads
+    qk, v = mx.split(mixed, [2 * Hk * Dk], axis=-1)
     y, state = _write_and_read(
-        qk.reshape(B, 2 * num_key_heads, 1, key_head_dim),
+        qk.reshape(B, 2 * Hk, 1, Dk),
         v.reshape(B, Hv, 1, Dv),
         mx.exp(log_decay).reshape(B, Hv, 1, 1),
         beta.reshape(B, Hv, 1, 1),
         state,
     )
     # y lacks the factor Dk^-0.5; the norm takes it out again but for eps, which is scaled to match.
-    y = y * _inverse_norm(y, key_head_dim * eps, 1 / Dv) * norm_weight.astype(mx.float32)
+    y = y * _inverse_norm(y, Dk * layer.eps, 1 / Dv) * layer.norm_weight.astype(mx.float32)
     z32 = z.astype(mx.float32)
     return (y.reshape(z.shape) * (z32 * mx.sigmoid(z32))).astype(z.dtype), state
 

@@ -6,7 +6,7 @@ Source: Yang et al., "Gated Delta Networks" (2024), and transformers' `Qwen3_5Ga
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels.gated_delta import gated_delta_decode
+from metal_kernels.gated_delta import Heads, Mixer, gated_delta_decode
 from mlx_qwen.cache import RECORDED_TOKENS, GatedDeltaCache
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.layers import AnyLinear, FusedLinear
@@ -33,10 +33,7 @@ class GatedDeltaNet(nn.Module):
         self.dt_bias = mx.ones(heads)
         self.norm = _Weight(config.linear_value_head_dim)
         self.out_proj: AnyLinear = nn.Linear(value_dim, config.hidden_size, bias=False)
-        self.num_key_heads = config.linear_num_key_heads
-        self.key_head_dim = config.linear_key_head_dim
-        self.num_value_heads = heads
-        self.value_head_dim = config.linear_value_head_dim
+        self.heads = Heads(config.linear_num_key_heads, config.linear_key_head_dim, heads, config.linear_value_head_dim)
         self.eps = config.rms_norm_eps
 
     def __call__(self, x: mx.array, cache: GatedDeltaCache | None = None, mask: mx.array | None = None) -> mx.array:
@@ -45,15 +42,7 @@ class GatedDeltaNet(nn.Module):
             self.in_proj_qkvz(x),
             x,
             self.in_proj_ba.weight,
-            conv_weight=self.conv1d.weight,
-            A_log=self.A_log,
-            dt_bias=self.dt_bias,
-            norm_weight=self.norm.weight,
-            eps=self.eps,
-            num_key_heads=self.num_key_heads,
-            key_head_dim=self.key_head_dim,
-            num_value_heads=self.num_value_heads,
-            value_head_dim=self.value_head_dim,
+            Mixer(self.conv1d.weight, self.A_log, self.dt_bias, self.norm.weight, self.eps, self.heads),
             conv_state=None if cache is None else cache.conv_state,
             state=None if cache is None else cache.state,
             mask=mask,

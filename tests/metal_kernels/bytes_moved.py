@@ -12,7 +12,6 @@ import mlx.core as mx
 import numpy as np
 
 from metal_kernels.attention import Rotary, attention_epilogue, attention_prologue
-from metal_kernels.gated_delta import gated_delta_decode
 from metal_kernels.gated_delta.prefill import gated_delta_prefill
 from metal_kernels.moe_dispatch import ExpertWeights, Routing, SparseWeights, route, sparse_mlp
 from metal_kernels.norm import add_rms_norm
@@ -21,7 +20,7 @@ from mlx_qwen.config import TextConfig
 from mlx_qwen.sizes import released
 from tests.metal_emulator import emulated
 from tests.metal_emulator.report import LaunchRecord
-from tests.metal_kernels.decode_calls import layer_inputs
+from tests.metal_kernels.decode_calls import call, layer_inputs
 from tests.metal_kernels.delta_rule_oracle import random_inputs
 
 _DTYPE = mx.bfloat16
@@ -83,7 +82,7 @@ def decode_kernels(text: TextConfig) -> list[Moved]:
     heads = {"rotary": rotary, "num_heads": H, "num_kv_heads": Hkv, "eps": 1e-6}
     unread = rows.nbytes * H // (2 * (H + Hkv))
     found = [
-        moved(*launches(lambda: gated_delta_decode(**mixer)[:3])),
+        moved(*launches(lambda: call(**mixer)[:3])),
         moved(*launches(lambda: add_rms_norm(mx.zeros((1, hidden)), normal(1, hidden), mx.ones(hidden), 1e-6))),
         moved(*launches(lambda: attention_prologue(rows, factor, factor, mx.array(9), **heads)), unread),
         moved(*launches(lambda: attention_epilogue(normal(1, H, 1, D), normal(1, 1, H * D)))),

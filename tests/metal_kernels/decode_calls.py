@@ -4,12 +4,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from metal_kernels.gated_delta import DecodeResult, gated_delta_decode
+from metal_kernels.gated_delta import DecodeResult, Heads, Mixer, gated_delta_decode
 from tests.metal_emulator import emulated
 
 
 def layer_inputs(T, *, B=1, Hk=2, Hv=4, Dk=32, Dv=32, W=4, hidden=24, dtype=mx.float32):
-    """Arguments of `gated_delta_decode` with values of a trained layer's size."""
+    """Arguments of `call` with values of a trained layer's size."""
     rng = np.random.default_rng(T)
 
     def normal(*shape, scale=1.0):
@@ -34,13 +34,21 @@ def layer_inputs(T, *, B=1, Hk=2, Hv=4, Dk=32, Dv=32, W=4, hidden=24, dtype=mx.f
     }
 
 
+def call(**inputs) -> DecodeResult:
+    """`gated_delta_decode` on what `layer_inputs` returns."""
+    weights = [inputs.pop(name) for name in ("conv_weight", "A_log", "dt_bias", "norm_weight", "eps")]
+    sizes = ("num_key_heads", "key_head_dim", "num_value_heads", "value_head_dim")
+    layer = Mixer(*weights, Heads(*(inputs.pop(name) for name in sizes)))
+    return gated_delta_decode(layer=layer, **inputs)
+
+
 def tokens(inputs, stop):
     """The same call with its first tokens only."""
     return inputs | {name: inputs[name][:, :stop] for name in ("qkvz", "x")}
 
 
 def reference(**inputs) -> DecodeResult:
-    return in_reference(gated_delta_decode, **inputs)
+    return in_reference(call, **inputs)
 
 
 def in_reference(op, *args, **kwargs):
@@ -50,7 +58,7 @@ def in_reference(op, *args, **kwargs):
 
 
 def in_kernel(*, checked=False, order="forward", **inputs) -> DecodeResult:
-    return in_one_launch(gated_delta_decode, checked=checked, order=order, **inputs)
+    return in_one_launch(call, checked=checked, order=order, **inputs)
 
 
 def in_one_launch(op, *args, checked=False, order="forward", **kwargs):

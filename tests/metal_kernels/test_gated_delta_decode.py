@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from metal_kernels import OpStats, _build, reset_stats, stats
-from metal_kernels.gated_delta import DecodeResult, gated_delta_decode
+from metal_kernels.gated_delta import DecodeResult
 from tests.metal_emulator import KernelError, emulated
-from tests.metal_kernels.decode_calls import in_kernel, layer_inputs, reference
+from tests.metal_kernels.decode_calls import call, in_kernel, layer_inputs, reference
 from tests.metal_kernels.delta_rule_oracle import as_numpy, relative_error
 
 
@@ -112,7 +112,7 @@ def test_a_decode_step_moves_hardly_more_bytes_than_its_arrays_have(monkeypatch)
     monkeypatch.setenv("MLX_QWEN_KERNELS", "metal")
     inputs = layer_inputs(1, Hk=16, Hv=32, Dk=128, Dv=128, hidden=2048, dtype=mx.bfloat16)
     with emulated(checked=True) as report:
-        gated_delta_decode(**inputs)
+        call(**inputs)
     [launch] = report.launches
     unavoidable = sum(traffic.size for traffic in launch.buffers.values())
     assert launch.bytes_read + launch.bytes_written < 1.05 * unavoidable
@@ -133,7 +133,7 @@ def test_what_the_kernel_does_not_take_runs_as_the_mixer_does_and_is_counted(mon
     monkeypatch.setenv("MLX_QWEN_KERNELS", "metal")
     inputs = layer_inputs(9 if not change else 2, Dv=36 if "norm_weight" in change else 32) | change
     with emulated() as report:
-        y = gated_delta_decode(**inputs).y
+        y = call(**inputs).y
     assert report.count("mlx_qwen_gated_delta_decode") == 0
     assert stats()["gated_delta_decode"] == OpStats(kernel=0, reference={reason: 1})
     assert mx.allclose(y, reference(**inputs).y, rtol=1e-5, atol=1e-6)

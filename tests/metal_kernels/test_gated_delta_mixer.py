@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen3_5TextConfig
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet, Qwen3_5RMSNormGated, causal_conv1d_fn
 
-from metal_kernels.gated_delta import causal_conv, gated_delta_mixer, gated_rms_norm, log_decay_and_beta
+from metal_kernels.gated_delta import Heads, Mixer, causal_conv, gated_delta_mixer, gated_rms_norm, log_decay_and_beta
 from tests.metal_kernels.delta_rule_oracle import as_numpy, relative_error
 
 HK, HV, DK, DV = 2, 4, 8, 6
@@ -141,15 +141,14 @@ class Layer:
             z,
             b,
             a,
-            conv_weight=weights["conv1d.weight"].swapaxes(1, 2).astype(dtype),
-            A_log=weights["A_log"],
-            dt_bias=weights["dt_bias"],
-            norm_weight=weights["norm.weight"],
-            eps=self.eps,
-            num_key_heads=t.num_k_heads,
-            key_head_dim=t.head_k_dim,
-            num_value_heads=t.num_v_heads,
-            value_head_dim=t.head_v_dim,
+            Mixer(
+                weights["conv1d.weight"].swapaxes(1, 2).astype(dtype),
+                weights["A_log"],
+                weights["dt_bias"],
+                weights["norm.weight"],
+                self.eps,
+                Heads(t.num_k_heads, t.head_k_dim, t.num_v_heads, t.head_v_dim),
+            ),
             conv_state=conv_state,
             state=state,
             mask=mask,
@@ -214,13 +213,5 @@ def test_mixer_names_the_row_width_it_needs():
         gated_delta_mixer(
             mx.zeros((1, 1, 13)),
             *(mx.zeros((1, 1, n)) for n in (4, 1, 1)),
-            conv_weight=mx.zeros((12, 4, 1)),
-            A_log=mx.zeros(1),
-            dt_bias=mx.zeros(1),
-            norm_weight=mx.zeros(4),
-            eps=1e-6,
-            num_key_heads=1,
-            key_head_dim=4,
-            num_value_heads=1,
-            value_head_dim=4,
+            Mixer(mx.zeros((12, 4, 1)), mx.zeros(1), mx.zeros(1), mx.zeros(4), 1e-6, Heads(1, 4, 1, 4)),
         )

@@ -4,8 +4,8 @@ import mlx.core as mx
 import pytest
 
 from metal_kernels import OpStats, reset_stats, stats
-from metal_kernels.gated_delta import Tape, gated_delta_decode, roll_back
-from tests.metal_kernels.decode_calls import in_one_launch, in_reference, layer_inputs, reference, tokens
+from metal_kernels.gated_delta import Tape, roll_back
+from tests.metal_kernels.decode_calls import call, in_one_launch, in_reference, layer_inputs, reference, tokens
 from tests.metal_kernels.delta_rule_oracle import as_numpy, relative_error
 
 
@@ -25,7 +25,7 @@ def run(request):
 def test_rolling_back_to_any_token_equals_having_run_only_those(run):
     inputs = layer_inputs(5, B=2)
     before = inputs["conv_state"], inputs["state"]
-    tape = run(gated_delta_decode, **inputs, tape=True).tape
+    tape = run(call, **inputs, tape=True).tape
     for kept in range(1, 6):
         conv_state, state = run(roll_back, tape, kept, *before)
         expected = reference(**tokens(inputs, kept))
