@@ -4,8 +4,6 @@ Two layouts are read: Hugging Face's (unshifted norms, `model.language_model.…
 MLX's (as mlx-lm, mlx-vlm and this package write it). The result is a plan made from headers alone; nothing is read yet.
 """
 
-import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -17,6 +15,7 @@ import mlx.core as mx
 from mlx_qwen.config import Json, ModelConfig
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.files import TensorInfo
+from mlx_qwen.mismatch import mismatch
 from mlx_qwen.tensors import MTP_PREFIX, VISION_PREFIX, Role, TensorSpec, tensor_specs, text_prefix
 
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
@@ -117,7 +116,7 @@ def plan_checkpoint(
     missing = [name for name in missing if not _absent_as_a_whole(name, targets)]
     ignored, unknown = pool.leftovers()
     if missing or unknown:
-        raise CheckpointError(_mismatch(config, missing, unknown))
+        raise CheckpointError(mismatch(config, missing, unknown))
     _check_shapes(targets)
     return Plan(layout, tuple(targets), tuple(ignored))
 
@@ -282,37 +281,6 @@ def foreign_quantization(config: ModelConfig) -> Json | None:
             if "quant_method" in settings:
                 return settings
     return None
-
-
-def grouped(names: Iterable[str], most: int = 6) -> str:
-    """Names with their numbers folded to N, counted: one line a kind instead of one a tensor."""
-    counts = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "N", name) for name in names)
-    lines = [f"  {name}" + (f" (×{count})" if count > 1 else "") for name, count in counts.most_common(most)]
-    if len(counts) > most:
-        lines.append(f"  and {len(counts) - most} more kinds")
-    return "\n".join(lines)
-
-
-def _mismatch(config: ModelConfig, missing: list[str], unknown: list[str]) -> str:
-    parts = [f"The checkpoint does not match its config.json (model_type {config.model_type})."]
-    if missing:
-        parts.append(f"{len(missing)} tensors are missing:\n{grouped(missing)}")
-    if unknown:
-        parts.append(f"{len(unknown)} tensors are not part of this model:\n{grouped(unknown)}")
-    parts.append(f"Likely cause: {_likely_cause(config, missing, unknown)}")
-    return "\n".join(parts)
-
-
-def _likely_cause(config: ModelConfig, missing: list[str], unknown: list[str]) -> str:
-    if any(name.endswith((".weight_scale_inv", ".qweight", ".weight_packed", ".weight_scale")) for name in unknown):
-        return "the weights are quantized for another runtime, but config.json does not say how. Download it again."
-    if unknown and not missing:
-        return "the config describes a smaller model than the weights, or the folder mixes two models."
-    if len(missing) >= len(tensor_specs(config)) // 2:
-        return "the config belongs to another model, or most shards are missing. Download the folder again."
-    if missing and not unknown:
-        return "a shard is missing, or the config asks for more layers than were saved. Download the folder again."
-    return "the weights and config.json belong to different models. Download the folder again."
 
 
 def parameter_count(specs: Iterable[TensorSpec]) -> int:
