@@ -11,6 +11,9 @@ from mlx_qwen.config import TextConfig
 from mlx_qwen.model.layers import AnyLinear, FusedLinear, RMSNorm
 from mlx_qwen.model.rope import Positions, rotary
 
+# MLX has no fused kernel for many queries at these head sizes: scores of a long context would fill the memory.
+MOST_SCORE_BYTES = 1 << 30
+
 
 class Heads(NamedTuple):
     """What enters attention: q [B, H, T, D], keys and values [2, B, Hkv, T, D], and the output's gate [B, T, H D]."""
@@ -75,15 +78,28 @@ class Attention(nn.Module):
             keys, values = cache.update(heads.kv)
             return _quantized_attention(heads.q, keys, values, scale, mask, cache)
         k, v = keys_and_values(heads.kv) if cache is None else cache.update(heads.kv)
-        causal = "causal" if mask is None and heads.q.shape[2] > 1 else None
-        return mx.fast.scaled_dot_product_attention(
-            heads.q, k, v, scale=scale, mask=mask if mask is not None else causal
-        )
+        return _attention(heads.q, k, v, scale, mask)
 
     def output(self, attended: mx.array, gate: mx.array) -> mx.array:
         """Gate what `attend` returned and project it: [B, T, hidden]."""
         output: mx.array = self.o_proj(attention_epilogue(attended, gate))
         return output
+
+
+def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
+    """Attention of as many queries at a time as keep their scores within `MOST_SCORE_BYTES`."""
+    (B, H, T, _), S = q.shape, k.shape[2]
+    rows = max(1, MOST_SCORE_BYTES // (B * H * S * q.itemsize))
+    blocks = []
+    for first in range(0, T, rows):
+        last = min(first + rows, T)
+        seen = S - T + last
+        part: mx.array | str | None = None if T == 1 else "causal"
+        if mask is not None:
+            part = mask[..., first:last, :seen]
+        queries, keys, values = q[:, :, first:last], k[:, :, :seen], v[:, :, :seen]
+        blocks.append(mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=part))
+    return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)
 
 
 def _quantized_attention(

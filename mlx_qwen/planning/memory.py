@@ -4,6 +4,7 @@ from math import prod
 
 from mlx_qwen.cache import cache_nbytes, make_cache
 from mlx_qwen.config import TextConfig
+from mlx_qwen.model.attention import MOST_SCORE_BYTES
 
 KV_GROUP_SIZE = 64
 _STEP = 256
@@ -59,9 +60,14 @@ def prefill_bytes(text: TextConfig, tokens: int, context: int, *, kv_bits: int |
 
 
 def score_bytes(text: TextConfig, tokens: int, context: int, *, kv_bits: int | None = None) -> int:
-    """One layer's attention scores [heads, tokens, context] in bf16; none where MLX's fused kernel computes them."""
-    fused = text.head_dim in _FUSED_HEAD_SIZES and kv_bits is None
-    return 0 if fused else _ITEM * text.num_attention_heads * tokens * context
+    """One layer's attention scores [heads, tokens, context] in bf16; none where MLX's fused kernel computes them.
+
+    Unpacked keys and values are attended to in blocks of queries that bound the scores.
+    """
+    if text.head_dim in _FUSED_HEAD_SIZES and kv_bits is None:
+        return 0
+    scores = _ITEM * text.num_attention_heads * tokens * context
+    return scores if kv_bits is not None else min(scores, MOST_SCORE_BYTES)
 
 
 def _attention(text: TextConfig, tokens: int) -> int:

@@ -11,7 +11,7 @@ from mlx_qwen.cache import GatedDeltaCache, KVCache, cache_nbytes
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import PromptError
 from mlx_qwen.loading import load_model
-from mlx_qwen.model import Model
+from mlx_qwen.model import Model, attention
 
 Checkpoint = Callable[..., Path]
 
@@ -122,3 +122,19 @@ def test_states_of_before_are_held_only_for_a_recorded_call(model: Model) -> Non
     assert cache.nbytes == held
     with pytest.raises(ValueError, match="at most 8 tokens"):
         cache.roll_back(0, 30)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_long_contexts_attend_in_blocks_of_queries_to_the_same_logits(
+    model: Model, monkeypatch: pytest.MonkeyPatch, padded: bool
+) -> None:
+    ids, mask = tokens(50, rows=2), np.arange(50) >= np.array([[0], [6 * padded]])
+
+    def logits() -> np.ndarray:
+        cache = model.make_cache()
+        pieces = [model(ids[:, :30], cache, mask=mx.array(mask[:, :30]) if padded else None), model(ids[:, 30:], cache)]
+        return np.array(mx.concatenate(pieces, axis=1))[mask]
+
+    expected = logits()
+    monkeypatch.setattr(attention, "MOST_SCORE_BYTES", 7 * 2 * 4 * 50 * 4)
+    assert np.abs(logits() - expected).max() <= 1e-5 * np.abs(expected).max()
