@@ -7,15 +7,13 @@ import mlx.core as mx
 
 from mlx_qwen.checkpoint import Plan, Quantization, Target
 from mlx_qwen.errors import ConversionError
-from mlx_qwen.tensors import MTP_PREFIX, Role
+from mlx_qwen.tensors import EXACT_ROLES, MTP_PREFIX
 
 from .arrays import FLOATS
 from .formats import is_encoded, keeps_codes
 from .recipes import requested, uniform
 from .settings import DType, Settings
 from .writer import Entry
-
-_EXACT_ROLES = (Role.SHIFTED_NORM, Role.PLAIN_NORM, Role.DECAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +81,10 @@ def plan_outputs(plan: Plan, settings: Settings) -> Outputs:
             indivisible.append(spec.name)
         output = Output(target, quantization, "float32" if spec.name.endswith(".A_log") else dtype)
         if spec.name.startswith(MTP_PREFIX):
-            companion.append(Output(target, quantization, "float32") if spec.role in _EXACT_ROLES else output)
+            companion.append(Output(target, quantization, "float32") if spec.role in EXACT_ROLES else output)
             continue
         main.append(output)
-        if spec.role in _EXACT_ROLES and _rounds(target, output.dtype):
+        if spec.role in EXACT_ROLES and _rounds(target, output.dtype):
             companion.append(Output(target, None, "float32"))
     return Outputs(tuple(main), tuple(companion), dtype, tuple(indivisible))
 

@@ -13,9 +13,7 @@ from mlx_qwen.hub import resolve
 from mlx_qwen.model import Model
 from mlx_qwen.norms import check_norms
 from mlx_qwen.prompt import Processor
-from mlx_qwen.tensors import MTP_PREFIX, Role, text_prefix
-
-_EXACT = (Role.SHIFTED_NORM, Role.PLAIN_NORM, Role.DECAY)
+from mlx_qwen.tensors import EXACT_ROLES, MTP_PREFIX, text_prefix
 
 
 def load(
@@ -122,7 +120,7 @@ def _matrix(target: Target, files: "_LazyFiles", dtype: mx.Dtype | None) -> Matr
             scales, biases = scales.astype(dtype), biases.astype(dtype)
         return Matrix(files[target.sources[0].tensor], scales, biases, target.quantization)
     weight = target.arrange(_dense(target, files))
-    if target.spec.role in _EXACT:
+    if target.spec.role in EXACT_ROLES:
         return Matrix(weight.astype(mx.float32))
     return Matrix(weight if dtype is None else weight.astype(dtype))
 

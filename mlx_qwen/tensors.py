@@ -31,6 +31,10 @@ class Role(Enum):
     VISION = "vision"
 
 
+# What stays in fp32 whatever the other weights become.
+EXACT_ROLES = (Role.SHIFTED_NORM, Role.PLAIN_NORM, Role.DECAY)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One tensor in MLX layout. SHIFTED_NORM weights are stored as the factor 1 + w."""

@@ -97,7 +97,7 @@ def _prepare(q: mx.array, k: mx.array, v: mx.array, log_decay: mx.array, beta: m
     v = v.astype(mx.float32).reshape(B, n, C, Hk, r, Dv).transpose(0, 3, 4, 1, 2, 5)
     log_decay, beta = (x.reshape(B, n, C, Hk, r).transpose(0, 3, 4, 1, 2) for x in (log_decay, beta))
 
-    between = _decay_between(log_decay)
+    between = decay_between(log_decay)
     inverse = inverse_of_unit_lower(beta[..., None] * between * (k @ keys)) * beta[..., None, :]
     read = (between * (q @ keys)) @ inverse
     write = between[..., -1, :, None] * inverse
@@ -115,7 +115,7 @@ def _normalized_chunks(x: mx.array, n: int, scale: float) -> mx.array:
     return x * norm
 
 
-def _decay_between(log_decay: mx.array) -> mx.array:
+def decay_between(log_decay: mx.array) -> mx.array:
     """Return exp(sum of log_decay [..., C] over (j, i]) for i >= j and 0 above the diagonal, [..., C, C].
 
     The sums are formed directly: a difference of two running sums would cancel when decay is strong.

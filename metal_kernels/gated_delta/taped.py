@@ -2,10 +2,10 @@
 
 import mlx.core as mx
 
+from metal_kernels.gated_delta.chunked import decay_between
 from metal_kernels.gated_delta.rollback_reference import replayed
+from metal_kernels.gated_delta.step import NORM_EPS
 from metal_kernels.gated_delta.triangular import inverse_of_unit_lower
-
-_NORM_EPS = 1e-6
 
 
 def taped_gated_delta_rule(
@@ -30,9 +30,7 @@ def taped_gated_delta_rule(
     values = v.astype(mx.float32).reshape(B, T, Hk, Hv // Hk, Dv).transpose(0, 2, 3, 1, 4)
     log_decays, betas = (x.reshape(B, T, Hk, Hv // Hk).transpose(0, 2, 3, 1) for x in (log_decay, beta))
 
-    steps = mx.arange(T)
-    since = mx.cumsum(mx.where(steps[:, None] > steps, log_decays[..., None], 0.0), axis=-2)
-    between = mx.exp(mx.where(steps[:, None] >= steps, since, -mx.inf))
+    between = decay_between(log_decays)
     decay = mx.exp(mx.cumsum(log_decays, axis=-1))[..., None]
     memory = state.reshape(B, Hk, Hv // Hk, Dv, Dk).swapaxes(-1, -2)
     missing = betas[..., None] * (values - (keys * decay) @ memory)
@@ -44,4 +42,4 @@ def taped_gated_delta_rule(
 
 def _normalized(x: mx.array) -> mx.array:
     x = x.astype(mx.float32)
-    return x * mx.rsqrt(mx.square(x).sum(axis=-1, keepdims=True) + _NORM_EPS)
+    return x * mx.rsqrt(mx.square(x).sum(axis=-1, keepdims=True) + NORM_EPS)

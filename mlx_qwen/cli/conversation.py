@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mlx_qwen.generation.caching import new_cache
+from mlx_qwen.generation.caching import new_cache, seen_tokens
 from mlx_qwen.generation.options import GenerationOptions
 from mlx_qwen.generation.prompts import prompt_tokens
 from mlx_qwen.generation.response import GenerationResponse
@@ -24,7 +24,6 @@ class Conversation:
         self._processor = processor
         self._options = replace(options, kv_bits=None)
         self._kv_bits = options.kv_bits
-        self._seen: list[int] = []
         self._cache = new_cache(model, options.kv_bits)
 
     def reset(self) -> None:
@@ -36,26 +35,24 @@ class Conversation:
         """Begins the next turn; raises PromptError when the conversation no longer fits."""
         asked = {"role": "user", "content": question}
         ids = prompt_tokens(self._processor, [*self._system_message(), *self.turns, asked], self._options)
-        if len(ids) <= len(self._seen) or ids[: len(self._seen)] != self._seen:
+        seen = seen_tokens(self._cache)
+        if len(ids) <= len(seen) or ids[: len(seen)] != seen:
             self._forget()
         options = replace(self._options, prompt_cache=self._cache)
-        responses = stream_answer(self._model, self._processor, ids[len(self._seen) :], options)
+        responses = stream_answer(self._model, self._processor, ids[self._cache.offset :], options)
         return Turn(asked, ids, responses, inside_thinking=self._processor.opens_thinking(ids))
 
     def remember(self, turn: "Turn") -> None:
         """Makes a turn part of the history, also one that was interrupted after its first token."""
         if turn.tokens:
             self.turns += [turn.question, turn.answer()]
-        read = [*turn.ids, *turn.tokens]
-        self._seen = read[: self._cache.offset]
-        if self._cache.offset > len(read):  # an interrupted step had read a token that never arrived here
+        if self._cache.offset > len(self._cache.tokens):  # an interrupted step had read a token that never arrived here
             self._forget()
 
     def _system_message(self) -> list[dict[str, str]]:
         return [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def _forget(self) -> None:
-        self._seen = []
         self._cache = new_cache(self._model, self._kv_bits)
 
 

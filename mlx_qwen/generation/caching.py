@@ -28,10 +28,9 @@ def note_tokens(cache: HybridCache, ids: Sequence[int]) -> None:
 
 def kv_cache_summary(model: Model, kv_bits: int) -> str:
     """Which layers' caches `kv_bits` packs, in one line."""
-    text = model.config.text
-    layers = [index for index, kind in enumerate(text.layer_types) if kind == "full_attention"]
+    layers = model.make_cache().kv_layers
     named = ", ".join(str(index) for index in layers[:2]) + (", …" if len(layers) > 2 else "")
-    rest = text.num_hidden_layers - len(layers)
+    rest = len(model.layers) - len(layers)
     return (
         f"KV cache: {kv_bits} bits in {len(layers)} attention layers ({named}); "
         f"the {rest} linear-attention layers keep fp32 state"
