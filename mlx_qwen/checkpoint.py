@@ -23,6 +23,12 @@ FORMAT_KEY = "mlx_qwen"
 FORMAT_VERSION = 1
 _IGNORED = ("rotary_emb.inv_freq",)
 _FLOATS = ("BF16", "F16", "F32", "F64")
+_BITS, _GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
+_MODES_WITHOUT_BIASES: dict[tuple[int, int], Mode] = {(4, 32): "mxfp4", (8, 32): "mxfp8", (4, 16): "nvfp4"}
+_WAYS = (
+    "affine (2 to 6 or 8 bits, groups of 32, 64 or 128, float scales and biases), or with U8 scales mxfp4 (4 bits, "
+    "32), mxfp8 (8, 32) or nvfp4 (4, 16)"
+)
 
 
 class Layout(Enum):
@@ -48,6 +54,11 @@ class Source:
     tensor: TensorInfo
     index: int | None = None
     rows: tuple[int, int] | None = None
+
+    @property
+    def matrix(self) -> TensorInfo:
+        """The whole stored matrix, all leading axes counted as rows."""
+        return (self.tensor if self.index is None else self.tensor.entry(self.index)).as_rows()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +195,7 @@ class _Pool:
     def _whole(self, spec: TensorSpec, info: TensorInfo, shift: bool) -> Target:
         base = spec.name.removesuffix(".weight")
         scales, biases = self._take(f"{base}.scales"), self._take(f"{base}.biases")
-        quantization = None if scales is None else infer_quantization(spec, info, scales)
-        if quantization is not None and quantization.mode == "affine" and biases is None:
-            raise CheckpointError(
-                f"{info.name} is packed and has scales but no {base}.biases. Download the folder again."
-            )
+        quantization = None if scales is None else infer_quantization(spec, info, scales, biases)
         return Target(spec, (Source(info),), shift, quantization, scales, biases)
 
     def _fused_experts(self, spec: TensorSpec) -> Target | None:
@@ -214,20 +221,28 @@ class _Pool:
         return Target(spec, tuple(Source(info) for info in infos))
 
 
-def infer_quantization(spec: TensorSpec, weight: TensorInfo, scales: TensorInfo) -> Quantization:
+def infer_quantization(
+    spec: TensorSpec, weight: TensorInfo, scales: TensorInfo, biases: TensorInfo | None
+) -> Quantization:
     """Bits, group size and mode of an MLX-packed matrix, from the shapes and dtypes that it was stored with."""
-    columns = spec.shape[-1]
-    bits = weight.shape[-1] * 32 // columns
-    group_size = columns // max(scales.shape[-1], 1)
-    if scales.dtype != "U8":
-        return Quantization(bits, group_size, "affine")
-    modes: dict[tuple[int, int], Mode] = {(4, 32): "mxfp4", (8, 32): "mxfp8", (4, 16): "nvfp4"}
-    if (bits, group_size) not in modes:
+    if weight.dtype != "U32" or not weight.shape or not scales.shape:
         raise CheckpointError(
-            f"{weight.name} is packed in {bits} bits with groups of {group_size} and 8-bit scales, expected mxfp4 "
-            "(4, 32), mxfp8 (8, 32) or nvfp4 (4, 16). Convert the model again."
+            f"{weight.name} in {weight.file.name} is {weight.dtype} {list(weight.shape)} with scales "
+            f"{scales.dtype} {list(scales.shape)}, expected matrices of words (U32) and their scales. Convert again."
         )
-    return Quantization(bits, group_size, modes[bits, group_size])
+    mode: Mode | None = None
+    columns = spec.shape[-1]
+    bits, group_size = weight.shape[-1] * 32 // columns, columns // max(scales.shape[-1], 1)
+    if scales.dtype == "U8" and biases is None:
+        mode = _MODES_WITHOUT_BIASES.get((bits, group_size))
+    elif biases is not None and {scales.dtype, biases.dtype} <= set(_FLOATS):
+        mode = "affine" if bits in _BITS and group_size in _GROUPS else None
+    if mode is None:
+        raise CheckpointError(
+            f"{weight.name} in {weight.file.name} has {bits} bits, groups of {group_size}, {scales.dtype} scales and "
+            f"{'no' if biases is None else biases.dtype} biases, expected a way that MLX packs: {_WAYS}. Convert again."
+        )
+    return Quantization(bits, group_size, mode)
 
 
 def _expert_parts(name: str) -> tuple[str, str]:

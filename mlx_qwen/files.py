@@ -1,17 +1,17 @@
 """The files of a checkpoint folder: which shards there are, what they hold, and reading parts of one tensor."""
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from math import prod
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from mlx_qwen.errors import CheckpointError
+from mlx_qwen.headers import PREFIX_BYTES, HeaderError, Stored, header_length, parse_header
 from mlx_qwen.json_files import read_json_object
 
 COMPANION_PATTERN = "mlx-qwen*.safetensors"
@@ -53,6 +53,16 @@ class TensorInfo:
         """How many bytes of memory the whole tensor takes once it is read."""
         return self.nbytes
 
+    @property
+    def is_computed(self) -> bool:
+        """Whether reading computes the values from other tensors, instead of finding them in `file`."""
+        return False
+
+    @property
+    def files(self) -> frozenset[Path]:
+        """Every file that reading the tensor needs."""
+        return frozenset({self.file})
+
     def entry(self, index: int) -> "TensorInfo":
         """Entry `index` of the leading axis, as a tensor of its own."""
         nbytes = self.nbytes // self.shape[0]
@@ -77,10 +87,14 @@ class TensorInfo:
             row_size = int(np.prod(self.shape[1:], dtype=np.int64))
             count, first = (stop - start) * row_size, start * row_size
         item = np.dtype(numpy_type).itemsize
-        values = np.fromfile(self.file, dtype=numpy_type, count=count, offset=self.offset + first * item)
+        values = self.load(numpy_type, count, self.offset + first * item)
         if values.size != count:
             raise CheckpointError(f"{self.file} ended inside {self.name}. The file is truncated: download it again.")
         return _as_mlx(values.reshape(rows), mlx_type)
+
+    def load(self, dtype: npt.DTypeLike, count: int, offset: int) -> npt.NDArray[np.generic]:
+        """`count` items from byte `offset` of the file on, or as many as it has."""
+        return np.fromfile(self.file, dtype=dtype, count=count, offset=offset)
 
     def read_columns(self, start: int, stop: int) -> mx.array:
         """Read columns start:stop of a matrix, from pages of the file that the system may drop again."""
@@ -97,58 +111,82 @@ def _as_mlx(values: npt.NDArray[np.generic], mlx_type: mx.Dtype | None) -> mx.ar
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file; raises CheckpointError when it is truncated or not such a file."""
     try:
-        with safe_open(file, framework="numpy"):  # the library checks header, offsets and length
-            pass
+        if not file.is_file():  # opening a pipe would wait for its other end
+            raise HeaderError("it is no file")
+        file_bytes = file.stat().st_size
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
+            length = header_length(stream.read(PREFIX_BYTES), file_bytes)
+            return located(parse_header(stream.read(length), file, file_bytes), file)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} cannot be read as safetensors ({error}). It is truncated or damaged: download it again."
         ) from error
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in _DTYPES:
-            raise CheckpointError(
-                f"{name} in {file} has dtype {entry['dtype']}, expected one of {', '.join(_DTYPES)}. "
-                "Use a checkpoint in bf16, fp16 or fp32."
-            )
-        begin, end = entry["data_offsets"]
-        tensors[name] = TensorInfo(name, file, entry["dtype"], tuple(entry["shape"]), 8 + length + begin, end - begin)
-    return tensors
 
 
-def checkpoint_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Every tensor of the folder's main shards, by name, without the companion files.
+def located(stored: Mapping[str, Stored], file: Path) -> dict[str, TensorInfo]:
+    """The tensors that a header describes, as parts of `file`."""
+    return {
+        name: TensorInfo(name, file, tensor.dtype, tensor.shape, tensor.begin, tensor.end - tensor.begin)
+        for name, tensor in stored.items()
+    }
 
-    Shards are those that the index names, else `model*.safetensors`, else any other `*.safetensors`. Raises
-    CheckpointError for a missing shard, a tensor that the index promises and no shard holds, or PyTorch pickles.
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """The files of a checkpoint by name, and the tensors that some of them hold, in the order of the names."""
+
+    names: frozenset[str]
+    headers: Callable[[Sequence[str]], Iterable[dict[str, TensorInfo]]]
+
+    @classmethod
+    def of(cls, folder: Path) -> "Shelf":
+        """The files of a folder."""
+        names = frozenset(path.name for path in folder.iterdir() if path.is_file())
+        return cls(names, lambda names: (read_header(folder / name) for name in names))
+
+
+def checkpoint_tensors(folder: Path, shelf: Shelf | None = None) -> dict[str, TensorInfo]:
+    """Every tensor of the main shards, by name, without the companion files.
+
+    Shards are those that the folder's index names, else `model*.safetensors`, else any other `*.safetensors`. They are
+    the folder's own, or those of `shelf`, where the folder holds all but the weights.
+
+    Raises CheckpointError for a missing shard, an index that names tensors where they are not, or PyTorch pickles.
     """
-    index = folder / INDEX_NAME
+    shelf, index = shelf or Shelf.of(folder), folder / INDEX_NAME
     if not index.exists():
-        return _merged(_unindexed_shards(folder))
+        return _merged(shelf, _unindexed_shards(folder, shelf.names))
     weight_map = _weight_map(index)
     shards = sorted(set(weight_map.values()))
-    missing = [name for name in shards if not (folder / name).is_file()]
+    missing = [name for name in shards if name not in shelf.names]
     if missing:
         raise CheckpointError(
             f"{INDEX_NAME} names {len(shards)} shards, of which {len(missing)} are not in {folder}: "
             f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}. Download the missing files."
         )
-    tensors = _merged(folder / name for name in shards)
-    lost = sorted(set(weight_map) - set(tensors))
-    if lost:
-        raise CheckpointError(
-            f"{INDEX_NAME} lists {len(lost)} tensors that no shard holds, such as {lost[0]} in {weight_map[lost[0]]}. "
-            "The shards and the index are of different versions: download the folder again."
-        )
+    tensors = _merged(shelf, shards)
+    _check_index(weight_map, tensors)
     return tensors
 
 
-def companion_tensors(folder: Path) -> dict[str, TensorInfo]:
+def companion_tensors(folder: Path, shelf: Shelf | None = None) -> dict[str, TensorInfo]:
     """The tensors of the companion files: MTP and exact norms, which other MLX readers do not look for."""
-    return _merged(sorted(folder.glob(COMPANION_PATTERN)))
+    shelf = shelf or Shelf.of(folder)
+    return _merged(shelf, sorted(name for name in shelf.names if fnmatch(name, COMPANION_PATTERN)))
+
+
+def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
+    wrong = [name for name, shard in weight_map.items() if name not in tensors or tensors[name].file.name != shard]
+    if not wrong:
+        return
+    name = min(wrong)
+    found = f"{tensors[name].file.name} holds it" if name in tensors else "no shard holds it"
+    raise CheckpointError(
+        f"{INDEX_NAME} lists {len(wrong)} tensors where they are not, such as {name} in {weight_map[name]}: {found}. "
+        "The shards and the index are of different versions: download the folder again."
+    )
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -162,27 +200,30 @@ def _weight_map(index: Path) -> dict[str, str]:
     return names
 
 
-def _unindexed_shards(folder: Path) -> list[Path]:
-    companions = set(folder.glob(COMPANION_PATTERN))
-    shards = sorted(folder.glob("model*.safetensors")) or sorted(set(folder.glob("*.safetensors")) - companions)
+def _unindexed_shards(folder: Path, names: frozenset[str]) -> list[str]:
+    weights = sorted(name for name in names if name.endswith(".safetensors") and not fnmatch(name, COMPANION_PATTERN))
+    shards = [name for name in weights if name.startswith("model")] or weights
     if shards:
         return shards
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+    if any(name.endswith((".bin", ".pt", ".pth", ".bin.index.json")) for name in names):
         raise CheckpointError(
             f"{folder} holds PyTorch pickles only, which can run code when opened. Expected safetensors: download the "
             "safetensors files of the same model, or save it again with transformers' save_pretrained()."
         )
-    raise CheckpointError(f"{folder} holds no *.safetensors file. Expected a complete model folder.")
+    raise CheckpointError(
+        f"{folder} holds no *.safetensors file. Expected a complete model folder, or a repository with weights as "
+        "safetensors: PyTorch pickles (.bin, .pt) are not read."
+    )
 
 
-def _merged(files: Iterable[Path]) -> dict[str, TensorInfo]:
+def _merged(shelf: Shelf, names: Sequence[str]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        for name, info in read_header(file).items():
-            if name in tensors:
+    for name, held in zip(names, shelf.headers(names), strict=True):
+        for tensor, info in held.items():
+            if tensor in tensors:
                 raise CheckpointError(
-                    f"{name} stands in {tensors[name].file.name} and in {file.name}. "
+                    f"{tensor} stands in {tensors[tensor].file.name} and in {name}. "
                     "Remove the shards of other versions."
                 )
-            tensors[name] = info
+            tensors[tensor] = info
     return tensors

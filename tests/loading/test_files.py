@@ -1,6 +1,8 @@
 """Damaged, incomplete and foreign folders are refused before anything is read."""
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -56,9 +58,66 @@ def test_a_truncated_shard_is_named(sharded: Path, keep: int) -> None:
     assert "truncated" in message
 
 
+def tensor(begin: int, end: int, shape: object = None, dtype: str = "U8") -> dict[str, object]:
+    return {"dtype": dtype, "shape": [end - begin] if shape is None else shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("header", "complaint"),
+    [
+        (b"", "header would take 0 bytes"),
+        (b"{", "cannot be read as safetensors"),
+        (b"\xff\xfe{}", "cannot be read as safetensors"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"x":' * 100_000, "nested too deeply"),
+        (b"[1]", "is a list, expected an object"),
+        ({"x": tensor(0, 4), "y": tensor(2, 8)}, "y begins at byte"),
+        ({"x": tensor(0, 4), "y": tensor(6, 8)}, "y begins at byte"),
+        ({"x": tensor(0, 4)}, "the file at"),
+        ({"x": tensor(0, 8), "y": tensor(8, 1 << 40)}, "the file at"),
+        ({"x": tensor(0, 8, [3])}, "which its shape and dtype do not make"),
+        ({"x": tensor(0, 8, [1 << 32, 1 << 32])}, "do not make"),
+        ({"x": tensor(0, 8, [-2, -4])}, "no shape"),
+        ({"x": tensor(0, 8, [1] * 100_000)}, "no shape of at most"),
+        ({"x": tensor(0, 8, [2.0, 4])}, "no shape"),
+        ({"x": tensor(0, 8, [True, 8])}, "no shape"),
+        ({"x": {"dtype": "U8", "shape": [8]}}, "no two data_offsets"),
+        ({"x": 3}, "no two data_offsets"),
+        (b'{"x":%b,"x":%b}' % ((json.dumps(tensor(0, 8)).encode(),) * 2), "has x twice"),
+        (b'{"x":{"dtype":"U8","dtype":"I8","shape":[8],"data_offsets":[0,8]}}', "has dtype twice"),
+        ({"\x1b[2J" + "x" * 10_000: tensor(0, 7)}, r"\?\[2Jx{50,200} takes|the file at"),
+    ],
+)
+def test_a_header_that_lies_is_one_clear_error(
+    header: bytes | dict[str, object], complaint: str, tmp_path: Path
+) -> None:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    message = refusal(tmp_path)
+    assert "model.safetensors" in message and "download it again" in message
+    assert re.search(complaint, message)
+    assert len(message) < 600 and message.isprintable()
+
+
 def test_a_header_that_claims_gigabytes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
     assert "damaged" in refusal(tmp_path)
+
+
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="it is no file"):
+        read_header(tmp_path / "model.safetensors")
+
+
+def test_an_index_that_puts_a_tensor_into_another_shard_is_refused(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX_NAME).read_text())
+    first, second = (shard.name for shard in shards(sharded)[:2])
+    moved = next(name for name, shard in sorted(index["weight_map"].items()) if shard == first)
+    index["weight_map"][moved] = second
+    (sharded / INDEX_NAME).write_text(json.dumps(index))
+    message = refusal(sharded)
+    assert f"{moved} in {second}: {first} holds it" in message
 
 
 def test_a_missing_shard_is_named(sharded: Path) -> None:
@@ -74,7 +133,7 @@ def test_a_tensor_that_only_the_index_knows_is_named(sharded: Path) -> None:
     assert "model.layers.9.ghost" in refusal(sharded)
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"weight_map": 3}', "[1]"])
+@pytest.mark.parametrize("content", ["", "{}", '{"weight_map": 3}', "[1]", "[" * 100_000])
 def test_an_index_that_is_none_is_refused(sharded: Path, content: str) -> None:
     (sharded / INDEX_NAME).write_text(content)
     message = refusal(sharded)
