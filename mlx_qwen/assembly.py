@@ -85,7 +85,7 @@ def assemble(model: Model, tensors: Tensors, *, interleaved: bool) -> None:
     if model.lm_head is not None:
         model.lm_head = linear(tensors["lm_head"])
     for i, layer in enumerate(model.layers):
-        _fill_layer(layer, _below(tensors, f"model.layers.{i}."), text, interleaved)
+        fill_layer(layer, _below(tensors, f"model.layers.{i}."), text, interleaved)
     if model.mtp is not None:
         _fill_mtp(model.mtp, _below(tensors, "mtp."), text)
     if model.vision is not None:
@@ -147,7 +147,8 @@ def _below(tensors: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): matrix for name, matrix in tensors.items() if name.startswith(prefix)}
 
 
-def _fill_layer(layer: DecoderLayer, tensors: Tensors, text: TextConfig, interleaved: bool) -> None:
+def fill_layer(layer: DecoderLayer, tensors: Tensors, text: TextConfig, interleaved: bool) -> None:
+    """Give one decoder layer its weights, by MLX name without the layer's prefix; see `assemble`."""
     layer.input_layernorm.weight = tensors["input_layernorm"].weight
     layer.post_attention_layernorm.weight = tensors["post_attention_layernorm"].weight
     if layer.is_linear:
@@ -232,7 +233,7 @@ def _fill_mtp(mtp: MTP, tensors: Tensors, text: TextConfig) -> None:
     for name in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"):
         mtp[name].weight = tensors[name].weight
     mtp.fc = linear(tensors["fc"])
-    _fill_layer(mtp.layers[0], _below(tensors, "layers.0."), text, interleaved=False)
+    fill_layer(mtp.layers[0], _below(tensors, "layers.0."), text, interleaved=False)
 
 
 def _fill_vision(tower: VisionTower, tensors: Tensors) -> None:

@@ -4,6 +4,7 @@ Names and layouts are those of MLX checkpoints (mlx-lm and mlx-vlm read the same
 size estimate work from this table; `mlx_qwen.checkpoint` maps other layouts onto it.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -12,6 +13,7 @@ from mlx_qwen.config import ModelConfig, TextConfig, VisionConfig
 
 MTP_PREFIX = "mtp."
 VISION_PREFIX = "vision_tower."
+_DECODER_LAYER = re.compile(r"(?:language_model\.)?model\.layers\.(\d+)\.")
 
 
 class Role(Enum):
@@ -52,6 +54,12 @@ def tensor_specs(config: ModelConfig) -> list[TensorSpec]:
     if config.vision is not None:
         specs += _vision_specs(config.vision)
     return specs
+
+
+def decoder_layer(name: str) -> int | None:
+    """The decoder layer that the tensor of this name belongs to, None for embeddings, head, MTP and vision."""
+    found = _DECODER_LAYER.match(name)
+    return None if found is None else int(found[1])
 
 
 def text_prefix(config: ModelConfig) -> str:
