@@ -1,11 +1,20 @@
 """The patches of images and videos: how many there are, and how many tokens they become."""
 
+from enum import IntEnum
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_qwen.errors import PromptError
+
+
+class Kind(IntEnum):
+    """What a token stands for."""
+
+    TEXT = 0
+    IMAGE = 1
+    VIDEO = 2
 
 
 class Grid(NamedTuple):

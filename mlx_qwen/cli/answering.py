@@ -7,6 +7,7 @@ import click
 from mlx_qwen.cli.options import GenerationFlags
 from mlx_qwen.cli.printer import AnswerPrinter
 from mlx_qwen.generation.caching import kv_cache_summary
+from mlx_qwen.generation.media import describe
 from mlx_qwen.generation.options import GenerationOptions
 from mlx_qwen.generation.prompts import Prompt, prompt_inputs
 from mlx_qwen.generation.stream import stream_answer
@@ -22,9 +23,15 @@ def options_from_flags(flags: GenerationFlags) -> GenerationOptions:
 def answer_prompt(
     model: Model, processor: Processor, prompt: Prompt, options: GenerationOptions, *, verbose: bool
 ) -> None:
-    """Prints the answer as it comes and, if `verbose`, statistics on stderr, also for an answer cut short by Ctrl-C."""
+    """Prints the answer as it comes.
+
+    If `verbose`, stderr says before it what the images and videos became, and after it statistics, also for an answer
+    cut short by Ctrl-C.
+    """
     inputs = prompt_inputs(processor, prompt, options)
     responses = stream_answer(model, processor, inputs, options)
+    for one in inputs.media if verbose else ():
+        click.echo(describe(processor, one.patches), err=True)
     if verbose and options.kv_bits is not None:
         click.echo(kv_cache_summary(model, options.kv_bits), err=True)
     printer = AnswerPrinter(inside_thinking=processor.opens_thinking(inputs.ids))

@@ -4,13 +4,15 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from mlx_qwen.cli.options import GenerationFlags, generation_flags, model_flags, required_model
+from mlx_qwen.cli.options import GenerationFlags, chosen_model, generation_flags, model_flags
 from mlx_qwen.errors import PromptError
 
 if TYPE_CHECKING:
     from mlx_qwen.cli.conversation import Conversation
 
-_HELP = """/reset          forget the conversation
+_HELP = """/image PATH     show an image with the next question; several at once, one a line; a URL works too
+/video PATH     show a video with the next question
+/reset          forget the conversation
 /system TEXT    set the system message and start anew; without TEXT, remove it
 /help           show this list
 /quit           leave (so does Ctrl-D; Ctrl-C stops an answer)"""
@@ -24,7 +26,7 @@ def command(
     model: str | None, revision: str | None, system_prompt: str | None, verbose: bool, **flags: Unpack[GenerationFlags]
 ) -> None:
     """Talk with a model, turn by turn."""
-    path = required_model(model)
+    path = chosen_model(model)
 
     from mlx_qwen.cli.answering import options_from_flags
     from mlx_qwen.cli.conversation import Conversation
@@ -34,7 +36,7 @@ def command(
     options = options_from_flags(flags)
     loaded, processor = load(path, revision=revision)
     conversation = Conversation(loaded, processor, options, system=system_prompt)
-    click.echo(f"{path}. /help lists what you can type besides questions.")
+    click.echo(f"{path or 'The bundled demo'}. /help lists what you can type besides questions.")
     if options.kv_bits is not None:
         click.echo(kv_cache_summary(loaded, options.kv_bits), err=True)
     while (line := _read_line()) is not None:
@@ -59,7 +61,9 @@ def _obey(line: str, conversation: "Conversation") -> bool:
     word, _, rest = line.partition(" ")
     if word == "/quit":
         return False
-    if word == "/reset":
+    if word in ("/image", "/video"):
+        _attach(conversation, word.removeprefix("/"), rest.strip())
+    elif word == "/reset":
         conversation.reset()
     elif word == "/system":
         conversation.system = rest.strip() or None
@@ -69,6 +73,18 @@ def _obey(line: str, conversation: "Conversation") -> bool:
     else:
         click.echo(f"Unknown command {word}; /help lists them.", err=True)
     return True
+
+
+def _attach(conversation: "Conversation", kind: str, source: str) -> None:
+    from mlx_qwen.grids import Kind
+
+    if not source:
+        click.echo(f"/{kind} needs the path or URL of the {kind}.", err=True)
+        return
+    try:
+        click.echo(f"{conversation.attach(Kind[kind.upper()], source)}; it goes with your next question.", err=True)
+    except PromptError as error:
+        click.echo(f"Error: {error}", err=True)
 
 
 def _answer(conversation: "Conversation", question: str, *, verbose: bool) -> None:

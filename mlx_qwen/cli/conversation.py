@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mlx_qwen.generation.caching import new_cache, seen_tokens
+from mlx_qwen.generation.media import describe, prepare
 from mlx_qwen.generation.options import GenerationOptions
-from mlx_qwen.generation.prompts import prompt_tokens
+from mlx_qwen.generation.prompts import prompt_inputs
 from mlx_qwen.generation.response import GenerationResponse
 from mlx_qwen.generation.stream import stream_answer
+from mlx_qwen.grids import Kind
 from mlx_qwen.model import Model
-from mlx_qwen.prompt import AnswerParser, Processor
+from mlx_qwen.prompt import AnswerParser, Message, Processor
+from mlx_qwen.prompt.media import Media
 
 
 class Conversation:
@@ -19,7 +22,8 @@ class Conversation:
         self, model: Model, processor: Processor, options: GenerationOptions, *, system: str | None = None
     ) -> None:
         self.system = system
-        self.turns: list[dict[str, str]] = []
+        self.turns: list[Message] = []
+        self._attached: list[dict[str, object]] = []
         self._model = model
         self._processor = processor
         self._options = replace(options, kv_bits=None)
@@ -27,29 +31,41 @@ class Conversation:
         self._cache = new_cache(model, options.kv_bits)
 
     def reset(self) -> None:
-        """Forgets all turns; the system message stays."""
+        """Forgets all turns and what is attached; the system message stays."""
         self.turns.clear()
+        self._attached.clear()
         self._forget()
+
+    def attach(self, kind: Kind, source: str) -> str:
+        """Puts an image or video, by path or URL, in front of the next question; returns what the model will see.
+
+        It is decoded here, once for all turns. Raises PromptError when it cannot be, or the model does not see.
+        """
+        patches = prepare(self._processor, Media(kind, source), self._options.media_limits)
+        self._attached.append(Media(kind, patches).part)
+        return describe(self._processor, patches)
 
     def ask(self, question: str) -> "Turn":
         """Begins the next turn; raises PromptError when the conversation no longer fits."""
-        asked = {"role": "user", "content": question}
-        ids = prompt_tokens(self._processor, [*self._system_message(), *self.turns, asked], self._options)
+        content = [*self._attached, {"type": "text", "text": question}] if self._attached else question
+        asked: Message = {"role": "user", "content": content}
+        inputs = prompt_inputs(self._processor, [*self._system_message(), *self.turns, asked], self._options)
         seen = seen_tokens(self._cache)
-        if len(ids) <= len(seen) or ids[: len(seen)] != seen:
+        if len(inputs.ids) <= len(seen) or inputs.ids[: len(seen)] != seen:
             self._forget()
         options = replace(self._options, prompt_cache=self._cache)
-        responses = stream_answer(self._model, self._processor, ids[self._cache.offset :], options)
-        return Turn(asked, ids, responses, inside_thinking=self._processor.opens_thinking(ids))
+        responses = stream_answer(self._model, self._processor, inputs.after(self._cache.offset), options)
+        return Turn(asked, inputs.ids, responses, inside_thinking=self._processor.opens_thinking(inputs.ids))
 
     def remember(self, turn: "Turn") -> None:
         """Makes a turn part of the history, also one that was interrupted after its first token."""
         if turn.tokens:
             self.turns += [turn.question, turn.answer()]
+            self._attached.clear()
         if self._cache.offset > len(self._cache.tokens):  # an interrupted step had read a token that never arrived here
             self._forget()
 
-    def _system_message(self) -> list[dict[str, str]]:
+    def _system_message(self) -> list[Message]:
         return [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def _forget(self) -> None:
@@ -61,7 +77,7 @@ class Turn:
 
     def __init__(
         self,
-        question: dict[str, str],
+        question: Message,
         ids: list[int],
         responses: Iterator[GenerationResponse],
         *,

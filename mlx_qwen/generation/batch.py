@@ -42,6 +42,10 @@ def batch_generate(
     kv_bits: int | None = None,
     max_pixels: int | None = None,
     min_pixels: int | None = None,
+    total_pixels: int | None = None,
+    fps: float | None = None,
+    min_frames: int | None = None,
+    max_frames: int | None = None,
     progress: Progress | bool = False,
 ) -> list[str]:
     """Writes one answer for each prompt, all at the same time, and returns their raw texts in the prompts' order.
@@ -69,6 +73,10 @@ def batch_generate(
         kv_bits=kv_bits,
         max_pixels=max_pixels,
         min_pixels=min_pixels,
+        total_pixels=total_pixels,
+        fps=fps,
+        min_frames=min_frames,
+        max_frames=max_frames,
         progress=progress,
     )
     if isinstance(prompts, str):

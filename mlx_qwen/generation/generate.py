@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from mlx_qwen.cache import HybridCache
 from mlx_qwen.generation.caching import kv_cache_summary
+from mlx_qwen.generation.media import describe
 from mlx_qwen.generation.options import GenerationOptions, LogitsProcessor, Progress, Sampler
-from mlx_qwen.generation.prompts import Prompt
+from mlx_qwen.generation.prompts import Prompt, prompt_inputs
 from mlx_qwen.generation.response import GenerationResponse
 from mlx_qwen.generation.stream import stream_answer
 from mlx_qwen.model import Model
@@ -14,6 +15,7 @@ from mlx_qwen.prompt import Processor, Tools
 
 if TYPE_CHECKING:
     from mlx_qwen.prompt.image_sources import ImageSource
+    from mlx_qwen.prompt.video_sources import VideoSource
 
 
 def stream_generate(
@@ -40,8 +42,13 @@ def stream_generate(
     prefill_step_size: int = 2048,
     kv_bits: int | None = None,
     images: "Sequence[ImageSource] | None" = None,
+    videos: "Sequence[VideoSource] | None" = None,
     max_pixels: int | None = None,
     min_pixels: int | None = None,
+    total_pixels: int | None = None,
+    fps: float | None = None,
+    min_frames: int | None = None,
+    max_frames: int | None = None,
     progress: Progress | bool = False,
 ) -> Iterator[GenerationResponse]:
     """Writes an answer and yields a response for each of its tokens.
@@ -50,7 +57,9 @@ def stream_generate(
         model: from `load`.
         processor: from `load`.
         prompt: text, used as it stands; token ids; or chat messages, to which the chat template is applied. Messages
-            may hold images: {"type": "image", "image": a path, URL, data URL, bytes, pillow image or array}.
+            may hold images: {"type": "image", "image": a path, URL, data URL, bytes, pillow image or array}, and
+            videos: {"type": "video", "video": a path, URL, data URL, bytes, list of frames or array [T, H, W, 3]},
+            each with choices of its own such as "max_pixels", "fps" or "max_frames".
         max_tokens: most tokens to generate; fewer where the model's context ends.
         temperature: 0 takes the likeliest token. Sampling options left at None take Qwen's recommendation for the
             model's size and mode, or greedy decoding where generation_config.json says `do_sample: false`.
@@ -71,10 +80,15 @@ def stream_generate(
         prefill_step_size: prompt tokens that are read at once.
         kv_bits: 8 or 4 packs keys and values of the attention layers.
         images: go in front of the last user's words in chat messages, or to the prompt's own placeholders.
-        max_pixels: area to which larger images are shrunk; min_pixels: to which smaller ones are enlarged. Left at
-            None, the checkpoint's own.
-        min_pixels: see max_pixels.
-        progress: called with (done, total) prompt tokens, or True for a line on stderr.
+        videos: go behind the images. Files need the extra `video`; animations and lists of frames do not.
+        max_pixels: area to which larger images, and larger frames of a video, are shrunk. This and the following
+            choices are the checkpoint's own when left at None.
+        min_pixels: area to which smaller images and frames are enlarged.
+        total_pixels: area of all frames of a video together.
+        fps: frames taken from a second of video; a list of frames counts as taken at this rate already.
+        min_frames: fewest frames taken from a video that has as many.
+        max_frames: most frames taken from a video.
+        progress: called with (done, total) prompt tokens, or True for a line on stderr, in a notebook an output.
 
     Raises:
         PromptError: an option or the prompt cannot be used (at once, before anything is computed).
@@ -100,8 +114,13 @@ def stream_generate(
         prefill_step_size=prefill_step_size,
         kv_bits=kv_bits,
         images=images,
+        videos=videos,
         max_pixels=max_pixels,
         min_pixels=min_pixels,
+        total_pixels=total_pixels,
+        fps=fps,
+        min_frames=min_frames,
+        max_frames=max_frames,
         progress=progress,
     )
     return stream_answer(model, processor, prompt, options)
@@ -131,14 +150,20 @@ def generate(
     prefill_step_size: int = 2048,
     kv_bits: int | None = None,
     images: "Sequence[ImageSource] | None" = None,
+    videos: "Sequence[VideoSource] | None" = None,
     max_pixels: int | None = None,
     min_pixels: int | None = None,
+    total_pixels: int | None = None,
+    fps: float | None = None,
+    min_frames: int | None = None,
+    max_frames: int | None = None,
     progress: Progress | bool = False,
     verbose: bool = False,
 ) -> str:
     """Writes an answer and returns its whole raw text, reasoning tags and tool calls included.
 
-    Options and errors are those of `stream_generate`; `verbose` prints the text as it comes, then statistics.
+    Options and errors are those of `stream_generate`; `verbose` prints what images and videos became, the text as it
+    comes, then statistics.
     """
     options = GenerationOptions(
         max_tokens=max_tokens,
@@ -160,14 +185,22 @@ def generate(
         prefill_step_size=prefill_step_size,
         kv_bits=kv_bits,
         images=images,
+        videos=videos,
         max_pixels=max_pixels,
         min_pixels=min_pixels,
+        total_pixels=total_pixels,
+        fps=fps,
+        min_frames=min_frames,
+        max_frames=max_frames,
         progress=progress,
     )
     if verbose and kv_bits is not None:
         print(kv_cache_summary(model, kv_bits))
+    inputs = prompt_inputs(processor, prompt, options)
+    for one in inputs.media if verbose else ():
+        print(describe(processor, one.patches))
     pieces = []
-    for response in stream_answer(model, processor, prompt, options):
+    for response in stream_answer(model, processor, inputs, options):
         pieces.append(response.text)
         if verbose:
             print(response.text, end="", flush=True)

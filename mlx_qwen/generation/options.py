@@ -11,9 +11,11 @@ from mlx_qwen.cache import HybridCache
 from mlx_qwen.errors import PromptError
 from mlx_qwen.generation.defaults import GREEDY, SamplingParameters
 from mlx_qwen.prompt.json_types import Tools
+from mlx_qwen.prompt.limits import MediaLimits
 
 if TYPE_CHECKING:
     from mlx_qwen.prompt.image_sources import ImageSource
+    from mlx_qwen.prompt.video_sources import VideoSource
 
 # As in mlx-lm: log-probabilities [1, V] to a token [1]; and all tokens so far [n] with logits [1, V] to logits [1, V].
 Sampler: TypeAlias = Callable[[mx.array], mx.array]
@@ -47,8 +49,13 @@ class GenerationOptions:
     prefill_step_size: int = 2048
     kv_bits: int | None = None
     images: "Sequence[ImageSource] | None" = None
+    videos: "Sequence[VideoSource] | None" = None
     max_pixels: int | None = None
     min_pixels: int | None = None
+    total_pixels: int | None = None
+    fps: float | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
     progress: Progress | bool = False
 
     def __post_init__(self) -> None:
@@ -64,6 +71,9 @@ class GenerationOptions:
         _check("thinking_budget", self.thinking_budget, _between(self.thinking_budget, 0, math.inf), "0 or more tokens")
         _check("seed", self.seed, _between(self.seed, 0, math.inf), "0 or more")
         _check("stop", self.stop, _is_stop(self.stop), "a string that is not empty, or a list of such")
+        _check("images", type(self.images), _is_list(self.images), "a list of images, also for a single one")
+        _check("videos", type(self.videos), _is_list(self.videos), "a list of videos, also for a single one")
+        _ = self.media_limits
         known_cache = self.prompt_cache is None or isinstance(self.prompt_cache, HybridCache)
         _check("prompt_cache", self.prompt_cache, known_cache, "what model.make_cache() returns")
         if self.kv_bits is not None and self.prompt_cache is not None:
@@ -73,6 +83,18 @@ class GenerationOptions:
             extra = [name for name in drawing if getattr(self, name) is not None]
             if extra:
                 raise PromptError(f"sampler replaces {', '.join(drawing)}; drop it or {', '.join(extra)}.")
+
+    @property
+    def media_limits(self) -> MediaLimits:
+        """The choices that images and videos are prepared by; raises PromptError where they cannot be used."""
+        return MediaLimits(
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+            total_pixels=self.total_pixels,
+            fps=self.fps,
+            min_frames=self.min_frames,
+            max_frames=self.max_frames,
+        )
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -97,6 +119,10 @@ class GenerationOptions:
 
 def _between(value: float | None, low: float, high: float) -> bool:
     return value is None or (low <= value <= high and math.isfinite(value))
+
+
+def _is_list(media: object) -> bool:
+    return media is None or (isinstance(media, Sequence) and not isinstance(media, str | bytes))
 
 
 def _is_stop(stop: object) -> bool:

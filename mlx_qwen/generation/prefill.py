@@ -1,7 +1,5 @@
 """Reads the prompt into the cache, in pieces that bound the memory it takes."""
 
-import sys
-
 import mlx.core as mx
 
 from mlx_qwen.cache import HybridCache
@@ -9,6 +7,7 @@ from mlx_qwen.generation.interrupts import Uninterrupted
 from mlx_qwen.generation.options import Progress
 from mlx_qwen.model import Model
 from mlx_qwen.model.embedding import Embedded
+from mlx_qwen.status_line import StatusLine
 
 
 def prefill(
@@ -50,15 +49,20 @@ def prefill(
 def progress_callback(progress: Progress | bool) -> Progress | None:
     """The caller's own callback, a line on stderr for True, nothing for False."""
     if isinstance(progress, bool):
-        return _show_progress if progress else None
+        return _shown_progress() if progress else None
     return progress
 
 
-def _show_progress(done: int, total: int) -> None:
-    """A line that counts the tokens; a terminal's is wiped when all are read."""
-    last = "\r\033[K" if sys.stderr.isatty() else "\n"
-    end = last if done == total else ""
-    print(f"\rReading the prompt: {done:,} of {total:,} tokens", end=end, file=sys.stderr, flush=True)
+def _shown_progress() -> Progress:
+    """A line that counts the tokens, and goes when all are read from where someone watched it."""
+    line = StatusLine()
+
+    def show(done: int, total: int) -> None:
+        line.show(f"Reading the prompt: {done:,} of {total:,} tokens")
+        if done == total:
+            line.finish(keep=not line.watched)
+
+    return show
 
 
 def _part(mask: mx.array | None, start: int, end: int) -> mx.array | None:

@@ -1,7 +1,7 @@
 """Brings each form of prompt to token ids, and checks that they fit the model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import mlx.core as mx
@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from mlx_qwen.config import TextConfig
 from mlx_qwen.errors import PromptError
+from mlx_qwen.generation.media import Placed, place_media
 from mlx_qwen.generation.options import GenerationOptions
+from mlx_qwen.grids import Kind
 from mlx_qwen.prompt import Messages, Processor
-from mlx_qwen.prompt.media import expand_placeholders, message_images, with_images
+from mlx_qwen.prompt.media import Media, message_media, with_media
 
 if TYPE_CHECKING:
-    from mlx_qwen.prompt.image_sources import ImageSource
-    from mlx_qwen.prompt.images import Patches
+    from mlx_qwen.prompt.patches import Patches
 
 # Text as it stands, token ids (a list or an array [T] or [1, T]), or chat messages for the template.
 Prompt: TypeAlias = str | Sequence[int] | mx.array | npt.NDArray[np.integer] | Messages
@@ -29,10 +30,31 @@ _NO_PROMPT = (
 
 @dataclass(frozen=True, slots=True)
 class PromptInputs:
-    """A prompt as the model reads it: token ids, and the images that its placeholders stand for."""
+    """A prompt as the model reads it: token ids, and the images and videos that its placeholders stand for."""
 
     ids: list[int]
-    images: "Patches | None" = None
+    media: tuple[Placed, ...] = ()
+
+    @property
+    def images(self) -> "Patches | None":
+        """Patches of all images, or None when there are none."""
+        return self._patches(Kind.IMAGE)
+
+    @property
+    def videos(self) -> "Patches | None":
+        """Patches of all videos, or None when there are none."""
+        return self._patches(Kind.VIDEO)
+
+    def after(self, tokens: int) -> "PromptInputs":
+        """What is left of the prompt behind its first `tokens` tokens."""
+        later = (replace(one, start=one.start - tokens) for one in self.media if one.start >= tokens)
+        return PromptInputs(self.ids[tokens:], tuple(later))
+
+    def _patches(self, kind: Kind) -> "Patches | None":
+        from mlx_qwen.prompt.patches import joined
+
+        parts = [one.patches for one in self.media if one.kind is kind]
+        return joined(parts) if parts else None
 
 
 def prompt_tokens(processor: Processor, prompt: Prompt, options: GenerationOptions) -> list[int]:
@@ -41,13 +63,14 @@ def prompt_tokens(processor: Processor, prompt: Prompt, options: GenerationOptio
 
 
 def prompt_inputs(processor: Processor, prompt: Prompt, options: GenerationOptions) -> PromptInputs:
-    """Token ids and images of a prompt.
+    """Token ids, images and videos of a prompt.
 
-    Images are those of its messages, or `options.images`: in front of the last user's words in chat messages, at the
-    placeholders in any other prompt. Raises PromptError when it is empty or of no known form, an image cannot be read,
-    or images and placeholders do not match.
+    Images and videos are those of its messages, or of `options`: in front of the last user's words in chat messages,
+    at the placeholders in any other prompt. Raises PromptError when it is empty or of no known form, an image or video
+    cannot be read, or they do not match the placeholders.
     """
-    images = list(options.images or ())
+    media = [Media(Kind.IMAGE, image) for image in options.images or ()]
+    media += [Media(Kind.VIDEO, video) for video in options.videos or ()]
     if isinstance(prompt, str):
         ids = processor.encode(prompt)
     else:
@@ -57,12 +80,12 @@ def prompt_inputs(processor: Processor, prompt: Prompt, options: GenerationOptio
         if len(listed) not in (len(ids), len(messages)):
             raise PromptError(_NO_PROMPT)
         if messages:
-            chat = with_images(messages, images) if images else messages
-            images = message_images(chat)
+            chat = with_media(messages, media) if media else messages
+            media = message_media(chat)
             ids = processor.encode(_rendered(processor, chat, options))
     if not ids:
         raise PromptError("The prompt is empty; give at least one token to continue from.")
-    return _with_patches(processor, ids, images, options)
+    return PromptInputs(*place_media(processor, ids, media, options.media_limits))
 
 
 def _listed(prompt: object) -> Sequence[object]:
@@ -73,26 +96,6 @@ def _listed(prompt: object) -> Sequence[object]:
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
         raise PromptError(_NO_PROMPT)
     return prompt
-
-
-def _with_patches(
-    processor: Processor, ids: list[int], images: "list[ImageSource]", options: GenerationOptions
-) -> PromptInputs:
-    """Decode the images and give each as many placeholders as it has features."""
-    if not images and processor.image_token_id not in ids:
-        return PromptInputs(ids)
-    preparing = processor.image_processor
-    if preparing is None or processor.image_token_id is None:
-        raise PromptError(
-            "The prompt holds an image, but this checkpoint is for text only. Use a checkpoint with a vision tower, or "
-            "describe the image in words."
-        )
-    preparing = preparing.limited(min_pixels=options.min_pixels, max_pixels=options.max_pixels)
-    patches = preparing(images) if images else None
-    grids = patches.grids if patches else ()
-    return PromptInputs(
-        expand_placeholders(ids, grids, token=processor.image_token_id, merge=preparing.merge_size), patches
-    )
 
 
 def check_fits(ids: Sequence[int], text: TextConfig, *, cached: int = 0) -> None:

@@ -41,7 +41,7 @@ def prepare_request(
     cached, seen = (0, []) if cache is None else (cache.offset, seen_tokens(cache))
     inputs = prompt if isinstance(prompt, PromptInputs) else prompt_inputs(processor, prompt, options)
     ids = inputs.ids
-    if inputs.images is not None and model.vision is None:
+    if inputs.media and model.vision is None:
         raise PromptError(NO_VISION)
     check_fits(ids, text, cached=cached)
     inside = processor.opens_thinking(ids)

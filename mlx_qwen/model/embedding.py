@@ -9,8 +9,8 @@ import numpy as np
 from mlx_qwen.cache import HybridCache
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import PromptError
-from mlx_qwen.grids import Grid, read_grids
-from mlx_qwen.model.mrope import Kind, rope_positions
+from mlx_qwen.grids import Grid, Kind, read_grids
+from mlx_qwen.model.mrope import rope_positions
 
 See = Callable[[mx.array, Sequence[Grid]], mx.array]
 

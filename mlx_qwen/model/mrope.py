@@ -4,21 +4,12 @@ Source: transformers' `Qwen3_5Model.get_rope_index`; Bai et al., "Qwen3-VL Techn
 """
 
 from collections.abc import Iterator
-from enum import IntEnum
 from itertools import pairwise
 
 import numpy as np
 
 from mlx_qwen.errors import PromptError
-from mlx_qwen.grids import Grid
-
-
-class Kind(IntEnum):
-    """What a token stands for."""
-
-    TEXT = 0
-    IMAGE = 1
-    VIDEO = 2
+from mlx_qwen.grids import Grid, Kind
 
 
 def rope_positions(kinds: np.ndarray, grids: dict[Kind, Iterator[Grid]], merge: int, *, start: int = 0) -> np.ndarray:

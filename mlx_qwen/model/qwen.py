@@ -161,21 +161,38 @@ class Model(nn.Module):
             self._dtype = self.embed_tokens(mx.array([0])).dtype
         return self._dtype
 
-    def mtp_logits(self, hidden: mx.array, next_ids: mx.array, cache: KVCache | None = None) -> mx.array:
+    def mtp_logits(
+        self,
+        hidden: mx.array,
+        next_ids: mx.array,
+        cache: KVCache | None = None,
+        *,
+        rope_delta: mx.array | None = None,
+        embedded: Embedded | None = None,
+    ) -> mx.array:
         """The MTP layer's logits for the token after `next_ids`, [B, T, vocab_size].
 
         Args:
             hidden: fp32 [B, T, hidden_size], from `hidden_states`.
             next_ids: int [B, T], the token that follows each hidden state.
             cache: keys and values of the MTP layer alone.
+            rope_delta: int [B], that of the model's cache once its tokens hold images or videos.
+            embedded: from `embed`, of the tokens that `hidden` belongs to where they hold images or videos; the last of
+                `next_ids` is text then.
 
         Raises:
             ValueError: the checkpoint has no MTP layer.
         """
         if self.mtp is None:
             raise ValueError("this checkpoint has no MTP layer; convert it again from a source that has mtp.* tensors")
-        positions = Positions(mx.array(0 if cache is None else cache.offset))
-        return self._head(self.mtp(hidden, self.embed_tokens(next_ids), positions, cache))
+        offset = mx.array(0 if cache is None else cache.offset)
+        embeddings = self.embed_tokens(next_ids)
+        if embedded is None:
+            place = Positions(offset if rope_delta is None else offset + rope_delta)
+        else:
+            place = Positions(offset, mx.array(embedded.axes))
+            embeddings = mx.concatenate([embedded.embeddings[:, 1:], embeddings[:, -1:]], axis=1)
+        return self._head(self.mtp(hidden, embeddings, place, cache))
 
     def make_cache(self, *, kv_bits: int | None = None, kv_group_size: int = 64) -> HybridCache:
         """An empty cache; `kv_bits` 4 or 8 packs the attention layers' keys and values."""

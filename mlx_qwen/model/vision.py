@@ -3,7 +3,8 @@
 Source: transformers' `Qwen3_5VisionModel`; Bai et al., "Qwen3-VL Technical Report" (2025).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,9 +16,9 @@ from mlx_qwen.model.layers import AnyLinear
 
 _EPS = 1e-6
 _THETA = 10000.0
-# Scores of one head that a CPU holds at once; a GPU's fused kernel holds none. So memory grows with an image's area,
+# Scores of all heads that a CPU holds at once; a GPU's fused kernel holds none. So memory grows with an image's area,
 # not with its square.
-_SCORES = 1 << 22
+_SCORES = 1 << 23
 _FUSED_HEAD_DIMS = (64, 80, 128)
 
 
@@ -64,12 +65,11 @@ class VisionAttention(nn.Module):
         q, k, v = mx.split(self.qkv(x).reshape(N, 3 * self.num_heads, self.head_dim), 3, axis=1)
         q, k = _rotated(q, *rotation), _rotated(k, *rotation)
         attended, first = [], 0
-        for grid in grids:
-            part = slice(first, first + grid.patches)
-            # Frames of one video have equal shapes, so they are rows of one batch.
-            heads = [y[part].reshape(grid.frames, -1, *y.shape[1:]).swapaxes(1, 2) for y in (q, k, v)]
-            attended.append(self._attend(*heads).swapaxes(1, 2).reshape(grid.patches, -1))
-            first += grid.patches
+        for frames, patches in _batches(grids, self.num_heads):
+            part = slice(first, first + frames * patches)
+            heads = [y[part].reshape(frames, patches, *y.shape[1:]).swapaxes(1, 2) for y in (q, k, v)]
+            attended.append(self._attend(*heads).swapaxes(1, 2).reshape(frames * patches, -1))
+            first += frames * patches
         output: mx.array = self.proj(mx.concatenate(attended))
         return output
 
@@ -80,13 +80,26 @@ class VisionAttention(nn.Module):
         if fused > D:
             # MLX has fused kernels for these sizes only; zeros change neither scores nor values.
             q, k, v = (mx.pad(x, [(0, 0), (0, 0), (0, 0), (0, fused - D)]) for x in (q, k, v))
-        step = S if mx.default_device().type == mx.DeviceType.gpu else max(64, _SCORES // S)
+        step = S if _on_gpu() else max(64, _SCORES // (S * self.num_heads))
         parts = []
         for i in range(0, S, step):
             parts.append(mx.fast.scaled_dot_product_attention(q[:, :, i : i + step], k, v, scale=D**-0.5))
             if step < S:
                 mx.eval(parts)
         return mx.concatenate(parts, axis=2)[..., :D]
+
+
+def _on_gpu() -> bool:
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def _batches(grids: Sequence[Grid], num_heads: int) -> Iterator[tuple[int, int]]:
+    """Frames that attend at once, as neighbours of one shape are rows of one batch, and the patches of each."""
+    for (rows, columns), same in groupby(grids, key=lambda grid: (grid.rows, grid.columns)):
+        frames, patches = sum(grid.frames for grid in same), rows * columns
+        most = frames if _on_gpu() else max(1, _SCORES // (patches**2 * num_heads))
+        for first in range(0, frames, most):
+            yield min(most, frames - first), patches
 
 
 class VisionBlock(nn.Module):

@@ -1,10 +1,6 @@
 """Opens images from wherever they come, as upright RGB: files, URLs, bytes, pillow images and arrays."""
 
-import base64
-import binascii
 import io
-import re
-import urllib.request
 import warnings
 from pathlib import Path
 from typing import TypeAlias
@@ -13,13 +9,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mlx_qwen.errors import PromptError
+from mlx_qwen.prompt.sources import locate
 
 # A path, an http(s) or data URL, an encoded file, a pillow image, or pixels [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
 ImageSource: TypeAlias = str | Path | bytes | Image.Image | np.ndarray
 
 MOST_BYTES = 64 << 20
-_SECONDS = 30
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError)
+BROKEN = (OSError, SyntaxError, ValueError, EOFError)
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -32,78 +28,47 @@ def open_image(source: ImageSource) -> Image.Image:
             `Image.MAX_IMAGE_PIXELS` (89 million), which a small file can pretend to hold.
     """
     if isinstance(source, np.ndarray):
-        return _rgb(_from_array(source))
+        return as_rgb(_from_array(source), "The array")
     if isinstance(source, Image.Image):
-        image, name = source, "The image"
-    else:
-        data, name = _read(source)
-        image = _open(data, name)
-    _check_size(image, name)
-    try:
-        return _rgb(ImageOps.exif_transpose(image))
-    except _BROKEN as error:
-        raise PromptError(f"{name} is truncated or damaged ({error}). Save it again or download it anew.") from error
-
-
-def _read(source: str | Path | bytes) -> tuple[bytes, str]:
-    """The encoded image and what to call it in errors."""
-    if isinstance(source, bytes | bytearray):
-        return bytes(source), f"The image of {len(source):,} bytes"
-    text = str(source)
-    if text.startswith("data:"):
-        return _from_data_url(text), "The image in the data URL"
-    if isinstance(source, str) and re.match(r"https?://", text):
-        return _download(text), text
-    path = Path(text.removeprefix("file://")).expanduser()
-    try:
-        return path.read_bytes(), str(path)
-    except OSError as error:
+        return as_rgb(source, "The image")
+    if not isinstance(source, str | Path | bytes | bytearray):
         raise PromptError(
-            f"The image {text:.200} cannot be read ({error.strerror}). Give a path, an http(s) or data URL, the file's "
-            "bytes, a pillow image or a numpy array."
-        ) from error
+            f"An image is of type {type(source).__name__}; expected a path, a URL, the file's bytes, a pillow image or "
+            "a numpy array."
+        )
+    found, name = locate(source, what="image", most_bytes=MOST_BYTES)
+    image = decode(found if isinstance(found, bytes) else found.read_bytes(), name)
+    if image is None:
+        raise PromptError(f"{name} is no image that can be read. Expected PNG, JPEG, WebP, GIF or the like.")
+    return as_rgb(image, name)
 
 
-def _from_data_url(url: str) -> bytes:
-    header, _, body = url.partition(",")
-    try:
-        if not header.endswith(";base64"):
-            raise ValueError("it does not say ;base64")
-        return base64.b64decode(body, validate=True)
-    except (ValueError, binascii.Error) as error:
-        raise PromptError(
-            f"The data URL {url:.40}… cannot be decoded ({error}). Expected data:image/png;base64,… with the file's "
-            "bytes in base64."
-        ) from error
-
-
-def _download(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "mlx-qwen"})
-    try:
-        with urllib.request.urlopen(request, timeout=_SECONDS) as response:
-            data: bytes = response.read(MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise PromptError(f"{url} cannot be downloaded ({error}). Check the address, or pass a file.") from error
-    if len(data) > MOST_BYTES:
-        raise PromptError(f"{url} is larger than {MOST_BYTES >> 20} MB. Download it and pass the file.")
-    return data
-
-
-def _open(data: bytes, name: str) -> Image.Image:
+def decode(data: bytes, name: str) -> Image.Image | None:
+    """The encoded image, its pixels not yet read; None when it is none. Raises PromptError when it is too large."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         raise PromptError(f"{name} is too large ({error}). Make it smaller first.") from error
-    except _BROKEN as error:
-        raise PromptError(f"{name} is no image that can be read. Expected PNG, JPEG, WebP, GIF or the like.") from error
+    except BROKEN:
+        return None
 
 
-def _check_size(image: Image.Image, name: str) -> None:
-    pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
+def as_rgb(image: Image.Image, name: str) -> Image.Image:
+    """An open image of any mode as upright RGB; raises PromptError as `open_image` does."""
+    check_size(image.width, image.height, name)
+    try:
+        return _rgb(ImageOps.exif_transpose(image))
+    except BROKEN as error:
+        raise PromptError(f"{name} is truncated or damaged ({error}). Save it again or download it anew.") from error
+
+
+def check_size(width: int, height: int, name: str) -> None:
+    """Raises PromptError for no pixels, or more than pillow reads."""
+    pixels, most = width * height, Image.MAX_IMAGE_PIXELS
     if not pixels:
-        raise PromptError(f"{name} is {image.width} x {image.height} pixels large, expected at least 1 x 1.")
+        raise PromptError(f"{name} is {width} x {height} pixels large, expected at least 1 x 1.")
     if most is not None and pixels > most:
         raise PromptError(
             f"{name} has {pixels:,} pixels, more than {most:,}. Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS "

@@ -5,45 +5,26 @@ Source: transformers' `Qwen2VLImageProcessor`, whose pillow backend gives the sa
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-import mlx.core as mx
 import numpy as np
 from PIL import Image
 
 from mlx_qwen.config import VisionConfig
-from mlx_qwen.errors import CheckpointError, PromptError
-from mlx_qwen.grids import Grid
+from mlx_qwen.errors import CheckpointError
 from mlx_qwen.prompt.image_sources import ImageSource, open_image
 from mlx_qwen.prompt.json_types import Json
-
-MOST_STRETCHED = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Patches:
-    """Patches fp32 [N, channels · temporal_patch_size · patch_size²] of images, and the grids they belong to."""
-
-    pixel_values: mx.array
-    grids: tuple[Grid, ...]
-
-    @property
-    def grid_thw(self) -> mx.array:
-        """The grids as an int array [n, 3]."""
-        return mx.array(self.grids)
+from mlx_qwen.prompt.limits import MediaLimits
+from mlx_qwen.prompt.patches import Patches, PixelLayout, area_bounds, check_shape, joined
 
 
 @dataclass(frozen=True, slots=True)
 class ImageProcessor:
     """How one checkpoint's images are prepared. `min_pixels` and `max_pixels` bound the area after resizing."""
 
-    patch_size: int = 16
-    temporal_patch_size: int = 2
-    merge_size: int = 2
+    layout: PixelLayout = field(default_factory=PixelLayout)
     min_pixels: int = 65536
     max_pixels: int = 16777216
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     @classmethod
     def from_config(cls, vision: VisionConfig, settings: Mapping[str, Json]) -> "ImageProcessor":
@@ -51,56 +32,39 @@ class ImageProcessor:
 
         Raises CheckpointError when the settings hold no usable numbers.
         """
-        given, size = cls(), settings.get("size")
-        bounds: Mapping[str, Json] = size if isinstance(size, dict) else {}
+        given = cls()
         try:
-            return cls(
-                patch_size=vision.patch_size,
-                temporal_patch_size=vision.temporal_patch_size,
-                merge_size=vision.spatial_merge_size,
-                min_pixels=_whole(bounds.get("shortest_edge", settings.get("min_pixels")), given.min_pixels),
-                max_pixels=_whole(bounds.get("longest_edge", settings.get("max_pixels")), given.max_pixels),
-                mean=_channels(settings.get("image_mean"), given.mean),
-                std=_channels(settings.get("image_std"), given.std),
-            )
+            low, high = area_bounds(settings, (given.min_pixels, given.max_pixels))
+            return cls(PixelLayout.from_config(vision, settings), low, high)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"preprocessor_config.json cannot be used ({error}). Download it again.") from error
 
-    def limited(self, *, min_pixels: int | None = None, max_pixels: int | None = None) -> "ImageProcessor":
-        """The same with other bounds where they are given; raises PromptError when no size lies between them."""
-        low = self.min_pixels if min_pixels is None else min_pixels
-        high = self.max_pixels if max_pixels is None else max_pixels
-        if min_pixels is None:
-            low = min(low, high)
-        if max_pixels is None:
-            high = max(low, high)
-        if low < 1 or high < low:
-            raise PromptError(
-                f"min_pixels is {low:,} and max_pixels is {high:,}, expected areas in pixels, the first the smaller."
-            )
-        return replace(self, min_pixels=low, max_pixels=high)
+    def limited(self, limits: MediaLimits) -> "ImageProcessor":
+        """The same with other bounds where they are chosen; a single one moves the other out of its way."""
+        low, high = limits.min_pixels, limits.max_pixels
+        return replace(
+            self,
+            min_pixels=low or min(self.min_pixels, high or self.min_pixels),
+            max_pixels=high or max(self.max_pixels, low or self.max_pixels),
+        )
 
     def __call__(self, sources: Sequence[ImageSource]) -> Patches:
         """Patches of one or more images, one after the other; raises PromptError as `open_image` does."""
-        parts, grids = [], []
+        parts = []
         for source in sources:
             image = open_image(source)
             height, width = self.resized(image.height, image.width)
-            parts.append(self._patches(image.resize((width, height), Image.Resampling.BICUBIC)))
-            grids.append(Grid(1, height // self.patch_size, width // self.patch_size))
-        return Patches(mx.array(np.concatenate(parts)), tuple(grids))
+            resized = image.resize((width, height), Image.Resampling.BICUBIC)
+            parts.append(self.layout.patches(np.asarray(resized)[None]))
+        return joined(parts)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after resizing: multiples of a merged square, the area within bounds, nearly the same shape.
 
         Raises PromptError for an image more than 200 times as long as it is wide.
         """
-        if max(height, width) > MOST_STRETCHED * min(height, width):
-            raise PromptError(
-                f"The image is {width} x {height} pixels, more than {MOST_STRETCHED} times as long as wide. Cut it "
-                "into pieces."
-            )
-        unit = self.patch_size * self.merge_size
+        check_shape(height, width, "The image")
+        unit = self.layout.unit
         new = [round(side / unit) * unit for side in (height, width)]
         if new[0] * new[1] > self.max_pixels:
             shrink = math.sqrt(height * width / self.max_pixels)
@@ -109,30 +73,3 @@ class ImageProcessor:
             stretch = math.sqrt(self.min_pixels / (height * width))
             new = [math.ceil(side * stretch / unit) * unit for side in (height, width)]
         return new[0], new[1]
-
-    def _patches(self, image: Image.Image) -> np.ndarray:
-        """fp32 [patches, C · temporal · patch²]: channel, time, row, column; patches of a merged square in a row."""
-        patch, merge = self.patch_size, self.merge_size
-        colours = np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
-        values: np.ndarray = (colours - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        rows, columns = image.height // patch, image.width // patch
-        squares = values.reshape(rows // merge, merge, patch, columns // merge, merge, patch, -1)
-        ordered = squares.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, -1, 1, patch * patch)
-        # A still image fills every frame of a temporal patch.
-        return np.repeat(ordered, self.temporal_patch_size, axis=2).reshape(rows * columns, -1)
-
-
-def _whole(value: Json, default: int) -> int:
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
-        raise ValueError(f"an area is {value!r}")
-    return int(value)
-
-
-def _channels(values: Json, default: tuple[float, ...]) -> tuple[float, ...]:
-    if values is None:
-        return default
-    if not isinstance(values, list) or len(values) != len(default):
-        raise ValueError(f"mean or std is {values!r}")
-    return tuple(float(value) for value in values if isinstance(value, int | float))

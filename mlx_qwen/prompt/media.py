@@ -1,83 +1,107 @@
-"""Images in chat messages, and their placeholders in the prompt's token ids."""
+"""Images and videos in chat messages: finding them, and what each of them asks for."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, field
+from typing import cast
 
 from mlx_qwen.errors import PromptError
-from mlx_qwen.grids import Grid
+from mlx_qwen.grids import Kind
 from mlx_qwen.prompt.json_types import Json, Message, Messages
+from mlx_qwen.prompt.limits import NAMES, MediaLimits
 
-if TYPE_CHECKING:
-    from mlx_qwen.prompt.image_sources import ImageSource
-
-_IMAGE_KINDS = ("image", "image_url", "input_image")
-_OTHER_MEDIA = ("video", "video_url", "audio", "input_audio")
-IMAGE_PART: Json = {"type": "image"}
-
-
-def is_image(part: object, where: str) -> bool:
-    """Whether a content part is an image; raises PromptError for video and audio, which this version does not read."""
-    kind = _kind(part)
-    if kind in _OTHER_MEDIA:
-        raise PromptError(
-            f"{where} holds {kind} content; this version reads text and images. Pass a video as a few images of its "
-            "frames."
-        )
-    return kind in _IMAGE_KINDS
+_NAMES = {
+    Kind.IMAGE: ("image", "image_url", "input_image"),
+    Kind.VIDEO: ("video", "video_url", "input_video"),
+}
+_UNREAD = ("audio", "audio_url", "input_audio")
+_IMAGE_LIMITS = ("min_pixels", "max_pixels")
+_ADDRESSES = ("url", "path")
 
 
-def message_images(messages: Messages) -> list["ImageSource"]:
-    """The images of all messages, in order; raises PromptError for an image part without an image."""
+@dataclass(frozen=True, slots=True)
+class Media:
+    """An image or video that a prompt holds: an `ImageSource` or `VideoSource`, or patches that are ready."""
+
+    kind: Kind
+    source: object
+    limits: MediaLimits = field(default_factory=MediaLimits)
+
+    @property
+    def part(self) -> dict[str, object]:
+        """The content part that holds it."""
+        chosen = {name: getattr(self.limits, name) for name in NAMES}
+        name = _NAMES[self.kind][0]
+        return {"type": name, name: self.source, **{key: x for key, x in chosen.items() if x is not None}}
+
+
+def media_kind(part: object, where: str) -> Kind | None:
+    """Whether a content part is an image or a video; None for text. Raises PromptError for audio."""
+    kind = _kind_name(part)
+    if kind in _UNREAD:
+        raise PromptError(f"{where} holds {kind} content; this model reads text, images and videos.")
+    return next((known for known, names in _NAMES.items() if kind in names), None)
+
+
+def placeholder_part(kind: Kind) -> Json:
+    """The content part that a chat template gets in the place of an image or video."""
+    return {"type": _NAMES[kind][0]}
+
+
+def message_media(messages: Messages) -> list[Media]:
+    """The images and videos of all messages, in order.
+
+    Raises PromptError for a part without an image or video, or with options that are not its own.
+    """
     found = []
     for index, message in enumerate(messages):
         content = message.get("content") if isinstance(message, Mapping) else None
         parts = content if isinstance(content, Sequence) and not isinstance(content, str | bytes) else ()
-        found += [_source(part, f"Message {index}") for part in parts if _kind(part) in _IMAGE_KINDS]
+        for part in parts:
+            kind = media_kind(part, f"Message {index}")
+            if kind is not None:
+                found.append(_read(part, kind, f"Message {index}"))
     return found
 
 
-def with_images(messages: Messages, images: Sequence["ImageSource"]) -> list[Message]:
-    """The messages, with images in front of the last user's words; raises PromptError when no user speaks."""
+def with_media(messages: Messages, media: Sequence[Media]) -> list[Message]:
+    """The messages, with media in front of the last user's words; raises PromptError when no user speaks."""
     last = max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=None)
     if last is None:
-        raise PromptError('Images need a message with role "user" to stand in; add one that asks about them.')
+        raise PromptError(
+            'Images and videos need a message with role "user" to stand in; add one that asks about them.'
+        )
     content = messages[last].get("content")
     text = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    parts = [*({"type": "image", "image": image} for image in images), *cast(Sequence[object], text or ())]
+    parts = [*(one.part for one in media), *cast(Sequence[object], text or ())]
     return [*messages[:last], {**messages[last], "content": parts}, *messages[last + 1 :]]
 
 
-def expand_placeholders(ids: Sequence[int], grids: Sequence[Grid], *, token: int, merge: int) -> list[int]:
-    """Token ids with as many placeholders `token` for each image as it has features.
-
-    Raises PromptError unless there is one placeholder an image, or already one a feature.
-    """
-    sizes = [grid.tokens(merge) for grid in grids]
-    found = list(ids).count(token)
-    if found == sum(sizes):
-        return list(ids)
-    if found != len(sizes):
-        raise PromptError(
-            f"The prompt has {found:,} image placeholders and {len(sizes)} images were given, expected one for each. "
-            "Put <|vision_start|><|image_pad|><|vision_end|> where an image belongs, or pass chat messages."
-        )
-    coming = iter(sizes)
-    return [copy for known in ids for copy in [known] * (next(coming) if known == token else 1)]
-
-
-def _kind(part: object) -> object:
+def _kind_name(part: object) -> object:
     if not isinstance(part, Mapping):
         return None
-    return part.get("type") or next((kind for kind in (*_IMAGE_KINDS, *_OTHER_MEDIA) if kind in part), None)
+    names = (*_NAMES[Kind.IMAGE], *_NAMES[Kind.VIDEO], *_UNREAD)
+    return part.get("type") or next((name for name in names if name in part), None)
 
 
-def _source(part: Mapping[str, object], where: str) -> "ImageSource":
-    source = next((part[kind] for kind in (*_IMAGE_KINDS, "url", "path") if part.get(kind) is not None), None)
+def _read(part: Mapping[str, object], kind: Kind, where: str) -> Media:
+    name, names = _NAMES[kind][0], (*_NAMES[kind], *_ADDRESSES)
+    source = next((part[key] for key in names if part.get(key) is not None), None)
+    nested: Mapping[str, object] = {}
     if isinstance(source, Mapping):
-        source = source.get("url")
+        nested, source = source, source.get("url")
     if source is None:
         raise PromptError(
-            f'{where} has an image part without an image; expected {{"type": "image", "image": ...}} with a path, URL, '
-            "bytes, pillow image or array."
+            f'{where} has {_a(kind)} part without {_a(kind)}; expected {{"type": "{name}", "{name}": ...}} with a '
+            "path, URL, bytes, " + ("pillow image or array." if kind is Kind.IMAGE else "list of frames or array.")
         )
-    return cast("ImageSource", source)
+    options = _IMAGE_LIMITS if kind is Kind.IMAGE else NAMES
+    chosen = {key: value for key, value in {**part, **nested}.items() if key in NAMES}
+    unknown = [key for key in part if key not in (*names, *options, "type")] if kind is Kind.VIDEO else []
+    unknown += [key for key in chosen if key not in options]
+    if unknown:
+        raise PromptError(f"{where} gives {_a(kind)} {unknown[0]!r}; expected {', '.join(options)} or nothing.")
+    return Media(kind, source, MediaLimits(**chosen))  # type: ignore[arg-type]
+
+
+def _a(kind: Kind) -> str:
+    return "an image" if kind is Kind.IMAGE else "a video"

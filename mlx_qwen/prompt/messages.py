@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from mlx_qwen.errors import PromptError
 from mlx_qwen.prompt.json_types import Json, Message, Messages, Tools
-from mlx_qwen.prompt.media import IMAGE_PART, is_image
+from mlx_qwen.prompt.media import media_kind, placeholder_part
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -19,9 +19,9 @@ def prepare_messages(messages: Messages) -> list[dict[str, Json]]:
     """Copies messages into plain JSON, repairs what has one obvious meaning and refuses the rest.
 
     Text parts are joined, tool arguments in JSON strings parsed, and system messages after the first merged into it
-    (with a warning). Where a message holds images its content stays a list of parts, {"type": "image"} for each of
-    them. Raises PromptError naming the message when a role is unknown, content is neither text nor images, a system
-    message holds images, or no message is a user's question.
+    (with a warning). Where a message holds images or videos its content stays a list of parts, {"type": "image"} or
+    {"type": "video"} for each of them. Raises PromptError naming the message when a role is unknown, content is
+    neither text, images nor videos, a system message holds images, or no message is a user's question.
     """
     if not messages:
         raise PromptError('The list of messages is empty; pass at least one, like {"role": "user", "content": "..."}.')
@@ -68,7 +68,7 @@ def _message(message: Message, where: str) -> dict[str, Json]:
     plain["content"] = _content(message.get("content"), f"{where} ({role})", has_calls=bool(message.get("tool_calls")))
     if role == "system" and not isinstance(plain["content"], str):
         raise PromptError(
-            f"{where} (system) holds an image; chat templates allow text only there. Move it to the user."
+            f"{where} (system) holds an image or video; chat templates allow text only there. Move it to the user."
         )
     if message.get("tool_calls"):
         plain["tool_calls"] = _tool_calls(message["tool_calls"], where)
@@ -82,10 +82,12 @@ def _content(content: object, where: str, *, has_calls: bool) -> Json:
     if isinstance(content, str):
         return content
     if isinstance(content, Sequence) and not isinstance(content, bytes):
-        texts = [None if is_image(part, where) else part_text(part, where) for part in content]
-        if None not in texts:
-            return "".join(map(str, texts))
-        return [IMAGE_PART if text is None else {"type": "text", "text": text} for text in texts]
+        kinds = [media_kind(part, where) for part in content]
+        parts: list[Json] = [
+            {"type": "text", "text": part_text(part, where)} if kind is None else placeholder_part(kind)
+            for part, kind in zip(content, kinds, strict=True)
+        ]
+        return parts if any(kinds) else "".join(part_text(part, where) for part in content)
     if content is None and has_calls:
         return ""
     raise PromptError(f"{where} has content of type {type(content).__name__}; expected a string or a list of parts.")

@@ -1,6 +1,7 @@
 """Text to token ids and back, with the checkpoint's chat template and special tokens."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,11 @@ from mlx_qwen.prompt.template import ChatTemplate, token_text
 
 if TYPE_CHECKING:
     from mlx_qwen.prompt.images import ImageProcessor
+    from mlx_qwen.prompt.videos import VideoProcessor
 
 _END_OF_TURN = "<|im_end|>"
 _END_OF_TEXT = "<|endoftext|>"
+_IMAGE_PAD, _VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
 
 
 class Processor:
@@ -30,9 +33,9 @@ class Processor:
         tokenizer: the checkpoint's tokenizer.
         end_token_ids: any of these ends an answer.
         thinking: ids of `<think>` and `</think>`, or None when the vocabulary lacks them.
-        default_thinking: whether this size thinks unless told otherwise; None when the template knows no thinking.
         generation_config: generation_config.json as read, or empty.
-        image_token_id: the placeholder of images, or None when the checkpoint knows none.
+        image_token_id: the placeholder of images, or None when the vocabulary has none.
+        video_token_id: the placeholder of videos, or None when the vocabulary has none.
     """
 
     def __init__(
@@ -44,20 +47,23 @@ class Processor:
         thinks_by_default: bool = True,
         generation_config: dict[str, Json] | None = None,
         image_token_id: int | None = None,
+        video_token_id: int | None = None,
         vision: VisionConfig | None = None,
         image_settings: dict[str, Json] | None = None,
+        video_settings: dict[str, Json] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.end_token_ids = end_token_ids
         self.generation_config = generation_config or {}
-        self.image_token_id = image_token_id
+        self.image_token_id = tokenizer.token_to_id(_IMAGE_PAD) if image_token_id is None else image_token_id
+        self.video_token_id = tokenizer.token_to_id(_VIDEO_PAD) if video_token_id is None else video_token_id
         self._vision = vision
         self._image_settings = image_settings or {}
+        self._video_settings = video_settings or {}
         start, end = tokenizer.token_to_id(THINK_START), tokenizer.token_to_id(THINK_END)
         self.thinking: tuple[int, int] | None = None if start is None or end is None else (start, end)
         self._template = template
-        mentions_thinking = template is not None and any("think" in source for source in template.sources.values())
-        self.default_thinking: bool | None = thinks_by_default if mentions_thinking else None
+        self._thinks_by_default = thinks_by_default
 
     @classmethod
     def from_directory(cls, path: Path, config: ModelConfig) -> "Processor":
@@ -76,9 +82,21 @@ class Processor:
             thinks_by_default=not is_small(config.text),
             generation_config=generation_config,
             image_token_id=config.image_token_id,
+            video_token_id=config.video_token_id,
             vision=config.vision,
-            image_settings=_read_json(path / "preprocessor_config.json"),
+            image_settings=_media_settings(path, "image_processor", "preprocessor_config.json"),
+            video_settings=_media_settings(
+                path, "video_processor", "video_preprocessor_config.json", "preprocessor_config.json"
+            ),
         )
+
+    @cached_property
+    def default_thinking(self) -> bool | None:
+        """Whether answers are reasoned unless told otherwise, by the model's size and its template's own default; None
+        when the template knows no thinking.
+        """
+        template_default = self._template.default_thinking() if self._template else None
+        return template_default and self._thinks_by_default
 
     @property
     def image_processor(self) -> "ImageProcessor | None":
@@ -89,6 +107,15 @@ class Processor:
         from mlx_qwen.prompt.images import ImageProcessor
 
         return ImageProcessor.from_config(self._vision, self._image_settings)
+
+    @property
+    def video_processor(self) -> "VideoProcessor | None":
+        """Makes patches of videos; None when the checkpoint has no vision tower."""
+        if self._vision is None:
+            return None
+        from mlx_qwen.prompt.videos import VideoProcessor
+
+        return VideoProcessor.from_config(self._vision, self._video_settings)
 
     @property
     def chat_template(self) -> str | None:
@@ -131,10 +158,10 @@ class Processor:
     ) -> str:
         """The prompt text for chat messages, as transformers' `apply_chat_template` renders it.
 
-        Every image is one placeholder. Options left at None are not passed, so that the template's own default holds.
-        `continue_final_message` leaves the last message open for the model to go on writing, and adds no generation
-        prompt. Raises PromptError when the messages cannot be used and CheckpointError when there is no usable
-        template.
+        Every image or video is one placeholder. Options left at None are not passed, so that the template's own default
+        holds. `continue_final_message` leaves the last message open for the model to go on writing, and adds no
+        generation prompt. Raises PromptError when the messages cannot be used and CheckpointError when there is no
+        usable template.
         """
         if self._template is None:
             raise CheckpointError(
@@ -181,6 +208,14 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 
 def _read_json(file: Path) -> dict[str, Json]:
     return read_json_object(file) if file.is_file() else {}
+
+
+def _media_settings(path: Path, section: str, *files: str) -> dict[str, Json]:
+    """A section of processor_config.json, or the first of the files that is there, as transformers looks for them."""
+    nested = _read_json(path / "processor_config.json").get(section)
+    if isinstance(nested, dict):
+        return nested
+    return next((read_json_object(path / file) for file in files if (path / file).is_file()), {})
 
 
 def _end_token_ids(

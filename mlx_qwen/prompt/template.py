@@ -57,6 +57,17 @@ class ChatTemplate:
             raise CheckpointError(f'None of the chat templates is named "default" (found: {names}).')
         return self.sources["default"]
 
+    def default_thinking(self) -> bool | None:
+        """Whether an answer is reasoned when nothing is said about it; None when the template knows no thinking."""
+        if not any("think" in source for source in self.sources.values()):
+            return None
+        unsaid, direct = self._opening({}), self._opening({"enable_thinking": False})
+        return unsaid != direct or unsaid == self._opening({"enable_thinking": True})
+
+    def _opening(self, variables: dict[str, Json]) -> str:
+        question: dict[str, Json] = {"role": "user", "content": "?"}
+        return self.render([question], tools=None, add_generation_prompt=True, variables=variables)
+
     def render(
         self,
         messages: list[dict[str, Json]],
@@ -88,7 +99,9 @@ class ChatTemplate:
         """The prompt text up to the end of the last message's content, for the model to continue it."""
         last = messages[-1]["content"]
         if not isinstance(last, str):
-            raise PromptError("The last message holds an image, so that it cannot be continued; end with text alone.")
+            raise PromptError(
+                "The last message holds an image or video, so that it cannot be continued; end with text alone."
+            )
         marked = [*messages[:-1], {**messages[-1], "content": last + _CUT_HERE}]
         text = self.render(marked, tools=tools, add_generation_prompt=False, variables=variables)
         cut = text.rfind(_CUT_HERE.strip())

@@ -7,11 +7,20 @@ from torch.nn.functional import silu
 HEADS, KV_HEADS, HEAD_DIM, ROTARY_DIM, THETA, EPS = 4, 2, 32, 8, 10000.0, 1e-6
 
 
-def mtp_logits(weights: dict[str, Tensor], hidden: Tensor, embeddings: Tensor, head: Tensor) -> Tensor:
+# Which axis of M-RoPE (time, height, width) each rotated pair follows, for sections of 2, 1 and 1 pairs.
+AXES = [0, 1, 2, 0]
+
+
+def mtp_logits(
+    weights: dict[str, Tensor], hidden: Tensor, embeddings: Tensor, head: Tensor, positions: Tensor | None = None
+) -> Tensor:
     """Logits [B, T, V] from the states before the final norm and the next tokens' embeddings, both [B, T, h].
 
-    `weights` are the `mtp.*` tensors of a Hugging Face checkpoint, dense or with one tensor an expert.
+    `weights` are the `mtp.*` tensors of a Hugging Face checkpoint, dense or with one tensor an expert. `positions` are
+    int [3, T], those of text if None.
     """
+    if positions is None:
+        positions = torch.arange(hidden.shape[1]).expand(3, -1)
     joined = torch.cat(
         [
             _norm(embeddings, weights["mtp.pre_fc_norm_embedding.weight"]),
@@ -21,7 +30,7 @@ def mtp_logits(weights: dict[str, Tensor], hidden: Tensor, embeddings: Tensor, h
     )
     x = joined @ weights["mtp.fc.weight"].T
     layer = {name.removeprefix("mtp.layers.0."): tensor for name, tensor in weights.items()}
-    x = x + _attention(_norm(x, layer["input_layernorm.weight"]), layer)
+    x = x + _attention(_norm(x, layer["input_layernorm.weight"]), layer, positions)
     normed = _norm(x, layer["post_attention_layernorm.weight"])
     x = x + (_experts(normed, layer) if "mlp.gate.weight" in layer else _mlp(normed, layer, "mlp"))
     return _norm(x, weights["mtp.norm.weight"]) @ head.T
@@ -45,12 +54,13 @@ def _experts(x: Tensor, layer: dict[str, Tensor]) -> Tensor:
     return (outputs * weights.unsqueeze(-2)).sum(-1) + shared
 
 
-def _attention(x: Tensor, layer: dict[str, Tensor]) -> Tensor:
+def _attention(x: Tensor, layer: dict[str, Tensor], positions: Tensor) -> Tensor:
     B, T, _ = x.shape
     q, gate = (x @ layer["self_attn.q_proj.weight"].T).view(B, T, HEADS, 2, HEAD_DIM).unbind(3)
     k = (x @ layer["self_attn.k_proj.weight"].T).view(B, T, KV_HEADS, HEAD_DIM)
     v = (x @ layer["self_attn.v_proj.weight"].T).view(B, T, KV_HEADS, HEAD_DIM)
-    q, k = _rotate(_norm(q, layer["self_attn.q_norm.weight"])), _rotate(_norm(k, layer["self_attn.k_norm.weight"]))
+    q = _rotate(_norm(q, layer["self_attn.q_norm.weight"]), positions)
+    k = _rotate(_norm(k, layer["self_attn.k_norm.weight"]), positions)
     k, v = (t.repeat_interleave(HEADS // KV_HEADS, dim=2) for t in (k, v))
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / HEAD_DIM**0.5
     later = torch.ones(T, T, dtype=torch.bool).triu(1)
@@ -58,10 +68,10 @@ def _attention(x: Tensor, layer: dict[str, Tensor]) -> Tensor:
     return (out * torch.sigmoid(gate)).reshape(B, T, -1) @ layer["self_attn.o_proj.weight"].T
 
 
-def _rotate(x: Tensor) -> Tensor:
+def _rotate(x: Tensor, positions: Tensor) -> Tensor:
     half = ROTARY_DIM // 2
     frequencies = THETA ** (-torch.arange(half, dtype=torch.float32) / half)
-    angles = torch.arange(x.shape[1], dtype=torch.float32)[:, None, None] * frequencies
+    angles = positions[AXES].T[:, None].float() * frequencies
     first, second, rest = x.split([half, half, x.shape[-1] - ROTARY_DIM], dim=-1)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

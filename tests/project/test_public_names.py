@@ -30,7 +30,8 @@ def test_public_functions_are_documented_and_name_every_option(function: object)
 OPTIONS = {
     "max_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "seed", "tools",
     "enable_thinking", "thinking_budget", "preserve_thinking", "stop", "sampler", "logits_processors", "prompt_cache",
-    "prefill_step_size", "kv_bits", "images", "max_pixels", "min_pixels", "progress",
+    "prefill_step_size", "kv_bits", "images", "videos", "max_pixels", "min_pixels", "total_pixels", "fps", "min_frames",
+    "max_frames", "progress",
 }  # fmt: skip
 
 

@@ -83,6 +83,16 @@ def test_the_two_smallest_sizes_do_not_think_unless_asked(folder: Path, hidden: 
     assert processor.default_thinking is thinks
 
 
+def test_a_template_that_thinks_only_when_asked_is_believed_for_every_size(folder: Path) -> None:
+    template = (folder / "chat_template.jinja").read_text()
+    opt_in = template.replace("enable_thinking is false", "enable_thinking is not true").replace(
+        "{%- if enable_thinking is defined and", "{%- if enable_thinking is not defined or"
+    )
+    assert opt_in != template
+    (folder / "chat_template.jinja").write_text(opt_in)
+    assert Processor.from_directory(folder, config(hidden_size=2560, num_hidden_layers=32)).default_thinking is False
+
+
 def test_a_template_that_knows_no_thinking_has_no_default_for_it(tmp_path: Path) -> None:
     add_tokenizer(tmp_path, template="{{ messages[0].content }}")
     assert Processor.from_directory(tmp_path, config()).default_thinking is None

@@ -83,3 +83,9 @@ def conversations() -> dict[str, Prompt]:
         "mixed": Prompt().text(3).image(4, 6).video(2, 4, 4).text(3).image(2, 4).text(5),
         "image_last": Prompt().text(5).image(4, 4),
     }
+
+
+def without_media_tokens(tokens: mx.array, logits: mx.array) -> mx.array:
+    """A logits processor, as a random model would write placeholders too."""
+    ids = mx.arange(logits.shape[-1])
+    return mx.where((ids >= IMAGE) & (ids <= END), -mx.inf, logits)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -39,3 +40,31 @@ def test_a_converted_checkpoint_answers_about_images_and_goes_on(
     whole = np.array(model(ids, **ours(prompt)).astype(mx.float32))
     together = np.array(mx.concatenate(pieces, axis=1).astype(mx.float32))
     assert np.abs(together - whole).max() <= 0.05 * np.abs(whole).max()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("8,32", 0.03), ("4,32", 0.4)])
+def test_a_tower_packed_on_request_sees_nearly_what_its_source_sees(
+    checkpoint: Callable[..., Path], tmp_path: Path, precision: str, tolerance: float
+) -> None:
+    source, packed = checkpoint("dense_vl"), tmp_path / "packed"
+    convert(source, packed, bits_for={"vision_tower": precision}, group_size=32, dtype="float32", progress=False)
+    towers, found = [], []
+    for folder in (source, packed):
+        tower = load_model(folder, ModelConfig.from_directory(folder)).vision
+        assert tower is not None
+        towers.append(tower)
+        found.append(np.array(tower(mx.array(pixels(GRIDS)), GRIDS)))
+    block = towers[1].blocks[0]
+    layers = (block.attn.qkv, block.attn.proj, block.mlp.linear_fc1, block.mlp.linear_fc2, towers[1].merger.linear_fc2)
+    assert all(isinstance(layer, nn.QuantizedLinear) for layer in layers)
+    assert isinstance(towers[1].patch_embed, nn.Linear)
+    assert 0 < np.abs(found[1] - found[0]).max() <= tolerance * np.abs(found[0]).max()
+
+
+def test_a_pattern_that_does_not_name_the_tower_leaves_it_as_it_is(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    convert(checkpoint("dense_vl"), tmp_path / "4bit", bits_for={"mlp": 8}, group_size=32, progress=False)
+    tower = load_model(tmp_path / "4bit", ModelConfig.from_directory(tmp_path / "4bit")).vision
+    assert tower is not None
+    assert not isinstance(tower.blocks[0].mlp.linear_fc1, nn.QuantizedLinear)

@@ -21,20 +21,6 @@ from tests.vision.prompts import conversations, ours, pixels
 GRIDS = [Grid(1, 4, 6), Grid(1, 6, 4), Grid(1, 2, 2)]
 
 
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[Grid]]:
-    """The grids of every run of the tower."""
-    runs: list[list[Grid]] = []
-    original = VisionTower.__call__
-
-    def counted(self: VisionTower, pixel_values: mx.array, grids: list[Grid]) -> mx.array:
-        runs.append(list(grids))
-        return original(self, pixel_values, grids)
-
-    monkeypatch.setattr(VisionTower, "__call__", counted)
-    return runs
-
-
 @pytest.fixture(scope="module")
 def tower(checkpoint: Callable[..., Path]) -> VisionTower:
     path = checkpoint("dense_vl")

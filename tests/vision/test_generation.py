@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mlx_qwen.cli import main
 from mlx_qwen.errors import PromptError
@@ -20,7 +21,7 @@ from mlx_qwen.model import Model
 from mlx_qwen.prompt import Processor
 from tests.support.checkpoints import reference_model
 from tests.vision.drawing import drawing
-from tests.vision.prompts import IMAGE, type_ids
+from tests.vision.prompts import IMAGE, type_ids, without_media_tokens
 
 Seeing = tuple[Model, Processor]
 CAT, DOG = drawing(32, 24), drawing(16, 48)
@@ -54,6 +55,25 @@ def test_an_answer_about_two_images_is_transformers(seeing: Seeing, seeing_folde
             image_grid_thw=torch.tensor(np.array(read.images.grid_thw)),
         )[0, ids.shape[1] :]  # fmt: skip
     assert answer(seeing, messages) == expected.tolist()
+
+
+def test_logits_of_images_of_every_size_equal_transformers_from_pixels_on(seeing: Seeing, seeing_folder: Path) -> None:
+    reference = reference_model(seeing_folder)
+    prepare = Qwen2VLImageProcessorPil(
+        patch_size=4, image_mean=[0.5] * 3, image_std=[0.5] * 3, size={"shortest_edge": 64, "longest_edge": 4096}
+    )
+    for width, height in ((1, 1), (97, 13), (9, 120), (300, 200)):
+        image = drawing(width, height)
+        read = inputs(seeing, [user("look", image, "what?")])
+        assert read.images is not None
+        ids, theirs = np.array([read.ids]), prepare(images=[image], return_tensors="pt")
+        with torch.no_grad():
+            reference.model.rope_deltas = None  # type: ignore[union-attr]
+            expected = reference(
+                torch.tensor(ids), mm_token_type_ids=type_ids(ids), use_cache=False, **theirs
+            ).logits.numpy()
+        given = {"pixel_values": read.images.pixel_values, "image_grid_thw": read.images.grid_thw}
+        assert np.abs(np.array(seeing[0](mx.array(ids), **given)) - expected).max() <= 2e-4 * np.abs(expected).max()
 
 
 def test_each_placeholder_becomes_as_many_tokens_as_its_image_has_features(seeing: Seeing) -> None:
@@ -90,12 +110,6 @@ def test_every_form_of_prompt_shows_the_same_image(seeing: Seeing, form: str) ->
 def test_a_prompt_read_in_pieces_gives_the_same_answer(seeing: Seeing, step: int) -> None:
     messages = [user("look:", CAT, "and", DOG, "what?")]
     assert answer(seeing, messages, prefill_step_size=step) == answer(seeing, messages)
-
-
-def without_media_tokens(tokens: mx.array, logits: mx.array) -> mx.array:
-    """A random model would write placeholders too."""
-    ids = mx.arange(logits.shape[-1])
-    return mx.where((ids >= IMAGE) & (ids < IMAGE + 4), -mx.inf, logits)
 
 
 def test_image_text_image_over_turns_with_a_kept_cache_equals_one_prompt(seeing: Seeing) -> None:

@@ -18,6 +18,7 @@ from mlx_qwen.grids import Grid
 from mlx_qwen.prompt import image_sources
 from mlx_qwen.prompt.image_sources import open_image
 from mlx_qwen.prompt.images import ImageProcessor
+from mlx_qwen.prompt.limits import MediaLimits
 from tests.vision.drawing import VISION, drawing
 
 SIZES = [(64, 64), (33, 97), (97, 33), (1, 1), (5, 900), (640, 480), (200, 1), (31, 32)]
@@ -55,11 +56,11 @@ def test_several_images_come_one_after_the_other() -> None:
 def test_bounds_come_from_the_checkpoint_and_can_be_overridden() -> None:
     settings = {"size": {"shortest_edge": 1024, "longest_edge": 4096}, "image_mean": [0.1, 0.2, 0.3]}
     processor = ImageProcessor.from_config(VISION, settings)
-    assert (processor.min_pixels, processor.max_pixels, processor.mean) == (1024, 4096, (0.1, 0.2, 0.3))
-    assert processor.limited(max_pixels=512).resized(999, 999) == (16, 16)
-    assert processor.limited(min_pixels=9000).max_pixels == 9000
+    assert (processor.min_pixels, processor.max_pixels, processor.layout.mean) == (1024, 4096, (0.1, 0.2, 0.3))
+    assert processor.limited(MediaLimits(max_pixels=512)).resized(999, 999) == (16, 16)
+    assert processor.limited(MediaLimits(min_pixels=9000)).max_pixels == 9000
     with pytest.raises(PromptError, match="max_pixels is 10"):
-        processor.limited(min_pixels=20, max_pixels=10)
+        MediaLimits(min_pixels=20, max_pixels=10)
 
 
 def test_unusable_settings_of_a_checkpoint_are_named() -> None:

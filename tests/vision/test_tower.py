@@ -69,6 +69,18 @@ def test_queries_taken_in_parts_change_nothing(checkpoint: Checkpoint, monkeypat
     assert mx.allclose(ours(pixels, grids), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("scores", [1, 1200, 1 << 22])
+def test_frames_of_one_shape_attend_each_on_its_own(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, scores: int
+) -> None:
+    ours, grids = tower(checkpoint("dense_vl")), [Grid(1, 4, 6)] * 5
+    pixels = mx.array(patches(grids))
+    alone = mx.concatenate([ours(pixels[24 * i : 24 * i + 24], grids[:1]) for i in range(5)])
+    mx.eval(alone)
+    monkeypatch.setattr(vision, "_SCORES", scores)
+    assert mx.allclose(ours(pixels, grids), alone, atol=1e-5)
+
+
 def test_memory_grows_with_an_images_area_and_not_with_its_square(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,44 @@
+"""Placeholders of images and videos in a prompt's token ids: one for each, that becomes one for each feature."""
+
+from collections.abc import Callable, Sequence
+
+from mlx_qwen.errors import PromptError
+from mlx_qwen.grids import Kind
+
+_FORMS = {
+    Kind.IMAGE: "<|vision_start|><|image_pad|><|vision_end|>",
+    Kind.VIDEO: "<|vision_start|><|video_pad|><|vision_end|>",
+}
+
+
+def expand(
+    ids: Sequence[int], kind: Kind, token: int, sizes: Sequence[int], fill: Callable[[int], list[int]]
+) -> list[int]:
+    """Token ids in which the i-th placeholder `token` is replaced by `fill(i)`.
+
+    `sizes` are the features of each image or video: ids that hold as many placeholders already stay as they are.
+    Raises PromptError unless there is one placeholder for each.
+    """
+    found = list(ids).count(token)
+    if found == len(sizes):
+        coming = iter(range(found))
+        return [new for known in ids for new in (fill(next(coming)) if known == token else [known])]
+    if found == sum(sizes):
+        return list(ids)
+    name = kind.name.lower()
+    raise PromptError(
+        f"The prompt has {found:,} {name} placeholders and {len(sizes)} {name}s were given, expected one for each. "
+        f"Put {_FORMS[kind]} where {'an image' if kind is Kind.IMAGE else 'a video'} belongs, or pass chat messages; "
+        "text must not hold these tokens otherwise."
+    )
+
+
+def starts(ids: Sequence[int], token: int, sizes: Sequence[int]) -> list[int]:
+    """Where the first placeholder of each image or video stands in expanded ids."""
+    places = [index for index, known in enumerate(ids) if known == token]
+    return [places[sum(sizes[:i])] for i in range(len(sizes))]
+
+
+def timestamped(seconds: float) -> str:
+    """The text of a temporal patch of a video, as `Qwen3VLProcessor` writes it, with one placeholder."""
+    return f"<{seconds:.1f} seconds>{_FORMS[Kind.VIDEO]}"

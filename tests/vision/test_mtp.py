@@ -1,0 +1,43 @@
+"""The MTP layer counts positions as the model does, also behind images and videos."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import torch
+
+from mlx_qwen.cache import KVCache
+from mlx_qwen.config import ModelConfig
+from mlx_qwen.loading import load_model
+from mlx_qwen.model.embedding import pixels_of
+from tests.model.mtp_reference import mtp_logits
+from tests.support.checkpoints import stored_tensors
+from tests.vision.prompts import conversations, ours
+
+
+def test_logits_over_images_and_behind_them_equal_an_independent_torch_version(checkpoint: Callable[..., Path]) -> None:
+    path = checkpoint("dense_vl", with_mtp=True)
+    model, stored = load_model(path, ModelConfig.from_directory(path)), stored_tensors(path)
+    prompt, later = conversations()["mixed"], [5, 9, 4]
+    given, cache, mtp_cache = ours(prompt), model.make_cache(), KVCache()
+    pixels = pixels_of(*map(given.get, ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")))
+    embedded = model.embed(mx.array([prompt.ids]), pixels, cache)
+    hidden = [model.hidden_states(mx.array([prompt.ids]), cache, embedded=embedded)]
+    found = [model.mtp_logits(hidden[0], mx.array([[*prompt.ids[1:], later[0]]]), mtp_cache, embedded=embedded)]
+    assert cache.rope_delta is not None
+    for token, following in pairwise(later):
+        hidden.append(model.hidden_states(mx.array([[token]]), cache))
+        found.append(model.mtp_logits(hidden[-1], mx.array([[following]]), mtp_cache, rope_delta=cache.rope_delta))
+    next_embeddings = mx.concatenate([embedded.embeddings[:, 1:], model.embed_tokens(mx.array([later]))], axis=1)
+    first = int(embedded.axes.max()) + 1
+    positions = np.concatenate([embedded.axes[:, 0], [[first, first + 1]] * 3], axis=1)
+    expected = mtp_logits(
+        {name: tensor for name, tensor in stored.items() if name.startswith("mtp.")},
+        torch.tensor(np.array(mx.concatenate(hidden, axis=1))),
+        torch.tensor(np.array(next_embeddings)),
+        stored["lm_head.weight"],
+        torch.tensor(positions),
+    ).numpy()
+    assert np.abs(np.array(mx.concatenate(found, axis=1)) - expected).max() <= 2e-4 * np.abs(expected).max()
