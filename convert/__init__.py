@@ -1,6 +1,9 @@
-"""Conversion of Qwen3.5 checkpoints to MLX: `convert` and its report."""
+"""Conversion of Qwen3.5 checkpoints to MLX: `convert` and its report, `describe` and its description, `compare`."""
 
-from .conversion import convert
+from .comparison import Comparison, compare
+from .conversion import convert, describe
+from .description import Description
+from .recipes import RECIPES
 from .report import ConversionReport
 
-__all__ = ["ConversionReport", "convert"]
+__all__ = ["RECIPES", "Comparison", "ConversionReport", "Description", "compare", "convert", "describe"]

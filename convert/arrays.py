@@ -47,3 +47,44 @@ def all_finite(data: npt.NDArray[np.uint8], kind: FloatType) -> bool:
         return True
     negative_infinity = kind.infinity | 1 << (8 * kind.itemsize - 1)
     return bool(data.view(kind.signed).max() < kind.infinity and data.view(kind.bits).max() < negative_infinity)
+
+
+def rounded(values: npt.NDArray[np.float32], kind: FloatType) -> npt.NDArray[np.float32]:
+    """fp32 values rounded to the nearest that `kind` holds, ties to even, still as fp32."""
+    if kind.mlx == mx.float32:
+        return values.astype(np.float32, copy=False)
+    if kind.mlx == mx.float16:
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).astype(np.float32)
+    patterns = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    upper = patterns + (np.uint32(0x7FFF) + ((patterns >> np.uint32(16)) & np.uint32(1)))
+    return (upper & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def stored_bytes(values: npt.NDArray[np.float32], kind: FloatType) -> npt.NDArray[np.uint8]:
+    """fp32 values that `kind` holds exactly, as little-endian bytes of that type."""
+    if kind.mlx == mx.bfloat16:
+        patterns: npt.NDArray[np.generic] = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    else:
+        patterns = values.astype(np.float16 if kind.mlx == mx.float16 else np.float32)
+    return np.ascontiguousarray(patterns).reshape(-1).view(np.uint8)
+
+
+def as_float32(array: mx.array) -> npt.NDArray[np.float32]:
+    """A float array in fp32; evaluates it."""
+    return widened(patterns(array))
+
+
+def patterns(array: mx.array) -> npt.NDArray[np.generic]:
+    """A float array as numpy holds it, bf16 as uint16, without a copy; evaluates it."""
+    plain: npt.NDArray[np.generic] = np.asarray(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
+    return plain
+
+
+def widened(plain: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+    """What `patterns` gave, or some rows of it, in fp32."""
+    if plain.dtype != np.uint16:
+        return plain.astype(np.float32, copy=False)
+    upper = plain.astype(np.uint32)
+    upper <<= np.uint32(16)
+    return upper.view(np.float32)

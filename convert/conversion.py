@@ -1,26 +1,21 @@
 """`convert`: from a checkpoint in any layout to an MLX checkpoint, a few megabytes at a time."""
 
-import json
-import time
-import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import mlx.core as mx
+from mlx_qwen.checkpoint import Mode, parameter_count
 
-from mlx_qwen.checkpoint import Mode, Plan, parameter_count, plan_checkpoint
-from mlx_qwen.config import ModelConfig
-from mlx_qwen.files import checkpoint_tensors, companion_tensors
-from mlx_qwen.hub import resolve
-
-from .config_json import converted_config
-from .formats import decodable, is_encoded, keeps_codes
-from .outputs import Output, Outputs, plan_outputs
-from .report import ConversionReport, peak_resident_bytes
-from .settings import DType, Settings, check_settings
-from .staging import check_apart, check_space, check_target, staged, write_text
-from .travel import copied_files, copy_files, write_model_card
-from .weights import Written, source_bytes, write_weights
+from .comparison import Comparison, check_verifiable, verify_conversion
+from .description import Description
+from .formats import keeps_codes
+from .job import Job, plan_job
+from .measures import Cost, measured_cost
+from .origin import Reading, check_streaming, open_origin
+from .report import ConversionReport
+from .settings import AskedDType, Quantizer, Settings, check_settings
+from .staging import DOWNLOADS, check_apart, check_space, check_target, staged, work_folder
+from .upload import check_upload, upload_folder
+from .weights import Written, source_bytes
 
 
 def convert(
@@ -29,35 +24,72 @@ def convert(
     *,
     bits: int | None = None,
     group_size: int | None = None,
-    mode: Mode = "affine",
-    dtype: DType | None = None,
+    mode: Mode | None = None,
+    recipe: str | None = None,
+    bits_for: Mapping[str, int | str] | None = None,
+    target_size: int | str | None = None,
+    dtype: AskedDType | None = None,
+    chip: str | None = None,
+    quantizer: Quantizer | None = None,
+    calibration: str | Path | None = None,
     quantize: bool = True,
     dequantize: bool = False,
     overwrite: bool = False,
+    resume: bool = True,
     revision: str | None = None,
+    stream_from_hub: bool = False,
+    verify: bool = False,
+    upload: str | None = None,
     dry_run: bool = False,
     progress: bool | None = None,
+    announce: Callable[[Description], None] | None = None,
 ) -> ConversionReport:
-    """Convert a checkpoint to MLX, by default quantized to 4 bits.
+    """Convert a checkpoint to MLX, by default quantized to 4 bits, with 8 for what is sensitive.
 
     Sources may also be FP8, or quantized for another runtime: see `mlx_qwen.convert.formats`.
 
     Reads, packs and writes pieces of a few megabytes, so that memory stays the same for every size of checkpoint. The
-    output appears under its name only when it is complete. The same input always gives the same weights.
+    output appears under its name only when it is complete. Until then it grows in `<mlx_path>.partial`, where a
+    conversion that was interrupted, killed or ran out of disk is gone on with when the same one is asked for again.
+    The same input always gives the same weights.
 
     Args:
         hf_path: a folder in Hugging Face or MLX layout, or a Hub repository.
         mlx_path: the folder to write.
-        bits: bits per weight of most matrices: 2, 3, 4, 5, 6 or 8. By default the mode's own, 4 for affine.
+        bits: bits per weight of most matrices alike: 2, 3, 4, 5, 6 or 8. By default the mode's own, 4 for affine.
         group_size: how many weights share a scale: 32, 64 or 128. By default the mode's own, 64 for affine.
         mode: "affine", or "mxfp4", "nvfp4" or "mxfp8", whose bits and group size are fixed.
+        recipe: instead of bits and mode, which matrix gets which, by name: see `mlx_qwen.convert.RECIPES`. Without any
+            of the three "mixed-4-8": 8 bits for embeddings, head, attention of both kinds, shared experts, routers
+            and MTP, 4 for MLPs and experts.
+        bits_for: precision of single matrices before all else: from a regular expression, searched for in their MLX
+            names, to bits as 8, bits and group size as "8,32", a mode, or "none" to leave them unpacked. The last
+            pattern that matches counts. The vision tower is packed by patterns that name it only: {"vision": 8}.
+        target_size: instead of a recipe, the most that the weight files may take, in bytes or as "16GB" (10^9 each):
+            bits are chosen for each matrix by its measured error, and with a calibration text by that of its outputs;
+            see `fitted_recipe`.
         dtype: what unpacked weights, scales and biases become; the source's own by default. A_log stays in float32.
+            "auto" is float16 for M1 and M2, if the weights fit, and bfloat16 otherwise.
+        chip: the one that "auto" is for, such as "M2 Pro"; this machine's by default.
+        quantizer: how codes are found. "search", the default, fits scale and bias of each group so that the weights
+            lose least, up to 6 bits, above which that gains next to nothing; "gptq" rounds such that the outputs of the
+            matrices on a calibration text change least, which takes the time of some runs of the model; "rtn" takes the
+            nearest codes, as mlx-lm does.
+        calibration: the text for "gptq", which it chooses: a file, plain or .jsonl with a "text" or "messages" a line,
+            or "default" for the one that comes with mlx-qwen.
         quantize: False writes every matrix unpacked (an MLX-quantized source is unpacked).
         dequantize: the same, and insists that the source is quantized, for MLX or for another runtime.
         overwrite: replace an existing model folder, once the new one is complete.
+        resume: False starts afresh, and removes what an unfinished conversion to `mlx_path` left.
         revision: branch, tag or commit of the Hub repository.
-        dry_run: only check and report, without writing.
-        progress: show a line on stderr; by default when it is a terminal.
+        stream_from_hub: download the repository's shards one after the other, and remove each once it was converted, so
+            that the disk never holds two copies: it needs room for the output and two shards.
+        verify: compare the output with the source before it gets its name, as `compare` does with the text that comes
+            with mlx-qwen; the report and the model card say what that shows. Takes the time of a run of both models.
+        upload: a Hub repository to upload the output to, made if need be; whether that is allowed is asked first.
+        dry_run: only check and report, without writing. Of a Hub repository, only the headers of the weights are read.
+        progress: show a line of progress; by default on a terminal and in a notebook.
+        announce: called with what will be written once it is decided, before the work starts.
 
     Returns:
         What was done: sizes, time, memory and every tensor worth a remark.
@@ -68,93 +100,122 @@ def convert(
         ConversionError: the settings contradict each other, or the target cannot be written.
     """
     settings = check_settings(
-        bits=bits, group_size=group_size, mode=mode, dtype=dtype, quantize=quantize, dequantize=dequantize
+        bits=bits,
+        group_size=group_size,
+        mode=mode,
+        recipe=recipe,
+        bits_for=bits_for,
+        target_size=target_size,
+        dtype=dtype,
+        chip=chip,
+        quantizer=quantizer,
+        calibration=calibration,
+        quantize=quantize,
+        dequantize=dequantize,
     )
     target = Path(mlx_path).expanduser()
     check_target(target, overwrite=overwrite)
-    job = _prepare(hf_path, revision, settings)
+    repository = None if upload is None else check_upload(upload)
+    if stream_from_hub:
+        check_streaming(hf_path, settings, verify=verify)
+    reading = _reading(settings, dry_run=dry_run, stream=stream_from_hub)
+    origin = open_origin(hf_path, revision, reading, work_folder(target) / DOWNLOADS)
+    job = plan_job(origin, settings, progress)
     check_apart(target, job.source)
-    check_space(target, job.output_bytes)
-    started, resident = time.perf_counter(), peak_resident_bytes()
-    mx.reset_peak_memory()
-    written = Written()
-    if not dry_run:
-        with staged(target) as folder:
-            written = job.write(folder, progress)
+    if verify:
+        check_verifiable(job.source, job.config)
+    if announce is not None:
+        announce(job.description)
+    check_space(target, job.output_bytes + (job.origin.streamed_bytes if stream_from_hub else 0))
+    if dry_run:
+        return _report(job, target, Written(), Cost(), dry_run=True)
+    cost_so_far, quality = measured_cost(), None
+    with staged(target, job.fingerprint, resume=resume, overwrite=overwrite) as space:
+        written = job.write(space, progress)
+        cost = cost_so_far()
+        if verify:
+            reference = origin.repository or job.source.resolve().name
+            quality = verify_conversion(
+                job.source, space.folder, reference=reference, name=target.name, progress=progress
+            )
+    url = None if repository is None else upload_folder(target, repository)
+    return _report(job, target, written, cost, quality=quality, url=url)
+
+
+def describe(
+    hf_path: str | Path,
+    *,
+    bits: int | None = None,
+    group_size: int | None = None,
+    mode: Mode | None = None,
+    recipe: str | None = None,
+    bits_for: Mapping[str, int | str] | None = None,
+    target_size: int | str | None = None,
+    dtype: AskedDType | None = None,
+    chip: str | None = None,
+    quantizer: Quantizer | None = None,
+    calibration: str | Path | None = None,
+    quantize: bool = True,
+    dequantize: bool = False,
+    revision: str | None = None,
+    progress: bool | None = None,
+) -> Description:
+    """What `convert` would write with the same options: its tensors by kind and precision, and what the work needs.
+
+    Of the weights only those are read that a `target_size` or the dtype "auto" depend on. Raises as `convert` does.
+    """
+    settings = check_settings(
+        bits=bits,
+        group_size=group_size,
+        mode=mode,
+        recipe=recipe,
+        bits_for=bits_for,
+        target_size=target_size,
+        dtype=dtype,
+        chip=chip,
+        quantizer=quantizer,
+        calibration=calibration,
+        quantize=quantize,
+        dequantize=dequantize,
+    )
+    origin = open_origin(hf_path, revision, "files" if settings.reads_values else "headers")
+    return plan_job(origin, settings, progress).description
+
+
+def _reading(settings: Settings, *, dry_run: bool, stream: bool) -> Reading:
+    """How much of a repository has to be on the disk before the work begins."""
+    if settings.reads_values:
+        return "files"
+    return "headers" if dry_run else "stream" if stream else "files"
+
+
+def _report(
+    job: Job,
+    target: Path,
+    written: Written,
+    cost: Cost,
+    *,
+    dry_run: bool = False,
+    quality: Comparison | None = None,
+    url: str | None = None,
+) -> ConversionReport:
     return ConversionReport(
         path=target,
         source=job.source,
-        quantization=settings.quantization,
+        description=job.description,
+        quantization=job.settings.quantization,
         dtype=job.outputs.dtype,
         source_bytes=source_bytes(job.plan),
         output_bytes=job.outputs.nbytes,
         parameters=parameter_count(target.spec for target in job.plan.targets),
-        seconds=0.0 if dry_run else time.perf_counter() - started,
-        peak_memory=0 if dry_run else peak_resident_bytes() - resident,
-        mlx_peak_memory=0 if dry_run else mx.get_peak_memory(),
+        seconds=cost.seconds,
+        peak_memory=cost.peak_memory,
+        mlx_peak_memory=cost.mlx_peak_memory,
         indivisible=job.outputs.indivisible,
         non_finite=written.non_finite,
         kept_codes=tuple(output.name for output in job.outputs.all if keeps_codes(output.target)),
         rounded_scales=written.rounded,
         dry_run=dry_run,
+        url=url,
+        quality=quality,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A source that was read as far as its headers, and what is to be made of it."""
-
-    source: Path
-    repository: str | None
-    config: ModelConfig
-    plan: Plan
-    outputs: Outputs
-    settings: Settings
-
-    @property
-    def output_bytes(self) -> int:
-        return self.outputs.nbytes + sum(file.stat().st_size for file in copied_files(self.source))
-
-    def write(self, folder: Path, progress: bool | None) -> Written:
-        """Fill `folder`; returns what the weights showed."""
-        quantization, has_vision = self.settings.quantization, self.plan.has_vision
-        written = write_weights(folder, self.outputs, progress)
-        copy_files(self.source, folder)
-        write_model_card(
-            self.source,
-            folder,
-            repository=self.repository,
-            quantization=quantization,
-            dtype=self.outputs.dtype,
-            has_vision=has_vision,
-        )
-        config = converted_config(self.config, self.outputs, quantization, written.companion, has_vision=has_vision)
-        # Last, as no reader takes a folder without it for a model.
-        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-        return written
-
-
-def _prepare(hf_path: str | Path, revision: str | None, settings: Settings) -> _Job:
-    source = resolve(hf_path, revision=revision)
-    config = ModelConfig.from_directory(source)
-    tensors = decodable(config, checkpoint_tensors(source), settings.keeps)
-    plan = plan_checkpoint(config, tensors, companion_tensors(source))
-    outputs = plan_outputs(plan, settings)
-    _warn_of_packing_again(outputs)
-    repository = None if Path(hf_path).expanduser().is_dir() else str(hf_path)
-    return _Job(source, repository, config, plan, outputs, settings)
-
-
-def _is_packed_otherwise(output: Output) -> bool:
-    stored = output.target.quantization
-    return is_encoded(output.target) if stored is None else stored != output.quantization
-
-
-def _warn_of_packing_again(outputs: Outputs) -> None:
-    again = [output for output in outputs.all if output.quantization is not None and _is_packed_otherwise(output)]
-    if again:
-        warnings.warn(
-            f"{len(again)} matrices of the source are quantized already and are packed again, which loses more than "
-            "packing the original would. Convert the unquantized checkpoint if there is one.",
-            stacklevel=4,
-        )

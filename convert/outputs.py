@@ -11,18 +11,24 @@ from mlx_qwen.tensors import EXACT_ROLES, MTP_PREFIX
 
 from .arrays import FLOATS
 from .formats import is_encoded, keeps_codes
-from .recipes import requested, uniform
-from .settings import DType, Settings
-from .writer import Entry
+from .precisions import shown_precision
+from .recipes import Recipe
+from .rules import check_rules
+from .settings import AUTO, DType, Quantizer, Settings
+from .writer import SHARD_BYTES, Entry, header_bytes, split_shards
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One tensor to write: packed with `quantization`, or dense, in `dtype` (which scales and biases have too)."""
+    """One tensor to write: packed with `quantization`, or dense, in `dtype` (which scales and biases have too).
+
+    `quantizer` says how codes, scales and biases are found.
+    """
 
     target: Target
     quantization: Quantization | None
     dtype: DType
+    quantizer: Quantizer = "search"
 
     @property
     def name(self) -> str:
@@ -63,6 +69,13 @@ class Outputs:
     def nbytes(self) -> int:
         return sum(output.nbytes for output in self.all)
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the weight files: all tensors, and the headers that list them."""
+        parts = ([entry for output in part for entry in output.entries] for part in (self.main, self.companion))
+        shards = [shard for part in parts for shard in split_shards(part, SHARD_BYTES)]
+        return self.nbytes + sum(len(header_bytes(shard)[0]) for shard in shards)
+
 
 def plan_outputs(plan: Plan, settings: Settings) -> Outputs:
     """Decide dtype and precision of every tensor of `plan`; reads only the norms and dt_bias.
@@ -72,21 +85,55 @@ def plan_outputs(plan: Plan, settings: Settings) -> Outputs:
     """
     if settings.dequantize and not any(target.quantization or is_encoded(target) for target in plan.targets):
         raise ConversionError("The source is not quantized, so there is nothing to dequantize. Leave --dequantize out.")
+    assert settings.dtype != AUTO, "a dtype was chosen before"
     dtype = settings.dtype or source_dtype(plan.targets)
+    recipe = settings.recipe
+    if recipe is not None:
+        check_rules(recipe.rules, [target.spec for target in plan.targets])
     main, companion, indivisible = [], [], []
     for target in plan.targets:
         spec = target.spec
-        quantization = target.quantization if keeps_codes(target) else uniform(spec, settings.quantization)
-        if quantization is None and requested(spec, settings.quantization) is not None:
+        quantization = None if recipe is None else _chosen(target, recipe, asked=settings.asked)
+        if quantization is None and recipe is not None and recipe.wanted(spec) is not None:
             indivisible.append(spec.name)
-        output = Output(target, quantization, "float32" if spec.name.endswith(".A_log") else dtype)
+        kept: DType = "float32" if spec.name.endswith(".A_log") else dtype
+        output = Output(target, quantization, kept, settings.quantizer)
         if spec.name.startswith(MTP_PREFIX):
             companion.append(Output(target, quantization, "float32") if spec.role in EXACT_ROLES else output)
             continue
         main.append(output)
         if spec.role in EXACT_ROLES and _rounds(target, output.dtype):
             companion.append(Output(target, None, "float32"))
+    _check_experts([*main, *companion])
     return Outputs(tuple(main), tuple(companion), dtype, tuple(indivisible))
+
+
+def _chosen(target: Target, recipe: Recipe, *, asked: bool) -> Quantization | None:
+    """The recipe's precision, unless codes that the source has are better kept.
+
+    Those of another runtime were checked for that before. MLX's own are kept where nobody asked for a recipe and it
+    would spend more bits than they have, which brings nothing back.
+    """
+    chosen, stored = recipe.precision(target.spec), target.quantization
+    if stored is None or recipe.rule_for(target.spec) is not None:
+        return chosen
+    is_wider = chosen is not None and chosen.bits >= stored.bits
+    return stored if keeps_codes(target) or (is_wider and not asked) else chosen
+
+
+def _check_experts(outputs: Iterable[Output]) -> None:
+    """Raise ConversionError when the experts' gate and up, which readers multiply as one, would differ."""
+    chosen = {output.name: output.quantization for output in outputs}
+    for name, gate in chosen.items():
+        if not name.endswith("switch_mlp.gate_proj.weight"):
+            continue
+        up = chosen[name.replace("gate_proj", "up_proj")]
+        if gate != up:
+            raise ConversionError(
+                f"{name} would be stored as {shown_precision(gate, 'unpacked')} and its up_proj as "
+                f"{shown_precision(up, 'unpacked')}, but readers multiply both as one matrix. Use a pattern that takes "
+                "both, such as switch_mlp."
+            )
 
 
 def source_dtype(targets: Iterable[Target]) -> DType:

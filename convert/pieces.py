@@ -10,8 +10,12 @@ import numpy.typing as npt
 from mlx_qwen.checkpoint import Source
 from mlx_qwen.files import TensorInfo
 
-from .arrays import FLOATS, all_finite, as_bytes
+from .arrays import FLOATS, all_finite, as_bytes, as_float32
 from .outputs import Output
+from .quantize.correction import corrected_rows
+from .quantize.grids import MOST_FITTED_BITS
+from .quantize.inputs import Corrections
+from .quantize.rows import PackedRows, Run, searched_rows
 
 PIECE_BYTES = 8 << 20
 
@@ -34,7 +38,7 @@ class Piece:
         info = self.source.tensor
         if self.rows is None:
             return info.nbytes
-        stored = _matrix(self.source)
+        stored = self.source.matrix
         return stored.nbytes * (self.rows[1] - self.rows[0]) // stored.shape[0]
 
 
@@ -57,7 +61,7 @@ def cut(output: Output) -> Iterator[Piece]:
         yield Piece(output, target.sources[0])
         return
     for source in target.sources:
-        stored = _matrix(source)
+        stored = source.matrix
         start, end = source.rows or (0, stored.shape[0])
         step = max(1, PIECE_BYTES * stored.shape[0] // max(stored.read_bytes, 1))
         for row in range(start, end, step):
@@ -66,21 +70,55 @@ def cut(output: Output) -> Iterator[Piece]:
             first_row += stop - row
 
 
-def produce(piece: Piece) -> Result:
-    """Read one piece and bring it into the form of its output; safe to call in any thread."""
+def produce(piece: Piece, corrections: Corrections | None = None, run: Run = map) -> Result:
+    """Read one piece and bring it into the form of its output; safe to call in any thread.
+
+    `corrections` say how to round the tensors of the layer that calibration has seen; `run` as in `searched_rows`.
+    """
     output, target = piece.output, piece.output.target
-    kind = FLOATS[output.dtype]
-    if target.quantization is not None and target.quantization == output.quantization:
+    kind, wanted = FLOATS[output.dtype], output.quantization
+    if target.quantization is not None and target.quantization == wanted:
         return _copied(piece)
-    dense = _dense(piece).astype(kind.mlx)
+    dense = dense_values(piece)
+    if wanted is not None and wanted.mode == "affine" and output.quantizer != "rtn":
+        packed = _corrected(piece, dense, corrections)
+        if packed is None and wanted.bits <= MOST_FITTED_BITS:
+            packed = searched_rows(_matrix(dense), wanted, output.dtype, run)
+        if packed is not None:
+            return Result(packed.data, packed.is_finite)
+    dense = dense.astype(kind.mlx)
     values = as_bytes(dense)
     finite = all_finite(values, kind)
-    wanted = output.quantization
     if wanted is None:
         return Result((values,), finite)
     arrays = mx.quantize(dense, group_size=wanted.group_size, bits=wanted.bits, mode=wanted.mode)
     mx.eval(*arrays)
     return Result(tuple(as_bytes(array) for array in arrays), finite)
+
+
+def _corrected(piece: Piece, dense: mx.array, corrections: Corrections | None) -> PackedRows | None:
+    """The rows rounded by what calibration saw, expert by expert; None for tensors that it did not see."""
+    spec, wanted = piece.output.target.spec, piece.output.quantization
+    if corrections is None or wanted is None or spec.name not in corrections:
+        return None
+    rows = as_float32(_matrix(dense))
+    if not np.isfinite(rows).all():
+        return None
+    share = spec.shape[-2] if len(spec.shape) > 2 else None
+    first, parts = 0, []
+    while first < len(rows):
+        at = piece.first_row + first
+        expert = None if share is None else at // share
+        last = len(rows) if share is None else min(len(rows), first + share - at % share)
+        how = corrections.of(spec.name, expert)
+        parts.append(corrected_rows(rows[first:last], wanted, piece.output.dtype, how))
+        first = last
+    return PackedRows.joined(parts)
+
+
+def _matrix(array: mx.array) -> mx.array:
+    """All leading axes counted as rows."""
+    return array.reshape(-1, array.shape[-1])
 
 
 def _copied(piece: Piece) -> Result:
@@ -97,7 +135,8 @@ def _copied(piece: Piece) -> Result:
     return Result((as_bytes(weight), *floats), all(all_finite(data, kind) for data in floats), exact)
 
 
-def _dense(piece: Piece) -> mx.array:
+def dense_values(piece: Piece) -> mx.array:
+    """The values of a piece as MLX lays them out, unpacked if the source is packed, in whatever dtype they come."""
     target = piece.output.target
     if target.quantization is not None:
         weight, scales, *rest = _packed(piece)
@@ -106,7 +145,7 @@ def _dense(piece: Piece) -> mx.array:
         return mx.dequantize(weight, scales, biases, q.group_size, q.bits, q.mode)
     if piece.rows is None:
         return target.arrange(piece.source.tensor.read())
-    return _matrix(piece.source).read(*piece.rows)
+    return piece.source.matrix.read(*piece.rows)
 
 
 def _packed(piece: Piece) -> list[mx.array]:
@@ -121,8 +160,3 @@ def _is_cuttable(output: Output) -> bool:
     if target.stacked or target.quantization is not None:
         return True
     return len(info.shape) > 1 and info.shape == target.spec.shape and not target.shift
-
-
-def _matrix(source: Source) -> TensorInfo:
-    info = source.tensor if source.index is None else source.tensor.entry(source.index)
-    return info.as_rows()

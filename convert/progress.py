@@ -1,21 +1,25 @@
 """One line on stderr: how much is done, how fast, how long still, and how much memory it took."""
 
-import sys
 import time
 from typing import TextIO
 
-from .report import peak_resident_bytes
+from mlx_qwen.status_line import StatusLine
+
+from .measures import peak_resident_bytes
 
 _INTERVAL = 0.1
 
 
 class Progress:
-    """Counts bytes of the source. `shown` None shows the line when stderr is a terminal."""
+    """Counts bytes of the source, `done` of them before; `shown` None shows a line on a terminal and in a notebook."""
 
-    def __init__(self, total: int, shown: bool | None, stream: TextIO | None = None) -> None:
-        self._stream = sys.stderr if stream is None else stream
-        self._shown = self._stream.isatty() if shown is None else shown
-        self._total, self._done = total, 0
+    def __init__(
+        self, total: int, shown: bool | None, stream: TextIO | None = None, *, done: int = 0, verb: str = "Converting"
+    ) -> None:
+        self._line = StatusLine(stream)
+        self._shown = self._line.watched if shown is None else shown
+        self._total, self._done, self._before = total, done, done
+        self._verb = verb
         self._start = self._last = time.perf_counter()
         self._baseline = peak_resident_bytes()
 
@@ -25,8 +29,7 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         if self._shown:
             self._draw(time.perf_counter())
-            self._stream.write("\n")
-            self._stream.flush()
+            self._line.finish(keep=True)
 
     def advance(self, nbytes: int) -> None:
         """Note that `nbytes` more of the source are done."""
@@ -38,14 +41,13 @@ class Progress:
 
     def _draw(self, now: float) -> None:
         elapsed = max(now - self._start, 1e-9)
-        speed = self._done / elapsed
+        speed = (self._done - self._before) / elapsed
         left = (self._total - self._done) / speed if speed else 0.0
         memory = peak_resident_bytes() - self._baseline
-        self._stream.write(
-            f"\rConverting {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB, {speed / 1e6:.0f} MB/s, "
-            f"{_clock(left)} left, peak memory +{memory / 1e6:.0f} MB "
+        self._line.show(
+            f"{self._verb} {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB, {speed / 1e6:.0f} MB/s, "
+            f"{_clock(left)} left, peak memory +{memory / 1e6:.0f} MB"
         )
-        self._stream.flush()
 
 
 def _clock(seconds: float) -> str:

@@ -1,11 +1,14 @@
 """What a conversion did, as values and as a table."""
 
-import resource
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_qwen.checkpoint import Quantization
+
+from .comparison import Comparison
+from .description import Description
+from .measures import readable_size
+from .precisions import shown_precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,13 +17,16 @@ class ConversionReport:
 
     Sizes count bytes of tensors. `bits_per_weight` is 8 · output_bytes / parameters. `peak_memory` is how far the
     process's peak resident memory rose above its peak before, in bytes; `mlx_peak_memory` is what MLX itself held.
+    `description` lists what is written; `quantization` is that of most matrices, None when none is packed.
     `indivisible` names matrices left unpacked because their columns do not divide into groups; `non_finite` those
     with NaN or infinite values. `kept_codes` names matrices whose codes another runtime's quantization chose and which
-    are written unchanged; for those in `rounded_scales`, scales or biases were rounded to `dtype`.
+    are written unchanged; for those in `rounded_scales`, scales or biases were rounded to `dtype`. `url` is where the
+    output was uploaded to, `quality` what verifying it found.
     """
 
     path: Path
     source: Path
+    description: Description
     quantization: Quantization | None
     dtype: str
     source_bytes: int
@@ -34,6 +40,8 @@ class ConversionReport:
     kept_codes: tuple[str, ...]
     rounded_scales: tuple[str, ...]
     dry_run: bool
+    url: str | None = None
+    quality: Comparison | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -41,13 +49,9 @@ class ConversionReport:
 
     def table(self) -> str:
         """Lines of `label  value` for people."""
-        precision = self.dtype
-        if self.quantization is not None:
-            q = self.quantization
-            precision = f"{q.bits} bits, {q.mode}, groups of {q.group_size}; the rest {self.dtype}"
         rows = [
             ("Output" if not self.dry_run else "Output (not written)", str(self.path)),
-            ("Precision", precision),
+            ("Precision", self._precision()),
             ("Parameters", f"{self.parameters:,}"),
             ("Size before", readable_size(self.source_bytes)),
             ("Size after", readable_size(self.output_bytes)),
@@ -56,6 +60,8 @@ class ConversionReport:
         if not self.dry_run:
             memory = f"{readable_size(self.peak_memory)} above the start, {readable_size(self.mlx_peak_memory)} in MLX"
             rows += [("Time", f"{self.seconds:.1f} s"), ("Peak memory", memory)]
+        if self.url is not None:
+            rows.append(("Uploaded to", self.url))
         if self.indivisible:
             rows.append(("Left unpacked", f"{len(self.indivisible)} matrices whose columns do not divide into groups"))
         if self.kept_codes:
@@ -65,6 +71,14 @@ class ConversionReport:
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
+    def _precision(self) -> str:
+        if self.quantization is None:
+            return self.dtype
+        kinds = {row.quantization for row in self.description.rows if row.quantization is not None}
+        others = sorted({shown_precision(kind, self.dtype) for kind in kinds - {self.quantization}})
+        most = f"mostly {shown_precision(self.quantization, self.dtype)}"
+        return f"{self.description.recipe}: {'; '.join([most, *others, f'the rest {self.dtype}'])}"
+
     def _kept_codes(self) -> str:
         count = f"{len(self.kept_codes)} matrices"
         if self.dry_run:
@@ -72,17 +86,3 @@ class ConversionReport:
         if not self.rounded_scales:
             return f"{count}, without loss"
         return f"{count}; of {len(self.rounded_scales)} the scales or biases were rounded to {self.dtype}"
-
-
-def readable_size(nbytes: int) -> str:
-    """`nbytes` in MB, or from 1 GB on in GB."""
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
-
-
-def peak_resident_bytes() -> int:
-    """The most memory that this process ever had resident, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # exact, while Linux's ru_maxrss begins with the peak of the process that started this one
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

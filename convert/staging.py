@@ -1,16 +1,22 @@
 """A folder that appears under its name only when it is complete."""
 
 import errno
-import glob
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_qwen.errors import ConversionError
 
-from .report import readable_size
+from .journal import Journal, locked
+from .measures import readable_size
+
+DOWNLOADS = "downloads"
+_JOURNAL = "journal"
+_REPLACED = "replaced"
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
@@ -24,15 +30,19 @@ def check_target(target: Path, *, overwrite: bool) -> None:
 
 
 def check_apart(target: Path, source: Path) -> None:
-    """Raise ConversionError when replacing `target` would remove the source."""
-    if target.resolve() == source.resolve() or target.resolve() in source.resolve().parents:
-        raise ConversionError(f"{target} holds the source {source}. Choose another --mlx-path.")
+    """Raise ConversionError when replacing `target`, or clearing its workspace, would remove the source."""
+    for folder in (target.resolve(), work_folder(target).resolve()):
+        if folder == source.resolve() or folder in source.resolve().parents:
+            raise ConversionError(f"{folder} holds the source {source}. Choose another --mlx-path.")
 
 
 def check_space(target: Path, needed: int) -> None:
-    """Raise ConversionError when the disk of `target` has less than `needed` bytes free."""
+    """Raise ConversionError when the disk of `target` has less than `needed` bytes free.
+
+    What an unfinished conversion to `target` takes counts as free, as this one goes on with it or removes it.
+    """
     parent = next(path for path in target.absolute().parents if path.exists())
-    free = shutil.disk_usage(parent).free
+    free = shutil.disk_usage(parent).free + _taken(work_folder(target))
     if free < needed:
         raise ConversionError(
             f"The output needs {readable_size(needed)}, but only {readable_size(free)} are free in {parent}. "
@@ -40,66 +50,105 @@ def check_space(target: Path, needed: int) -> None:
         )
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Remove what conversions to `target` left that were killed."""
-    for partial in target.parent.glob(f"{glob.escape(target.name)}.partial-*"):
-        pid = partial.name.rpartition("-")[2]
-        if pid.isdigit() and not _runs(int(pid)):
-            shutil.rmtree(partial, ignore_errors=True)
+def _taken(folder: Path) -> int:
+    """Bytes that the files below `folder` take on the disk, without their holes."""
+    taken = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # another process may be at work there
+            taken += path.lstat().st_blocks * 512
+    return taken
 
 
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Where a conversion works: `folder` becomes the target, `downloads` goes; `journal` tells what `folder` holds."""
+
+    folder: Path
+    downloads: Path
+    journal: Journal
+
+
+def work_folder(target: Path) -> Path:
+    """The sibling of `target` that holds an unfinished conversion to it."""
+    return target.with_name(f"{target.name}.partial")
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """A temporary sibling of `target` to fill; renamed to `target` at the end, removed when anything goes wrong.
+def staged(target: Path, fingerprint: str, *, resume: bool = True, overwrite: bool = False) -> Iterator[Workspace]:
+    """A workspace beside `target`; what it made is renamed to `target` at the end, and not before.
 
-    An existing `target` is replaced at that moment and not before. OSErrors become ConversionErrors.
+    What an interrupted conversion of the same `fingerprint` left is gone on with, unless `resume` is False. After an
+    interruption, or an OSError, which becomes a ConversionError, the workspace stays; after any other error it goes.
     """
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    work = work_folder(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
-        partial.mkdir()
-        try:
-            yield partial
-            _sync_folder(partial)
-            _swap(partial, target)
-            _sync_folder(target.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
+        with locked(work / _JOURNAL) as descriptor:
+            _restore(work, target)
+            check_target(target, overwrite=overwrite)  # another process may have made it since the first check
+            journal = _prepare(work, Journal(descriptor, fingerprint, resume=resume))
+            space = Workspace(work / "model", work / DOWNLOADS, journal)
+            try:
+                for folder in (space.folder, space.downloads):
+                    folder.mkdir(exist_ok=True)
+                yield space
+                _sync_folder(space.folder)
+                _swap(space.folder, target, work / _REPLACED)
+                _sync_folder(target.parent)
+            except (OSError, KeyboardInterrupt, ConversionError):
+                raise
+            except BaseException:
+                shutil.rmtree(work, ignore_errors=True)
+                raise
+            shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise ConversionError(_advice(error, target)) from error
 
 
+def _restore(work: Path, target: Path) -> None:
+    """Bring back a model whose replacement was cut off between two renames."""
+    replaced = work / _REPLACED
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)
+
+
+def _prepare(work: Path, journal: Journal) -> Journal:
+    """Empty `work` of what is not this conversion's."""
+    if journal.holds_other_work:
+        warnings.warn(
+            f"{work} holds an unfinished conversion of other settings or files. It is removed, and this one starts "
+            "afresh.",
+            stacklevel=6,
+        )
+    if not journal.found:
+        for path in work.iterdir():
+            if path.name != _JOURNAL:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        journal.begin()
+        _sync_folder(work)
+    return journal
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to a new file and put it on the disk."""
-    with path.open("x", encoding="utf-8") as file:
+    """Write `text` to a file that appears whole or not at all, and put it on the disk."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    unfinished.replace(path)
 
 
-def _swap(partial: Path, target: Path) -> None:
+def _swap(folder: Path, target: Path, replaced: Path) -> None:
     if not target.exists():
-        partial.rename(target)
+        folder.rename(target)
         return
-    old = target.with_name(f"{target.name}.replaced-{os.getpid()}")
-    target.rename(old)
+    target.rename(replaced)
     try:
-        partial.rename(target)
+        folder.rename(target)
     except OSError:
-        old.rename(target)
+        replaced.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -113,8 +162,12 @@ def _sync_folder(folder: Path) -> None:
 def _advice(error: OSError, target: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         step = "The disk is full: free some space, or choose another --mlx-path"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+    elif error.errno == errno.EFBIG:
+        step = "The disk takes no files as large as 5 GB: choose an --mlx-path on another"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
         step = "Choose an --mlx-path in a folder that you may write to"
     else:
         step = "Check the disks and try again"
-    return f"{target} was not written ({error}). {step}; nothing was left there."
+    work = work_folder(target)
+    kept = f"{work} holds what is done: the same command goes on from there" if work.exists() else "nothing was left"
+    return f"{target} was not written ({error}). {step}; {kept}."

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_qwen import __version__
-from mlx_qwen.checkpoint import Quantization
-from mlx_qwen.files import COMPANION_PATTERN
+from mlx_qwen.errors import CheckpointError
+from mlx_qwen.files import COMPANION_PATTERN, INDEX_NAME
 
+from .description import Description
 from .staging import write_text
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 _PREFIXES = ("LICENSE", "LICENCE", "NOTICE")
 _REWRITTEN = ("config.json", "README.md", "quantize_config.json", "quant_config.json")
+_READ_TOO = ("config.json", "README.md", INDEX_NAME)
 _BODY = """# {name} for MLX
 
 Converted from {origin} with mlx-qwen {version}.
@@ -45,6 +47,22 @@ def copied_files(source: Path) -> list[Path]:
     )
 
 
+def check_links(source: Path) -> None:
+    """Raise CheckpointError when a file that a conversion reads is a link to somewhere outside the model.
+
+    Links within the folder are fine, and in the Hub's cache those to the repository's blobs.
+    """
+    folder = source.resolve()
+    root = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    read = [*copied_files(source), *source.glob("*.safetensors"), *(source / name for name in _READ_TOO)]
+    for path in read:
+        if path.is_symlink() and root not in (leads_to := path.resolve()).parents:
+            raise CheckpointError(
+                f"{path} is a link to {leads_to}, outside of {root}. Expected the file itself: put it there, if you "
+                "trust where the folder comes from."
+            )
+
+
 def copy_files(source: Path, folder: Path) -> None:
     """Copy them, on the disk when this returns."""
     for path in copied_files(source):
@@ -59,8 +77,7 @@ def write_model_card(
     folder: Path,
     *,
     repository: str | None,
-    quantization: Quantization | None,
-    dtype: str,
+    description: Description,
     has_vision: bool,
 ) -> None:
     """Write README.md: the front matter of the source's card with what changed, and a body saying what was done.
@@ -73,7 +90,7 @@ def write_model_card(
     data.tags = list(dict.fromkeys([*(data.tags or []), "mlx"]))
     if repository is not None:
         data.base_model = repository
-        if quantization is not None:
+        if description.recipe is not None:
             data["base_model_relation"] = "quantized"
     name = source.resolve().name if repository is None else repository.split("/")[-1]
     origin = name if repository is None else f"[{repository}](https://huggingface.co/{repository})"
@@ -81,7 +98,7 @@ def write_model_card(
         name=name,
         origin=origin,
         version=__version__,
-        weights=_description(quantization, dtype),
+        weights=description.markdown(),
         companion=COMPANION_PATTERN,
     )
     write_text(folder / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}")
@@ -99,13 +116,3 @@ def _front_matter(card: Path) -> "ModelCardData":
         return ModelCardData()
     assert isinstance(data, ModelCardData), "model cards have model card data"
     return data
-
-
-def _description(quantization: Quantization | None, dtype: str) -> str:
-    if quantization is None:
-        return f"The weights are stored in {dtype}."
-    return (
-        f"Most matrices are quantized to {quantization.bits} bits ({quantization.mode}, groups of "
-        f"{quantization.group_size}), routers and the MTP layer to 8 bits; convolutions, decay gates, norms and\n"
-        f"the vision tower stay in {dtype}. `config.json` lists every exception."
-    )

@@ -11,8 +11,10 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-SHARD_BYTES = 5 << 30
-_ITEM_SIZES = {"U8": 1, "BF16": 2, "F16": 2, "F32": 4, "U32": 4}
+from mlx_qwen.files import TensorInfo
+from mlx_qwen.headers import ITEM_SIZES, PREFIX_BYTES
+
+SHARD_BYTES = 5 * 10**9
 _ALIGNMENT = 8
 
 
@@ -26,14 +28,16 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        return prod(self.shape) * _ITEM_SIZES[self.dtype]
+        return prod(self.shape) * ITEM_SIZES[self.dtype]
 
 
 class SafetensorsWriter:
     """Files `<stem>.safetensors` or `<stem>-00001-of-0000N.safetensors` of known tensors, filled in any order.
 
-    A context manager, which closes the files. `write` may be called from several threads. `finish` puts the files on
-    the disk and insists that every byte of every tensor was written.
+    A context manager, which closes the files. `write` may be called from several threads. `sync` puts on the disk what
+    was written so far; `finish` does so too and insists that every byte of every tensor was written. No reader takes a
+    file for safetensors before all its tensors are complete and on the disk. Files that an earlier writer of the same
+    tensors left are gone on with: `skip` names what they hold already.
     """
 
     def __init__(self, folder: Path, stem: str, entries: Iterable[Entry]) -> None:
@@ -63,10 +67,23 @@ class SafetensorsWriter:
         """Write `data` into tensor `name`, from its byte `first_byte` on."""
         self._by_tensor[name].write(name, data, first_byte)
 
+    def skip(self, name: str, nbytes: int) -> None:
+        """Count `nbytes` of tensor `name` as written, as the file holds them."""
+        self._by_tensor[name].skip(name, nbytes)
+
+    def sync(self) -> None:
+        """Put on the disk what was written so far."""
+        for file in self._files:
+            file.sync()
+
     def finish(self) -> None:
         """Put everything on the disk; raises RuntimeError if a tensor is incomplete."""
         for file in self._files:
             file.finish()
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Where each tensor lies; its bytes are there once they are written, though the file's header is not."""
+        return {name: info for file in self._files for name, info in file.tensors().items()}
 
     @property
     def names(self) -> list[str]:
@@ -98,39 +115,67 @@ def header_bytes(entries: Iterable[Entry]) -> tuple[bytes, Mapping[str, int]]:
     """
     header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
     starts, position = {}, 0
-    for entry in sorted(entries, key=lambda entry: -_ITEM_SIZES[entry.dtype]):
+    for entry in sorted(entries, key=lambda entry: -ITEM_SIZES[entry.dtype]):
         end = position + entry.nbytes
         header[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [position, end]}
         starts[entry.name] = position
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    prefix = len(text).to_bytes(8, "little") + text
+    prefix = len(text).to_bytes(PREFIX_BYTES, "little") + text
     return prefix, {name: len(prefix) + start for name, start in starts.items()}
 
 
 class _File:
+    """One file, whose length prefix stays zero, which no reader accepts, until everything else is on the disk."""
+
     def __init__(self, path: Path, entries: list[Entry]) -> None:
         self.path = path
-        self._missing = {entry.name: entry.nbytes for entry in entries}
+        self._missing = {entry.name: entry.nbytes for entry in entries if entry.nbytes}
+        self._entries = entries
         self._lock = Lock()
         self._header, self._starts = header_bytes(entries)
         self._descriptor: int | None = None
+        self._unsynced = True
 
     def open(self) -> None:
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        self._put(memoryview(self._header), 0)
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+        self._put(memoryview(bytes(PREFIX_BYTES) + self._header[PREFIX_BYTES:]), 0)
 
     def write(self, name: str, data: npt.NDArray[np.uint8], first_byte: int) -> None:
         self._put(data.data, self._starts[name] + first_byte)
+        self.skip(name, data.size)
+        self._unsynced = True
+
+    def skip(self, name: str, nbytes: int) -> None:
         with self._lock:
-            self._missing[name] -= data.size
+            self._missing[name] -= nbytes
+            if not self._missing[name]:
+                del self._missing[name]
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        return {
+            entry.name: TensorInfo(
+                entry.name, self.path, entry.dtype, entry.shape, self._starts[entry.name], entry.nbytes
+            )
+            for entry in self._entries
+        }
+
+    def sync(self) -> None:
+        if not self._unsynced:
+            return
+        self._unsynced = False
+        is_complete = not self._missing
+        os.fsync(self._opened)
+        if is_complete:
+            self._put(memoryview(self._header[:PREFIX_BYTES]), 0)
+            os.fsync(self._opened)
 
     def finish(self) -> None:
-        incomplete = [name for name, missing in self._missing.items() if missing]
-        if incomplete:
-            raise RuntimeError(f"{self.path.name} was finished before {incomplete[0]} was complete")
-        os.fsync(self._opened)
+        if self._missing:
+            raise RuntimeError(f"{self.path.name} was finished before {next(iter(self._missing))} was complete")
+        self._unsynced = True
+        self.sync()
 
     def close(self) -> None:
         if self._descriptor is not None:

@@ -10,14 +10,15 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.files import TensorInfo
 
-from . import awq, compressed_tensors, fp8, gptq
-from .encoded import Encoded, Format, Matrix, RowReader, encoded
+from . import auto_round, awq, compressed_tensors, fp8, gptq
+from .encoded import Encoded, Format, Matrix, RowReader, Stack, encoded
 from .integers import IntegerMatrix
 
 _FORMATS: dict[str, Format] = {
     "fp8": fp8.matrices,
     "gptq": gptq.matrices,
     "awq": awq.matrices,
+    "auto-round": auto_round.matrices,
     "compressed-tensors": compressed_tensors.matrices,
 }
 _EXPERT = re.compile(r"(.*\.mlp\.)experts\.(\d+)\.(\w+_proj)")
@@ -64,12 +65,14 @@ def keeps_codes(target: Target) -> bool:
     return is_encoded(target) and target.quantization is not None
 
 
-def _arranged(matrices: Mapping[str, Matrix], keeps: Callable[[Quantization], bool]) -> dict[str, TensorInfo]:
+def _arranged(matrices: Mapping[str, Matrix | Stack], keeps: Callable[[Quantization], bool]) -> dict[str, TensorInfo]:
     arranged: dict[str, TensorInfo] = {}
     experts: dict[str, dict[str, dict[int, Matrix]]] = {}
     for base, matrix in matrices.items():
         match = _EXPERT.fullmatch(base)
-        if match is not None:
+        if isinstance(matrix, Stack):
+            arranged[base] = _stacked(base, matrix)
+        elif match is not None:
             experts.setdefault(match[1], {}).setdefault(match[3], {})[int(match[2])] = matrix
         elif _kept([matrix], keeps):
             arranged |= _packed(base, [matrix], stacked=False)
@@ -107,6 +110,11 @@ def _kept(matrices: Iterable[Matrix], keeps: Callable[[Quantization], bool]) -> 
 
 def _dense(base: str, matrix: Matrix) -> Encoded:
     return encoded(f"{base}.weight", matrix.parts, matrix.shape, (matrix.values,))
+
+
+def _stacked(base: str, stack: Stack) -> Encoded:
+    shape = (len(stack.members), *stack.members[0].shape)
+    return encoded(base, stack.parts, shape, tuple(member.values for member in stack.members))
 
 
 def _packed(base: str, matrices: list[Matrix], *, stacked: bool) -> dict[str, TensorInfo]:

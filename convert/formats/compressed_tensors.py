@@ -1,4 +1,4 @@
-"""compressed-tensors (`quant_method` compressed-tensors): packed and plain integers, FP8, and NVFP4.
+"""compressed-tensors (`quant_method` compressed-tensors): packed and plain integers, FP8, NVFP4, MXFP4 and MXFP8.
 
 By what a module with N outputs and K inputs holds, every value being (code − zero) · `weight_scale`:
 - `weight_packed` int32 [N, K · bits / 32], codes of 4 or 8 bits with half their range added, the first in the lowest
@@ -7,7 +7,9 @@ By what a module with N outputs and K inputs holds, every value being (code − 
 - `weight` int8 [N, K], `weight_scale` and where asymmetric `weight_zero_point` int8 [N, 1] (or one for all);
 - `weight` e4m3 [N, K] and `weight_scale` for each row, for each block, or one for all;
 - `weight_packed` uint8 [N, K / 2] of e2m1 numbers, the first in the lower half, e4m3 `weight_scale` [N, K / 16] and
-  `weight_global_scale` [1], which divides.
+  `weight_global_scale` [1], which divides;
+- without a global scale, the same numbers and e8m0 `weight_scale` uint8 [N, K / 32], the exponent of 2 plus 127;
+- `weight` e4m3 [N, K] and such a `weight_scale` [N, K / 32].
 
 Source: https://github.com/vllm-project/compressed-tensors, whose compressors define these formats.
 """
@@ -21,18 +23,20 @@ from mlx_qwen.config import Json
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.files import TensorInfo
 
-from .encoded import Matrix, Tensors, expect_shape, matrix_shape, required
+from .encoded import Matrix, Tensors, expect_shape, is_elsewhere, matrix_shape, powers_of_two, required
 from .fp8 import E4M3, block_scaled
 from .integers import IntegerMatrix, act_order, unpack
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-_FP4_GROUP = 16
+_FP4_GROUP, _MX_GROUP = 16, 32
 _FORMATS = (
     "pack-quantized",
     "int-quantized",
     "float-quantized",
     "naive-quantized",
     "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized",
+    "mxfp8-quantized",
     "mixed-precision",
     "dense",
 )
@@ -84,28 +88,37 @@ class Int8Matrix(IntegerMatrix):
 
 
 @dataclass(frozen=True, slots=True)
-class NVFP4Matrix:
-    """One module of e2m1 numbers."""
+class FloatMatrix:
+    """One module of e2m1 or e4m3 numbers, with an e4m3 or e8m0 scale a group and perhaps one for all, which divides."""
 
-    packed: TensorInfo
+    codes: TensorInfo
     scale: TensorInfo
-    global_scale: TensorInfo
+    global_scale: TensorInfo | None
+    group_size: int
     unused: tuple[TensorInfo, ...]
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.packed.shape[0], 2 * self.packed.shape[1]
+        return self.codes.shape[0], self.scale.shape[1] * self.group_size
 
     @property
     def parts(self) -> tuple[TensorInfo, ...]:
-        return (self.packed, self.scale, self.global_scale, *self.unused)
+        used = (self.codes, self.scale, *([] if self.global_scale is None else [self.global_scale]))
+        return (*used, *self.unused)
 
     def values(self, start: int, stop: int) -> mx.array:
-        """Rows start:stop in fp32: e2m1 · (e4m3 scale / global scale)."""
-        pairs = self.packed.read(start, stop)
-        codes = mx.stack([pairs & 15, pairs >> 4], axis=-1).flatten(-2)
-        scales = mx.from_fp8(self.scale.read(start, stop), mx.float32) / self.global_scale.read().reshape(())
-        return mx.take(mx.array(_E2M1), codes) * mx.repeat(scales, _FP4_GROUP, axis=1)
+        """Rows start:stop in fp32, in which the products are exact."""
+        codes = self.codes.read(start, stop)
+        if self.codes.dtype == E4M3:
+            numbers = mx.from_fp8(codes, mx.float32)
+        else:
+            numbers = mx.take(mx.array(_E2M1), mx.stack([codes & 15, codes >> 4], axis=-1).flatten(-2))
+        return numbers * mx.repeat(self._scales(start, stop), self.group_size, axis=1)
+
+    def _scales(self, start: int, stop: int) -> mx.array:
+        stored = self.scale.read(start, stop)
+        scales = mx.from_fp8(stored, mx.float32) if self.scale.dtype == E4M3 else powers_of_two(stored)
+        return scales if self.global_scale is None else scales / self.global_scale.read().reshape(())
 
 
 def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
@@ -115,9 +128,9 @@ def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
     for name, info in tensors.items():
         base, _, part = name.rpartition(".")
         if part == "weight_packed":
-            found[base] = _fp4(base, info, tensors) if info.dtype == "U8" else _packed(base, info, tensors)
+            found[base] = _fp4(base, info, tensors) if info.dtype == "U8" else _packed(base, info, settings, tensors)
         elif part == "weight" and info.dtype == E4M3:
-            found[base] = _fp8(base, info, settings, tensors)
+            found[base] = (_mxfp8 if _has_exponents(base, tensors) else _fp8)(base, info, settings, tensors)
         elif part == "weight" and info.dtype == "I8":
             found[base] = _int8(base, info, tensors)
     return found
@@ -134,11 +147,13 @@ def _check_formats(settings: Json) -> None:
         )
 
 
-def _packed(base: str, words: TensorInfo, tensors: Tensors) -> PackedMatrix:
+def _packed(base: str, words: TensorInfo, settings: Json, tensors: Tensors) -> PackedMatrix:
     scales, shape = (required(tensors, f"{base}.{part}", base) for part in ("weight_scale", "weight_shape"))
     expect_shape(shape, (2,), base)
-    N, K = (int(size) for size in np.array(shape.read()))
-    bits, (_, groups) = matrix_shape(words)[1] * 32 // max(K, 1), matrix_shape(scales)
+    (rows, width), (_, groups) = matrix_shape(words), matrix_shape(scales)
+    stated = _stated_bits(settings) if is_elsewhere(shape) else None
+    N, K = (rows, width * 32 // stated) if stated else (int(size) for size in np.array(shape.read()))
+    bits = width * 32 // max(K, 1)
     if bits not in (4, 8):
         raise CheckpointError(
             f"{words.name} has shape {list(words.shape)} for {N} × {K} weights, which makes {bits} bits; expected 4 or "
@@ -192,17 +207,32 @@ def _fp8(base: str, weight: TensorInfo, settings: Json, tensors: Tensors) -> Mat
     return block_scaled(weight, scale, block, _parts(base, tensors))
 
 
-def _fp4(base: str, packed: TensorInfo, tensors: Tensors) -> NVFP4Matrix:
-    scale, global_scale = (
-        required(tensors, f"{base}.{part}", base) for part in ("weight_scale", "weight_global_scale")
-    )
+def _fp4(base: str, packed: TensorInfo, tensors: Tensors) -> FloatMatrix:
     rows, columns = matrix_shape(packed)
+    scale = required(tensors, f"{base}.weight_scale", base)
+    if _has_exponents(base, tensors):
+        expect_shape(scale, (rows, 2 * columns // _MX_GROUP), base)
+        return FloatMatrix(packed, scale, None, _MX_GROUP, _parts(base, tensors))
+    global_scale = required(tensors, f"{base}.weight_global_scale", base)
     expect_shape(scale, (rows, 2 * columns // _FP4_GROUP), base)
     if scale.dtype != E4M3:
         raise CheckpointError(
-            f"{scale.name} has dtype {scale.dtype}, expected {E4M3} as NVFP4 has. Use another checkpoint of the model."
+            f"{scale.name} has dtype {scale.dtype}, expected {E4M3} as NVFP4 has or U8 as MXFP4 has. Use another "
+            "checkpoint of the model."
         )
-    return NVFP4Matrix(packed, scale, global_scale, _parts(base, tensors))
+    return FloatMatrix(packed, scale, global_scale, _FP4_GROUP, _parts(base, tensors))
+
+
+def _mxfp8(base: str, weight: TensorInfo, settings: Json, tensors: Tensors) -> FloatMatrix:
+    (rows, columns), scale = matrix_shape(weight), tensors[f"{base}.weight_scale"]
+    expect_shape(scale, (rows, columns // _MX_GROUP), base)
+    return FloatMatrix(weight, scale, None, _MX_GROUP, _parts(base, tensors))
+
+
+def _has_exponents(base: str, tensors: Tensors) -> bool:
+    """Whether the scales of a module are e8m0, as the MX formats have them."""
+    scale = tensors.get(f"{base}.weight_scale")
+    return scale is not None and scale.dtype in ("U8", "F8_E8M0")
 
 
 def _block_structure(settings: Json) -> tuple[int, int] | None:
@@ -211,6 +241,13 @@ def _block_structure(settings: Json) -> tuple[int, int] | None:
         if size is not None:
             return int(size[0]), int(size[1])
     return None
+
+
+def _stated_bits(settings: Json) -> int | None:
+    """The bits of every packed module, where config.json names one number for all."""
+    groups = (settings.get("config_groups") or {}).values()
+    bits = {(group.get("weights") or {}).get("num_bits") for group in groups}
+    return bits.pop() if len(bits) == 1 else None
 
 
 def _group_size(scales: TensorInfo, K: int) -> int:

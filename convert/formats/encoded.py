@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 from typing import Protocol
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ import mlx.core as mx
 from mlx_qwen.config import Json
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.files import TensorInfo
+from mlx_qwen.repository import RemoteTensor
 
 RowReader = Callable[[int, int], mx.array]
 Tensors = Mapping[str, TensorInfo]
@@ -30,7 +32,15 @@ class Matrix(Protocol):
         """Rows start:stop as the exact fp32 numbers that they stand for."""
 
 
-Format = Callable[[Json, Tensors], dict[str, Matrix]]
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The matrices of all experts of a layer, [N, K] each, in stored tensors [experts, …] that are `parts`."""
+
+    members: tuple[Matrix, ...]
+    parts: tuple[TensorInfo, ...]
+
+
+Format = Callable[[Json, Tensors], Mapping[str, Matrix | Stack]]
 """Finds the matrices of a format, by module name, from the settings in config.json and the stored tensors."""
 
 
@@ -43,11 +53,22 @@ class Encoded(TensorInfo):
     """
 
     readers: tuple[RowReader, ...]
+    holders: frozenset[Path]
+
+    @property
+    def files(self) -> frozenset[Path]:
+        """The files of every part."""
+        return self.holders
 
     @property
     def read_bytes(self) -> int:
         """How many bytes of memory the whole array takes once it is read."""
         return 4 * prod(self.shape)
+
+    @property
+    def is_computed(self) -> bool:
+        """Always: nothing of the file is read as it stands."""
+        return True
 
     def entry(self, index: int) -> "Encoded":
         """Expert `index` of a stacked array."""
@@ -70,7 +91,8 @@ def encoded(
     name: str, parts: tuple[TensorInfo, ...], shape: tuple[int, ...], readers: tuple[RowReader, ...], dtype: str = "F32"
 ) -> Encoded:
     """The array of `shape` and `dtype` that `readers` compute from `parts`, under a name that plans know."""
-    return Encoded(name, parts[0].file, dtype, shape, 0, sum(part.nbytes for part in parts), readers)
+    nbytes, holders = sum(part.nbytes for part in parts), frozenset(part.file for part in parts)
+    return Encoded(name, parts[0].file, dtype, shape, 0, nbytes, readers, holders)
 
 
 def required(tensors: Tensors, name: str, owner: str) -> TensorInfo:
@@ -100,3 +122,14 @@ def expect_shape(info: TensorInfo, shape: tuple[int, ...], owner: str) -> None:
             f"{info.name} in {info.file.name} has shape {list(info.shape)}, expected {list(shape)} for {owner}. "
             "The file is damaged, or quantized in a way that config.json does not describe: download the folder again."
         )
+
+
+def is_elsewhere(info: TensorInfo) -> bool:
+    """Whether reading the tensor, however small, would take a request to the Hub: too slow for one a module."""
+    return isinstance(info, RemoteTensor) and not info.file.is_file()
+
+
+def powers_of_two(exponents: mx.array) -> mx.array:
+    """2^(e − 127) in fp32, exactly: e is the exponent field of such a number, but for e = 0."""
+    fields = exponents.astype(mx.uint32)
+    return mx.where(fields == 0, 1 << 22, fields << 23).astype(mx.uint32).view(mx.float32)

@@ -1,5 +1,7 @@
 """FP8 as Qwen publishes it (`quant_method` fp8): e4m3 weights, and a scale for every block of 128 × 128 of them.
 
+Experts come one by one, as Qwen stores them, or as `gate_up_proj` and `down_proj` of all, as transformers holds them.
+
 Source: the `weight_block_size` and `weight_scale_inv` of transformers' fine-grained FP8, documented at
 https://huggingface.co/docs/transformers/quantization/finegrained_fp8. Despite its name the scale is multiplied by.
 """
@@ -12,9 +14,9 @@ from mlx_qwen.config import Json
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.files import TensorInfo
 
-from .encoded import Matrix, Tensors, expect_shape, matrix_shape, required
+from .encoded import Matrix, Stack, Tensors, expect_shape, matrix_shape, powers_of_two, required
 
-E4M3 = "F8_E4M3"
+E4M3, E8M0 = "F8_E4M3", "F8_E8M0"
 _ACTIVATION_SCALES = ("activation_scale", "input_scale")
 
 
@@ -40,23 +42,37 @@ class Float8Matrix:
         """Rows start:stop in fp32, in which the product of a weight and a bf16 scale is exact."""
         rows, columns = self.block
         first = start // rows
-        scales = self.scale.read(first, -(-stop // rows)).astype(mx.float32)
+        stored = self.scale.read(first, -(-stop // rows))
+        scales = powers_of_two(stored) if self.scale.dtype == E8M0 else stored.astype(mx.float32)
         scales = mx.repeat(scales, rows, axis=0)[start - first * rows : stop - first * rows]
         scales = mx.repeat(scales, columns, axis=1)[:, : self.shape[1]]
         return mx.from_fp8(self.weight.read(start, stop), mx.float32) * scales
 
 
-def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
+def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix | Stack]:
     """Every e4m3 weight by module name; raises CheckpointError for one without its scales, or with misshapen ones."""
     block = _block_size(settings)
-    found: dict[str, Matrix] = {}
+    found: dict[str, Matrix | Stack] = {}
     for name, info in tensors.items():
         if info.dtype == E4M3:
             base = name.removesuffix(".weight")
             scale = required(tensors, f"{name}_scale_inv", name)
             unused = tuple(tensors[f"{base}.{key}"] for key in _ACTIVATION_SCALES if f"{base}.{key}" in tensors)
-            found[base] = block_scaled(info, scale, block, unused)
+            found[base] = (_stacked if len(info.shape) == 3 else block_scaled)(info, scale, block, unused)
     return found
+
+
+def _stacked(
+    weight: TensorInfo, scale: TensorInfo, block: tuple[int, int] | None, unused: tuple[TensorInfo, ...]
+) -> Stack:
+    experts = weight.shape[0]
+    if not experts or scale.shape[:1] != (experts,):
+        raise CheckpointError(
+            f"{scale.name} in {scale.file.name} has shape {list(scale.shape)}, expected scales of {experts} experts "
+            f"for {weight.name}. The file is damaged: download the folder again."
+        )
+    members = tuple(block_scaled(weight.entry(i), scale.entry(i), block) for i in range(experts))
+    return Stack(members, (weight, scale, *unused))
 
 
 def block_scaled(

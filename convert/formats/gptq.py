@@ -16,7 +16,7 @@ from mlx_qwen.config import Json
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.files import TensorInfo
 
-from .encoded import Matrix, Tensors, expect_shape, matrix_shape, required
+from .encoded import Matrix, Tensors, expect_shape, is_elsewhere, matrix_shape, required
 from .integers import IntegerMatrix, act_order, unpack
 
 _ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
@@ -54,16 +54,24 @@ def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
             f"quantization_config.checkpoint_format is {kind!r}, expected one of {', '.join(_ZERO_OFFSETS)}. Save the "
             "model in one of these, or use the unquantized checkpoint."
         )
+    return packed_matrices(tensors, _ZERO_OFFSETS[kind], in_order=settings.get("desc_act") is False)
+
+
+def packed_matrices(tensors: Tensors, zero_offset: int, *, in_order: bool) -> dict[str, Matrix]:
+    """Every module with a `qweight`; without `g_idx` its groups are consecutive.
+
+    `in_order` says that they are in any case, which is taken on trust for a `g_idx` that is not on this machine.
+    """
     bases = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
-    return {base: _matrix(base, tensors, _ZERO_OFFSETS[kind]) for base in bases}
+    return {base: _matrix(base, tensors, zero_offset, in_order) for base in bases}
 
 
-def _matrix(base: str, tensors: Tensors, zero_offset: int) -> GPTQMatrix:
-    qweight, qzeros, scales, g_idx = (
-        required(tensors, f"{base}.{part}", base) for part in ("qweight", "qzeros", "scales", "g_idx")
-    )
-    (words, N), (groups, _), K = matrix_shape(qweight), matrix_shape(scales), max(prod(g_idx.shape), 1)
-    bits = words * 32 // K
+def _matrix(base: str, tensors: Tensors, zero_offset: int, in_order: bool) -> GPTQMatrix:
+    qweight, qzeros, scales = (required(tensors, f"{base}.{part}", base) for part in ("qweight", "qzeros", "scales"))
+    g_idx = tensors.get(f"{base}.g_idx")
+    (words, N), (groups, _), (_, zeros) = (matrix_shape(info) for info in (qweight, scales, qzeros))
+    K = words * N // zeros if g_idx is None else max(prod(g_idx.shape), 1)
+    bits = words * 32 // max(K, 1)
     if bits not in (2, 4, 8):
         raise CheckpointError(
             f"{qweight.name} has shape {list(qweight.shape)} for {K} inputs, which makes {bits} bits; expected 2, 4 or "
@@ -73,12 +81,13 @@ def _matrix(base: str, tensors: Tensors, zero_offset: int) -> GPTQMatrix:
     expect_shape(scales, (groups, N), base)
     expect_shape(qzeros, (groups, N * bits // 32), base)
     group_size = -(-K // groups)
+    has_order = g_idx is not None and not (in_order and is_elsewhere(g_idx))
     return GPTQMatrix(
         shape=(N, K),
         bits=bits,
         group_size=group_size,
-        parts=(qweight, qzeros, scales, g_idx),
-        order=act_order(g_idx, group_size, groups),
+        parts=(qweight, qzeros, scales, *([] if g_idx is None else [g_idx])),
+        order=act_order(g_idx, group_size, groups) if g_idx is not None and has_order else None,
         qweight=qweight,
         qzeros=qzeros,
         stored_scales=scales,

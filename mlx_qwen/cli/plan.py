@@ -5,7 +5,8 @@ import click
 
 @click.command()
 @click.option("--model", required=True, help="Released size such as 35B-A3B, model folder, or Hub repository.")
-@click.option("--bits", type=int, default=4, show_default=True, help="2, 3, 4, 5, 6 or 8; 16 packs nothing.")
+@click.option("--recipe", help="Recipe of `convert`, or unpacked.  [default: mixed-4-8]")
+@click.option("--bits", type=int, help="Instead, bits of all matrices alike: 2, 3, 4, 5, 6 or 8; 16 packs nothing.")
 @click.option("--context", type=int, help="Tokens of prompt and answer.  [default: 32768, or the model's limit]")
 @click.option("--memory", help="Memory of the machine, such as 64GB.  [default: this machine's]")
 @click.option("--chip", help="Apple chip such as 'M4 Max', with --memory.  [default: this machine's, or all]")
@@ -16,7 +17,8 @@ import click
 @click.option("--revision", help="Branch, tag or commit of the Hub repository.")
 def command(
     model: str,
-    bits: int,
+    recipe: str | None,
+    bits: int | None,
     context: int | None,
     memory: str | None,
     chip: str | None,
@@ -36,6 +38,7 @@ def command(
     result = plan(
         model,
         bits=bits,
+        recipe=recipe,
         context=context,
         memory=memory,
         chip=chip,

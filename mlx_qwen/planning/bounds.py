@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from mlx_qwen.chips import Chip
 from mlx_qwen.config import TextConfig
-from mlx_qwen.planning.chips import Chip
 from mlx_qwen.planning.memory import kv_bytes, state_bytes
 from mlx_qwen.planning.weights import Weights
 

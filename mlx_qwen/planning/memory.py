@@ -1,5 +1,6 @@
 """Bytes that a running model needs beside its weights, for one sequence."""
 
+from dataclasses import dataclass
 from math import prod
 
 from mlx_qwen.cache import cache_nbytes, make_cache
@@ -68,6 +69,24 @@ def score_bytes(text: TextConfig, tokens: int, context: int, *, kv_bits: int | N
         return 0
     scores = _ITEM * text.num_attention_heads * tokens * context
     return scores if kv_bits is not None else min(scores, MOST_SCORE_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What one sequence takes beside the weights, in bytes, when its prompt is read `step` tokens at once."""
+
+    text: TextConfig
+    step: int
+    kv_bits: int | None
+
+    def activations(self, tokens: int) -> int:
+        """An estimate of the arrays alive while the last piece of a prompt of `tokens` is read."""
+        return prefill_bytes(self.text, min(tokens, self.step), tokens, kv_bits=self.kv_bits)
+
+    def beside_weights(self, tokens: int) -> int:
+        """Keys, values, state and activations at the end of `tokens` tokens."""
+        kv = held_kv_bytes(self.text, tokens, kv_bits=self.kv_bits)
+        return kv + state_bytes(self.text) + self.activations(tokens)
 
 
 def _attention(text: TextConfig, tokens: int) -> int:

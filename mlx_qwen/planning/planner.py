@@ -4,14 +4,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from mlx_qwen.chips import CHIPS, Chip
 from mlx_qwen.config import TextConfig
 from mlx_qwen.planning.bounds import bound, work_of
-from mlx_qwen.planning.chips import CHIPS, Chip, machine
+from mlx_qwen.planning.chips import machine
 from mlx_qwen.planning.errors import PlanningError
-from mlx_qwen.planning.memory import held_kv_bytes, prefill_bytes, state_bytes
-from mlx_qwen.planning.report import Plan, resident_bytes
-from mlx_qwen.planning.source import describe
-from mlx_qwen.planning.weights import PRECISIONS, Weights, weights_of
+from mlx_qwen.planning.memory import Needs, held_kv_bytes, state_bytes
+from mlx_qwen.planning.report import Plan, resident_bytes, size
+from mlx_qwen.planning.source import Described, describe
+from mlx_qwen.planning.weights import LADDER, recipe_named, weights_of
 
 DEFAULT_CONTEXT = 32768
 
@@ -19,7 +20,8 @@ DEFAULT_CONTEXT = 32768
 def plan(
     model: str | Path,
     *,
-    bits: int = 4,
+    bits: int | None = None,
+    recipe: str | None = None,
     context: int | None = None,
     memory: int | str | None = None,
     chip: str | None = None,
@@ -37,7 +39,8 @@ def plan(
     Args:
         model: a released size such as "35B-A3B", a model folder, or a Hub repository, of which only the configuration
             is read.
-        bits: bits per weight of most matrices: 2, 3, 4, 5, 6 or 8, or 16 to pack none.
+        bits: bits per weight of most matrices alike: 2, 3, 4, 5, 6 or 8, or 16 to pack none.
+        recipe: instead, a recipe of the converter such as "mixed-4-8", which it is without bits; or "unpacked".
         context: tokens of prompt and answer together; by default 32,768, or the model's own limit if that is less.
         memory: of the machine, as "64GB" or in bytes; this machine's when neither it nor `chip` is given.
         chip: an Apple chip such as "M4 Max" for the bounds; with `memory`.
@@ -48,7 +51,7 @@ def plan(
         revision: branch, tag or commit of the Hub repository.
 
     Raises:
-        PlanningError: the model, bits, context, chip or memory cannot be planned for.
+        PlanningError: the model, bits, recipe, context, chip or memory cannot be planned for.
         PromptError: the model's keys and values cannot be packed to `kv_bits`.
         ConfigError, CheckpointError: the model's configuration or files cannot be used.
     """
@@ -58,18 +61,9 @@ def plan(
     tokens = _checked(context, prefill_step_size, text)
     if tflops is not None and tflops <= 0:
         raise PlanningError(f"tflops is {tflops}, expected more than 0.")
-    weights = weights_of(described, bits)
-
-    def activations(tokens: int) -> int:
-        return prefill_bytes(text, min(tokens, prefill_step_size), tokens, kv_bits=kv_bits)
-
-    def beside(tokens: int) -> int:
-        return held_kv_bytes(text, tokens, kv_bits=kv_bits) + state_bytes(text) + activations(tokens)
-
-    def room_beside(weights: Weights) -> int:
-        return target.usable - resident_bytes(weights, vision=vision)
-
-    fitting = (each for each in PRECISIONS if beside(tokens) <= room_beside(weights_of(described, each)))
+    weights = weights_of(described, recipe_named(recipe, bits))
+    needs = Needs(text, prefill_step_size, kv_bits)
+    room = target.usable - resident_bytes(weights, vision=vision)
     work = work_of(text, weights, tokens, step=prefill_step_size, kv_bits=kv_bits)
     chips = CHIPS if target.chip is None else (target.chip,)
     return Plan(
@@ -80,15 +74,50 @@ def plan(
         kv=held_kv_bytes(text, tokens, kv_bits=kv_bits),
         kv_bits=kv_bits,
         state=state_bytes(text),
-        activations=activations(tokens),
+        activations=needs.activations(tokens),
         vision=vision,
         machine=target,
-        largest_context=_largest(beside, room_beside(weights), text.max_position_embeddings),
-        best_bits=next(fitting, None),
+        largest_context=_largest(needs.beside_weights, room, text.max_position_embeddings),
+        best_recipe=_best(described, target.usable - needs.beside_weights(tokens), vision=vision),
         work=work,
         bounds=tuple(bound(work, _with_rate(each, tflops)) for each in chips),
         has_files=described.has_files,
     )
+
+
+def room_for_weights(
+    model: str | Path,
+    *,
+    memory: int | str,
+    context: int | None = None,
+    kv_bits: int | None = None,
+    prefill_step_size: int = 2048,
+    revision: str | None = None,
+) -> int:
+    """Bytes that a model's weights may take on a Mac of this memory: what its GPU may use, less all else that is there.
+
+    All else are keys, values and state at the end of the context and activations while the prompt is read. Arguments
+    are those of `plan`.
+
+    Raises:
+        PlanningError: as `plan` does, and when not even the context fits.
+    """
+    target = machine(None, memory)
+    text = describe(model, revision=revision).config.text
+    tokens = _checked(context, prefill_step_size, text)
+    beside = Needs(text, prefill_step_size, kv_bits).beside_weights(tokens)
+    if beside >= target.usable:
+        raise PlanningError(
+            f"A context of {tokens:,} tokens takes {size(beside)} without any weights, but of {size(target.memory)} of "
+            f"memory {size(target.usable)} are for the model. Ask for a shorter context or more memory."
+        )
+    return target.usable - beside
+
+
+def _best(described: Described, room: int, *, vision: bool) -> str | None:
+    """The recipe of the ladder with the most bytes that still has room; None when not even the smallest has."""
+    sizes = {name: resident_bytes(weights_of(described, name), vision=vision) for name in LADDER}
+    return max((name for name in LADDER if sizes[name] <= room), key=lambda name: sizes[name], default=None)
 
 
 def _checked(context: int | None, step: int, text: TextConfig) -> int:

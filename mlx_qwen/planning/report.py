@@ -28,7 +28,7 @@ class Plan:
         vision: whether the vision tower is loaded.
         machine: memory, how much of it may be used, and the chip.
         largest_context: the most tokens that fit with these weights, None when not even one does.
-        best_bits: the most bits with which this context fits, None when even 2 are too many.
+        best_recipe: that of most bytes with which this context fits, None when even 2 bits are too many.
         work: bytes, arithmetic and launches that the bounds follow from.
         bounds: of the machine's chip, or of every known one when the chip is not known.
         has_files: whether sizes come from the model's files; they follow from its configuration otherwise.
@@ -45,7 +45,7 @@ class Plan:
     vision: bool
     machine: Machine
     largest_context: int | None
-    best_bits: int | None
+    best_recipe: str | None
     work: Work
     bounds: tuple[Bound, ...]
     has_files: bool
@@ -70,7 +70,8 @@ class Plan:
         origin = "its files" if self.has_files else "its configuration"
         chip = "" if machine.chip is None else f"{machine.chip.name}, "
         rows = [
-            ("Model", f"{self.model}, {_precision(weights.bits)}, sizes from {origin}"),
+            ("Model", f"{self.model}, sizes from {origin}"),
+            ("Recipe", f"{_shown(weights.recipe)}, {weights.bits_per_weight:.2f} bits per weight"),
             ("Before conversion", "unknown" if weights.source is None else size(weights.source)),
             ("On the disk", size(weights.total)),
             ("", ""),
@@ -89,7 +90,7 @@ class Plan:
             ("Machine", f"{chip}{size(machine.memory)} of memory, {size(machine.usable)} of it for the model"),
             ("Fits", "yes" if self.fits else f"no, {size(self.total - machine.usable)} are missing"),
             ("Largest context", "none" if self.largest_context is None else f"{self.largest_context:,} tokens"),
-            ("Best precision", "none" if self.best_bits is None else _precision(self.best_bits)),
+            ("Best recipe", "none" if self.best_recipe is None else _shown(self.best_recipe)),
         ]
         return rows
 
@@ -104,8 +105,8 @@ def size(nbytes: int) -> str:
     return f"{nbytes / GIB:.2f} GiB" if nbytes >= GIB else f"{nbytes / (1 << 20):.1f} MiB"
 
 
-def _precision(bits: int) -> str:
-    return "not packed" if bits == UNPACKED else f"{bits} bits"
+def _shown(recipe: str) -> str:
+    return "not packed" if recipe == UNPACKED else recipe
 
 
 def _lines(rows: list[tuple[str, str]]) -> str:
@@ -118,5 +119,8 @@ def _bounds_table(bounds: tuple[Bound, ...]) -> str:
     for bound in bounds:
         prefill = "–" if bound.prefill is None else f"{bound.prefill:,.0f} tokens/s"
         decode, budget = f"{bound.decode:,.1f} tokens/s", f"{bound.launch_budget * 1e6:,.1f} µs"
-        lines.append(f"{bound.chip.name:<16}{decode:>18}{prefill:>20}{budget:>12}")
+        name = bound.chip.name + ("*" if bound.chip.unconfirmed else "")
+        lines.append(f"{name:<16}{decode:>18}{prefill:>20}{budget:>12}")
+    if any(bound.chip.unconfirmed for bound in bounds):
+        lines.append("* from a bandwidth or arithmetic rate that no second source confirmed")
     return "\n".join(lines)

@@ -1,13 +1,16 @@
 """The model that a plan is for: its configuration, and its tensors as the converter sees them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_qwen.checkpoint import Layout, Plan, Source, Target, plan_checkpoint
+from mlx_qwen.checkpoint import Layout, Plan, Quantization, Source, Target, foreign_quantization, plan_checkpoint
 from mlx_qwen.config import ModelConfig
+from mlx_qwen.convert.formats import decodable
+from mlx_qwen.convert.settings import Settings
 from mlx_qwen.files import TensorInfo, checkpoint_tensors, companion_tensors
 from mlx_qwen.hub import resolve
 from mlx_qwen.planning.errors import PlanningError
@@ -20,14 +23,15 @@ _MLX = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A model: `tensors` are those of its files, or follow from its configuration when `has_files` is False.
+    """A model: its tensors are those of its files, or follow from its configuration when `has_files` is False.
 
-    `is_published` says that those of a configuration are unquantized, as they are published.
+    `tensors` gives them as the converter reads them for settings: where codes of another runtime are kept depends on
+    what is asked for. `is_published` says that those of a configuration are unquantized, as they are published.
     """
 
     name: str
     config: ModelConfig
-    tensors: Plan
+    tensors: Callable[[Settings], Plan]
     has_files: bool
     is_published: bool
 
@@ -35,8 +39,8 @@ class Described:
 def describe(model: str | Path, *, revision: str | None = None) -> Described:
     """The model of a folder, of a released size such as "35B-A3B", or of a Hub repository.
 
-    A folder's safetensors headers are read. Without such files, for a repository and for weights that are quantized for
-    another runtime, the unquantized tensors follow from the configuration.
+    A folder's safetensors headers are read, whatever runtime its weights are quantized for. Without such files and for
+    a repository, the unquantized tensors follow from the configuration.
 
     Raises:
         PlanningError: a name that is none of these.
@@ -53,23 +57,40 @@ def describe(model: str | Path, *, revision: str | None = None) -> Described:
         )
     folder = resolve(model, revision=revision, weights=False)
     config = ModelConfig.from_directory(folder)
-    if is_folder and any(folder.glob("*.safetensors")) and not _is_foreign(config):
-        tensors = plan_checkpoint(config, checkpoint_tensors(folder), companion_tensors(folder))
-        return Described(name, config, tensors, has_files=True, is_published=True)
+    if is_folder and any(folder.glob("*.safetensors")):
+        return Described(name, config, _stored(config, folder), has_files=True, is_published=True)
     return _from_config(name, config)
 
 
-def _is_foreign(config: ModelConfig) -> bool:
-    return "quant_method" in (config.raw.get("quantization_config") or {})
+def _stored(config: ModelConfig, folder: Path) -> Callable[[Settings], Plan]:
+    """Tensors of a folder's files; decoded anew only where settings keep other codes than before."""
+    stored, companion = checkpoint_tensors(folder), companion_tensors(folder)
+    asked: set[Quantization] = set()
+    plans: dict[frozenset[Quantization], Plan] = {}
+
+    def kept(settings: Settings) -> frozenset[Quantization]:
+        return frozenset(quantization for quantization in asked if settings.keeps(quantization))
+
+    def tensors(settings: Settings) -> Plan:
+        def keeps(quantization: Quantization) -> bool:
+            asked.add(quantization)
+            return settings.keeps(quantization)
+
+        if kept(settings) not in plans:
+            decoded = decodable(config, stored, keeps)
+            plans[kept(settings)] = plan_checkpoint(config, decoded, companion)
+        return plans[kept(settings)]
+
+    return tensors
 
 
 def _from_config(name: str, config: ModelConfig) -> Described:
     """The tensors as Hugging Face publishes them: of the config's dtype, but A_log and the gated norm in fp32."""
     raw = {**config.raw, **config.raw.get("text_config", {})}
     dtype = _STORED.get(str(raw.get("dtype", raw.get("torch_dtype"))), "BF16")
-    targets = tuple(_published(spec, dtype) for spec in tensor_specs(config))
-    is_published = config.quantization is None and not _is_foreign(config)
-    return Described(name, config, Plan(Layout.HUGGING_FACE, targets, ()), has_files=False, is_published=is_published)
+    plan = Plan(Layout.HUGGING_FACE, tuple(_published(spec, dtype) for spec in tensor_specs(config)), ())
+    is_published = config.quantization is None and foreign_quantization(config) is None
+    return Described(name, config, lambda _: plan, has_files=False, is_published=is_published)
 
 
 def _published(spec: TensorSpec, dtype: str) -> Target:

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from mlx_qwen.checkpoint import parameter_count
 from mlx_qwen.config import TextConfig
 from mlx_qwen.convert.outputs import plan_outputs
-from mlx_qwen.convert.settings import check_settings
+from mlx_qwen.convert.recipes import DEFAULT_RECIPE, RECIPES
+from mlx_qwen.convert.settings import Settings, check_settings
 from mlx_qwen.convert.weights import source_bytes
 from mlx_qwen.planning.errors import PlanningError
 from mlx_qwen.planning.source import Described
 from mlx_qwen.tensors import MTP_PREFIX, Role, TensorSpec
 
-PRECISIONS = (16, 8, 6, 5, 4, 3, 2)
-UNPACKED = 16
+UNPACKED = "unpacked"
+UNPACKED_BITS = 16
+# Those that "best" chooses from: the more bytes, the closer to the original.
+LADDER = (UNPACKED, "8bit", "6bit", "5bit", "mixed-4-8", "4bit", "mixed-3-6", "3bit", "2bit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class Weights:
     """Bytes of the tensors of a converted checkpoint, by part.
 
     Attributes:
-        bits: of most matrices; 16 packs none and leaves them in the source's dtype.
+        recipe: how it is quantized; "unpacked" leaves all in the source's dtype.
         text: the language model, with the companion's exact norms.
         mtp: the layer for multi-token prediction.
         vision: the vision tower.
@@ -28,43 +31,72 @@ class Weights:
         per_token: what decoding a token has to read of them: everything but the embedding's other rows, the experts
             that are not chosen, MTP and vision.
         active: how many weights those are.
+        parameters: how many weights there are in all.
     """
 
-    bits: int
+    recipe: str
     text: int
     mtp: int
     vision: int
     source: int | None
     per_token: int
     active: int
+    parameters: int
 
     @property
     def total(self) -> int:
         """Bytes of all parts: the tensors on the disk."""
         return self.text + self.mtp + self.vision
 
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.total / self.parameters
 
-def weights_of(model: Described, bits: int) -> Weights:
-    """What the converter would write of `model` with its own recipe; raises PlanningError for other bits than its."""
-    if bits not in PRECISIONS:
-        raise PlanningError(f"bits is {bits}, expected one of {', '.join(map(str, sorted(PRECISIONS)))}.")
-    packed = bits != UNPACKED
-    settings = check_settings(
-        bits=bits if packed else None, group_size=None, mode="affine", dtype=None, quantize=packed, dequantize=False
-    )
-    outputs = plan_outputs(model.tensors, settings)
-    text = model.config.text
+
+def recipe_named(recipe: str | None, bits: int | None) -> str:
+    """The recipe that is asked for by name or by the bits of all matrices alike, 16 packing none; else the converter's.
+
+    Raises PlanningError for unknown ones and for both at once.
+    """
+    if recipe is not None and bits is not None:
+        raise PlanningError(
+            f"recipe is {recipe!r} and bits is {bits}, but each decides about every matrix. Choose one."
+        )
+    if bits is not None:
+        names = {int(name.removesuffix("bit")): name for name in RECIPES if name.endswith("bit")}
+        names[UNPACKED_BITS] = UNPACKED
+        if bits not in names:
+            raise PlanningError(f"bits is {bits}, expected one of {', '.join(map(str, sorted(names)))}.")
+        return names[bits]
+    if recipe is not None and recipe not in (*RECIPES, UNPACKED):
+        raise PlanningError(f"recipe is {recipe!r}, expected one of {', '.join((*RECIPES, UNPACKED))}.")
+    return recipe or DEFAULT_RECIPE
+
+
+def weights_of(model: Described, recipe: str = DEFAULT_RECIPE) -> Weights:
+    """What the converter would write of `model` with a recipe of this name, one of `RECIPES` or "unpacked"."""
+    settings = _settings(recipe)
+    plan, text = model.tensors(settings), model.config.text
+    outputs = plan_outputs(plan, settings)
     parts = {"text": 0, "mtp": 0, "vision": 0}
     for output in outputs.all:
         parts[_part(output.target.spec)] += output.nbytes
     read = [output for output in outputs.main if _part(output.target.spec) == "text"]
     return Weights(
-        bits=bits,
+        recipe=recipe,
         **parts,
-        source=source_bytes(model.tensors) if model.is_published else None,
+        source=source_bytes(plan) if model.is_published else None,
         per_token=sum(_read(output.nbytes, output.target.spec, text) for output in read),
         active=sum(_read(parameter_count([output.target.spec]), output.target.spec, text) for output in read),
+        parameters=parameter_count(target.spec for target in plan.targets),
     )
+
+
+def _settings(recipe: str) -> Settings:
+    """What `convert` makes of the recipe; its own counts as not asked for, which keeps what a source has already."""
+    if recipe == UNPACKED:
+        return check_settings(quantize=False)
+    return check_settings() if recipe == DEFAULT_RECIPE else check_settings(recipe=recipe)
 
 
 def _part(spec: TensorSpec) -> str:

@@ -74,17 +74,17 @@ def test_contradicting_options_are_refused(tmp_path: Path) -> None:
     assert "one of --quantize and --dequantize" in result.stderr
 
 
-def test_an_interruption_says_that_nothing_was_left(
+def test_an_interruption_says_how_to_go_on(
     checkpoint: CheckpointFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(piece: object) -> object:
+    def interrupt(piece: object, *how: object) -> object:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(weights, "produce", interrupt)
     result = run("--hf-path", checkpoint("dense"), "--mlx-path", tmp_path / "out")
     assert result.exit_code == 130
-    assert "nothing was left" in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert "the same command goes on" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
 
 
 def test_progress_shows_bytes_speed_time_left_and_memory(capsys: pytest.CaptureFixture[str]) -> None:

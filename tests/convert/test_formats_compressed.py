@@ -106,6 +106,31 @@ def nvfp4(weight: Tensor) -> Stored:
     return parts, values.reshape(N, K).numpy()
 
 
+def mx_scales(weight: Tensor, largest_exponent: int) -> tuple[Tensor, Tensor]:
+    """e8m0 scales of 32 inputs, and the powers of two that they stand for, by the OCP's microscaling formats."""
+    groups = weight.reshape(weight.shape[0], -1, 32)
+    exponents = groups.abs().amax(-1).clamp_min(2.0**-100).log2().floor().to(torch.int32) - largest_exponent
+    return (exponents + 127).to(torch.uint8), 2.0 ** exponents.double()
+
+
+def mxfp4(weight: Tensor) -> Stored:
+    """mxfp4-pack-quantized: two e2m1 numbers a byte, and e8m0 scales."""
+    stored, scales = mx_scales(weight, 2)
+    groups = weight.reshape(weight.shape[0], -1, 32)
+    codes = (groups[..., None] / scales[..., None, None] - E2M1).abs().argmin(-1)
+    values, flat = E2M1[codes] * scales[..., None], codes.reshape(weight.shape)
+    parts = {"weight_packed": (flat[:, ::2] | flat[:, 1::2] << 4).to(torch.uint8), "weight_scale": stored}
+    return parts, values.reshape(weight.shape).float().numpy()
+
+
+def mxfp8(weight: Tensor) -> Stored:
+    """mxfp8-quantized: e4m3 numbers and e8m0 scales."""
+    stored, scales = mx_scales(weight, 8)
+    spread = scales.repeat_interleave(32, 1)
+    codes = (weight / spread).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale": stored}, (codes.double() * spread).float().numpy()
+
+
 PACK = settings("pack-quantized", num_bits=4, type="int")
 FORMATS: dict[str, tuple[dict[str, object], Encoder]] = {
     "int4": (PACK, packed()),
@@ -119,6 +144,8 @@ FORMATS: dict[str, tuple[dict[str, object], Encoder]] = {
     "fp8 by channel": (settings("float-quantized"), fp8("channel")),
     "fp8 by block": (settings("float-quantized", block_structure=[32, 16]), fp8("block")),
     "nvfp4": (settings("nvfp4-pack-quantized"), nvfp4),
+    "mxfp4": (settings("mxfp4-pack-quantized"), mxfp4),
+    "mxfp8": (settings("mxfp8-quantized"), mxfp8),
 }
 
 

@@ -13,6 +13,7 @@ from mlx_qwen.convert import convert, pieces
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.loading import load_model
 from tests.conftest import CheckpointFactory
+from tests.support.checkpoints import stored_tensors
 from tests.support.foreign import (
     Encoder,
     Values,
@@ -84,6 +85,47 @@ def test_fp8_converted_gives_the_logits_of_the_reference_with_its_values(
     foreign, plain = foreign_checkpoint(checkpoint(kind), tmp_path, settings(128, 128), in_blocks(128, 128))
     convert(foreign, tmp_path / "out", dequantize=True, dtype="float32")
     assert_reference_logits(tmp_path / "out", plain)
+
+
+@pytest.mark.parametrize("exponents", [False, True])
+def test_fp8_experts_in_one_tensor_are_read_too(exponents: bool, checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    foreign, plain = foreign_checkpoint(checkpoint("moe"), tmp_path, settings(48, 40), in_blocks(48, 40))
+
+    def as_power_of_two(scales: Tensor) -> Tensor:
+        return scales.float().log2().floor().exp2()
+
+    def fuse(tensors: dict[str, Tensor], stored: bool) -> None:
+        for mlp in {name.partition("experts.")[0] for name in tensors if ".mlp.experts." in name}:
+            for fused, names in (("gate_up_proj", ("gate_proj", "up_proj")), ("down_proj", ("down_proj",))):
+                experts = [
+                    torch.cat([tensors.pop(f"{mlp}experts.{i}.{name}.weight").float() for name in names])
+                    for i in range(8)
+                ]
+                encoded = [in_blocks(48, 40)(weight) for weight in experts]
+                codes = torch.stack([parts["weight"] for parts, _ in encoded])
+                scales = torch.stack([parts["weight_scale_inv"] for parts, _ in encoded])
+                scales = as_power_of_two(scales) if exponents else scales
+                rows, columns = codes.shape[1:]
+                spread = scales.float().repeat_interleave(48, 1).repeat_interleave(40, 2)[:, :rows, :columns]
+                tensors[f"{mlp}experts.{fused}"] = codes if stored else codes.float() * spread
+                if stored:
+                    kind = torch.float8_e8m0fnu if exponents else torch.bfloat16
+                    tensors[f"{mlp}experts.{fused}_scale_inv"] = scales.to(kind)
+
+    source = stored_tensors(checkpoint("moe"))
+    experts = {name: tensor for name, tensor in source.items() if ".mlp.experts." in name}
+
+    def swap(tensors: dict[str, Tensor], stored: bool) -> None:
+        for name in [name for name in tensors if ".mlp.experts." in name]:
+            del tensors[name]
+        tensors.update(experts)
+        fuse(tensors, stored)
+
+    edit_tensors(foreign, lambda tensors: swap(tensors, True))
+    edit_tensors(plain, lambda tensors: swap(tensors, False))
+    convert(foreign, tmp_path / "out", dequantize=True, dtype="float32")
+    convert(plain, tmp_path / "expected", quantize=False, dtype="float32")
+    assert digests(tmp_path / "out")["model.safetensors"] == digests(tmp_path / "expected")["model.safetensors"]
 
 
 def test_fp8_packs_like_the_values_it_stands_for(folders: tuple[Path, Path], tmp_path: Path) -> None:

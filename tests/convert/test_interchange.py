@@ -45,12 +45,12 @@ def assert_same(actual: np.ndarray, expected: np.ndarray, tolerance: float = TOL
     assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("recipe", [None, "mixed-4-8"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_mlx_lm_gives_our_logits_for_what_we_convert(
-    kind: str, bits: int | None, checkpoint: CheckpointFactory, tmp_path: Path
+    kind: str, recipe: str | None, checkpoint: CheckpointFactory, tmp_path: Path
 ) -> None:
-    convert(checkpoint(kind, with_mtp=True), tmp_path / "out", bits=bits, quantize=bits is not None)
+    convert(checkpoint(kind, with_mtp=True), tmp_path / "out", recipe=recipe, quantize=recipe is not None)
     assert_same(mlx_lm_logits(tmp_path / "out"), our_logits(tmp_path / "out"))
 
 
@@ -69,13 +69,28 @@ def test_peers_learn_how_experts_are_weighed(checkpoint: CheckpointFactory, tmp_
     assert_same(mlx_lm_logits(tmp_path / "out"), our_logits(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("recipe", [None, "mixed-4-8"])
 @pytest.mark.parametrize("kind", ["dense", "moe", "dense_vl", "moe_vl"])
 def test_mlx_vlm_gives_our_logits_for_what_we_convert(
-    kind: str, bits: int | None, checkpoint: CheckpointFactory, tmp_path: Path
+    kind: str, recipe: str | None, checkpoint: CheckpointFactory, tmp_path: Path
 ) -> None:
-    convert(checkpoint(kind, with_mtp=True), tmp_path / "out", bits=bits, quantize=bits is not None)
+    convert(checkpoint(kind, with_mtp=True), tmp_path / "out", recipe=recipe, quantize=recipe is not None)
     assert_same(mlx_vlm_logits(tmp_path / "out"), our_logits(tmp_path / "out"))
+
+
+def test_peers_read_any_mix_of_precisions_and_unpacked_matrices(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    bits_for: dict[str, int | str] = {"k_proj": 3, "in_proj_z": "6,32", "o_proj": "none", "switch_mlp": "5", "head": 8}
+    convert(checkpoint("moe_vl"), tmp_path / "out", recipe="4bit", bits_for=bits_for)
+    expected = our_logits(tmp_path / "out")
+    assert_same(mlx_lm_logits(tmp_path / "out"), expected)
+    assert_same(mlx_vlm_logits(tmp_path / "out"), expected)
+
+
+def test_peers_read_what_was_fitted_to_a_size(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    convert(checkpoint("moe_vl"), tmp_path / "out", target_size="700kB")
+    expected = our_logits(tmp_path / "out")
+    assert_same(mlx_lm_logits(tmp_path / "out"), expected)
+    assert_same(mlx_vlm_logits(tmp_path / "out"), expected)
 
 
 @pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
@@ -129,10 +144,12 @@ def test_we_give_the_logits_of_mlx_vlm_for_what_it_converts(
     assert_same(our_logits(target), mlx_vlm_logits(target))
 
 
-def test_mlx_lm_packs_the_same_bits(as_released: Callable[..., Path], tmp_path: Path) -> None:
+def test_mlx_lm_packs_the_same_bits_where_both_round_to_nearest(
+    as_released: Callable[..., Path], tmp_path: Path
+) -> None:
     source = as_released("moe_vl", dtype="bfloat16")
     mlx_lm_convert(source, tmp_path / "theirs", bits=4)
-    convert(source, tmp_path / "ours", bits=4)
+    convert(source, tmp_path / "ours", bits=4, quantizer="rtn")
     theirs, ours = main_arrays(tmp_path / "theirs"), main_arrays(tmp_path / "ours")
     # They also pack the decay inputs and leave vision out.
     shared = {name for name in ours if not any(part in name for part in ("in_proj_a", "in_proj_b", "vision_tower"))}

@@ -3,11 +3,13 @@
 import errno
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError, safe_open
 
 from mlx_qwen.convert import convert, staging, weights, writer
 from mlx_qwen.errors import ConversionError
@@ -26,10 +28,10 @@ def failing_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException, i
     def install(error: BaseException, n: int) -> None:
         produce, calls = weights.produce, iter(range(1, 1_000_000))
 
-        def failing(piece: weights.Piece) -> object:
+        def failing(piece: weights.Piece, *how: object) -> object:
             if next(calls) >= n:
                 raise error
-            return produce(piece)
+            return produce(piece, *how)
 
         monkeypatch.setattr(weights, "produce", failing)
 
@@ -37,8 +39,18 @@ def failing_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException, i
 
 
 @pytest.mark.parametrize("n", [1, 20])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("broken")])
-def test_an_interrupted_conversion_leaves_nothing(
+def test_a_conversion_that_cannot_succeed_leaves_nothing(
+    n: int, checkpoint: CheckpointFactory, tmp_path: Path, failing_after: Callable[[BaseException, int], None]
+) -> None:
+    failing_after(ValueError("broken"), n)
+    with pytest.raises(ValueError, match="broken"):
+        convert(checkpoint("moe"), tmp_path / "out")
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("n", [1, 20])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_what_an_interrupted_conversion_leaves_is_no_model(
     error: BaseException,
     n: int,
     checkpoint: CheckpointFactory,
@@ -46,9 +58,13 @@ def test_an_interrupted_conversion_leaves_nothing(
     failing_after: Callable[[BaseException, int], None],
 ) -> None:
     failing_after(error, n)
-    with pytest.raises(type(error)):
+    with pytest.raises((KeyboardInterrupt, ConversionError)):
         convert(checkpoint("moe"), tmp_path / "out")
-    assert left_in(tmp_path) == []
+    assert left_in(tmp_path) == ["out.partial"]
+    assert not list(tmp_path.rglob("config.json"))
+    for file in tmp_path.rglob("*.safetensors"):
+        with pytest.raises(SafetensorError):
+            safe_open(file, framework="numpy")
 
 
 def test_no_thread_works_on_after_an_interruption(
@@ -56,11 +72,11 @@ def test_no_thread_works_on_after_an_interruption(
 ) -> None:
     produce, begun, ended = weights.produce, [], []
 
-    def slow(piece: weights.Piece) -> object:
+    def slow(piece: weights.Piece, *how: object) -> object:
         begun.append(piece)
         time.sleep(0.02)
         ended.append(piece)
-        return produce(piece)
+        return produce(piece, *how)
 
     def interrupt(line: object, nbytes: int) -> None:
         raise KeyboardInterrupt
@@ -78,9 +94,9 @@ def test_no_folder_with_a_config_exists_before_the_weights_are_complete(
     seen: list[bool] = []
     produce = weights.produce
 
-    def looking(piece: weights.Piece) -> object:
-        seen.append(any(tmp_path.glob("*/config.json")) or (tmp_path / "out").exists())
-        return produce(piece)
+    def looking(piece: weights.Piece, *how: object) -> object:
+        seen.append(any(tmp_path.rglob("config.json")) or (tmp_path / "out").exists())
+        return produce(piece, *how)
 
     monkeypatch.setattr(weights, "produce", looking)
     convert(checkpoint("dense"), tmp_path / "out")
@@ -112,15 +128,7 @@ def test_a_failed_overwrite_keeps_the_old_folder(
     with pytest.raises(ConversionError, match="disk is full"):
         convert(checkpoint("dense"), tmp_path / "out", overwrite=True)
     assert digests(tmp_path / "out") == before
-    assert left_in(tmp_path) == ["out"]
-
-
-def test_what_a_killed_conversion_left_is_removed_by_the_next(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
-    no_process = 2**22 + 1
-    for name in (f"out.partial-{no_process}", f"other.partial-{no_process}", f"out.partial-{os.getppid()}"):
-        (tmp_path / name).mkdir()
-    convert(checkpoint("dense"), tmp_path / "out")
-    assert left_in(tmp_path) == sorted(["out", f"other.partial-{no_process}", f"out.partial-{os.getppid()}"])
+    assert left_in(tmp_path) == ["out", "out.partial"]
 
 
 def test_a_swap_that_fails_puts_the_old_folder_back(
@@ -130,7 +138,7 @@ def test_a_swap_that_fails_puts_the_old_folder_back(
     before, rename = digests(tmp_path / "out"), Path.rename
 
     def failing(path: Path, target: Path) -> Path:
-        if ".partial-" in path.name:
+        if path.parent.name == "out.partial" and path.name == "model":
             raise OSError(errno.EIO, "Input/output error")
         return rename(path, target)
 
@@ -138,7 +146,7 @@ def test_a_swap_that_fails_puts_the_old_folder_back(
     with pytest.raises(ConversionError, match="Input/output error"):
         convert(checkpoint("dense"), tmp_path / "out", overwrite=True)
     assert digests(tmp_path / "out") == before
-    assert left_in(tmp_path) == ["out"]
+    assert left_in(tmp_path) == ["out", "out.partial"]
 
 
 def test_overwriting_never_removes_what_is_no_model(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
@@ -182,9 +190,19 @@ def test_a_disk_that_fills_up_is_one_clear_error(
         return pwrite(descriptor, data, position)
 
     monkeypatch.setattr(writer.os, "pwrite", limited)
-    with pytest.raises(ConversionError, match="The disk is full"):
+    with pytest.raises(ConversionError, match=r"The disk is full.*the same command goes on"):
         convert(checkpoint("moe"), tmp_path / "out")
-    assert left_in(tmp_path) == []
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_a_folder_that_nobody_may_write_to_is_one_clear_error(
+    checkpoint: CheckpointFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_only = Path("/System" if sys.platform == "darwin" else "/sys")  # for the super-user too
+    usage = shutil.disk_usage("/")._replace(free=1 << 40)
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ConversionError, match="Choose an --mlx-path in a folder that you may write to; nothing was"):
+        convert(checkpoint("dense"), read_only / "out")
 
 
 def test_a_write_that_takes_only_part_of_the_data_is_continued(

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -107,7 +109,7 @@ def test_dequantizing_what_is_not_quantized_is_refused(checkpoint: CheckpointFac
 def test_packing_a_packed_source_differently_is_warned_of(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
     convert(checkpoint("dense"), tmp_path / "eight", bits=8)
     with pytest.warns(UserWarning, match="packed again"):
-        convert(tmp_path / "eight", tmp_path / "four", bits=4)
+        convert(tmp_path / "eight", tmp_path / "four", bits=4, quantizer="rtn")
     dense = mx.dequantize(*(main_arrays(tmp_path / "eight")[f"{EMBEDDING}.{part}"] for part in _PARTS), bits=8)
     assert mx.array_equal(main_arrays(tmp_path / "four")[f"{EMBEDDING}.weight"], mx.quantize(dense)[0])
 
@@ -138,3 +140,72 @@ def test_norms_already_shifted_are_not_shifted_again(checkpoint: CheckpointFacto
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, object], complaint: str, tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match=complaint):
         convert(tmp_path / "source", tmp_path / "out", **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("part", "array"),
+    [
+        ("scales", mx.array(1.0)),
+        ("scales", mx.zeros(0)),
+        ("scales", mx.zeros((64, 1))),
+        ("scales", mx.zeros((5, 2))),
+        ("scales", mx.zeros((64, 2), dtype=mx.uint16)),
+        ("scales", mx.zeros((64, 2), dtype=mx.uint8)),
+        ("biases", mx.zeros((64, 1))),
+        ("biases", mx.zeros((64, 2), dtype=mx.uint8)),
+        ("biases", None),
+        ("weight", mx.array(3, dtype=mx.uint32)),
+        ("weight", mx.zeros((128, 14), dtype=mx.uint32)),
+        ("weight", mx.zeros((128, 64), dtype=mx.uint32)),
+        ("weight", mx.zeros((128, 8))),
+    ],
+)
+def test_packed_matrices_that_mlx_cannot_have_written_are_named(
+    part: str, array: mx.array | None, checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    convert(checkpoint("dense"), tmp_path / "packed", bits=4, group_size=32)
+    arrays = main_arrays(tmp_path / "packed")
+    name = f"language_model.model.layers.0.mlp.up_proj.{part}"
+    del arrays[name]
+    if array is not None:
+        arrays[name] = array
+    mx.save_safetensors(str(tmp_path / "packed" / "model.safetensors"), arrays)
+    if array is None:
+        (tmp_path / "packed" / "model.safetensors.index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj\."):
+        convert(tmp_path / "packed", tmp_path / "out", dequantize=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json", "README.md"])
+def test_a_link_out_of_the_folder_is_refused(name: str, source: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    (source / name).touch()
+    (source / name).rename(secret)
+    (source / name).symlink_to(secret)
+    with pytest.raises(CheckpointError, match=r"is a link to .*secret, outside of"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_of_the_hubs_cache_are_followed(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "c0ffee"
+    shutil.copytree(checkpoint("dense"), blobs)
+    snapshot.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    convert(snapshot, tmp_path / "out")
+    convert(blobs, tmp_path / "plain")
+    assert main_arrays(tmp_path / "out").keys() == main_arrays(tmp_path / "plain").keys()
+
+
+def test_a_disk_that_refuses_large_files_is_one_clear_error(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from mlx_qwen.convert import convert;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); convert(*sys.argv[1:])"
+    )
+    paths = (str(checkpoint("dense")), str(tmp_path / "out"))
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=False)
+    assert "ConversionError" in done.stderr
+    assert "takes no files as large as 5 GB" in done.stderr
+    assert not list(tmp_path.rglob("config.json"))

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert import conversion, convert, weights, writer
+from mlx_qwen.convert import convert, origin, weights, writer
 from tests.conftest import CheckpointFactory
 from tests.support.checkpoints import KINDS
 from tests.support.mlx_folders import main_arrays
@@ -141,7 +141,7 @@ def test_the_report_counts_what_is_on_the_disk(checkpoint: CheckpointFactory, tm
 def test_a_model_from_the_hub_is_named_as_the_base(
     furnished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "resolve", lambda name, revision: furnished)
+    monkeypatch.setattr(origin, "resolve", lambda name, revision: furnished)
     convert("Qwen/Qwen3.5-0.8B", tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.base_model, card.data["base_model_relation"]) == ("Qwen/Qwen3.5-0.8B", "quantized")

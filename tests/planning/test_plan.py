@@ -7,8 +7,9 @@ import mlx.core as mx
 import pytest
 
 from mlx_qwen.errors import MLXQwenError, PromptError
-from mlx_qwen.planning import CHIPS, Plan, PlanningError, plan, source
+from mlx_qwen.planning import CHIPS, Plan, PlanningError, plan, room_for_weights, source
 from mlx_qwen.planning.chips import GIB, machine
+from mlx_qwen.planning.weights import LADDER
 from mlx_qwen.sizes import SIZES, released
 from tests.conftest import CheckpointFactory
 from tests.support.checkpoints import KINDS
@@ -32,18 +33,40 @@ def test_the_largest_context_is_at_most_the_models_own() -> None:
     assert plan("0.8B", memory="128GB").largest_context == 262_144
 
 
-@pytest.mark.parametrize(("memory", "best"), [("8GB", 3), ("12GB", 6), ("16GB", 8), ("64GB", 16)])
-def test_the_best_precision_fits_and_the_next_does_not(memory: str, best: int) -> None:
-    result = plan("9B", memory=memory, context=4096)
-    assert result.best_bits == best
-    assert plan("9B", memory=memory, context=4096, bits=best).fits
-    better = {3: 4, 6: 8, 8: 16, 16: None}[best]
-    assert better is None or not plan("9B", memory=memory, context=4096, bits=better).fits
+@pytest.mark.parametrize(
+    ("memory", "best"), [("8GB", "3bit"), ("12GB", "6bit"), ("16GB", "8bit"), ("64GB", "unpacked")]
+)
+def test_the_best_recipe_fits_and_every_larger_one_does_not(memory: str, best: str) -> None:
+    assert plan("9B", memory=memory, context=4096).best_recipe == best
+    plans = {name: plan("9B", memory=memory, context=4096, recipe=name) for name in LADDER}
+    assert plans[best].fits
+    assert not any(each.fits for each in plans.values() if each.total > plans[best].total)
+
+
+def test_the_converters_own_recipe_is_planned_for_when_none_is_named() -> None:
+    assert plan("9B", memory="16GB").weights == plan("9B", memory="16GB", recipe="mixed-4-8").weights
+
+
+def test_bits_alone_are_a_recipe_of_all_matrices_alike() -> None:
+    assert plan("9B", memory="16GB", bits=6).weights == plan("9B", memory="16GB", recipe="6bit").weights
+    assert plan("9B", memory="16GB", bits=16).weights.recipe == "unpacked"
+
+
+@pytest.mark.parametrize("context", [4096, 131_072])
+def test_weights_of_the_room_that_is_left_fill_the_machine(context: int) -> None:
+    room = room_for_weights("9B", memory="24GB", context=context)
+    result = plan("9B", memory="24GB", context=context)
+    assert room + (result.kv + result.state + result.activations) == result.machine.usable == 16 * GIB
+
+
+def test_a_context_that_leaves_no_room_for_weights_is_refused() -> None:
+    with pytest.raises(PlanningError, match="shorter context"):
+        room_for_weights("27B", memory="8GB", context=262_144)
 
 
 def test_nothing_fits_a_machine_that_is_too_small() -> None:
     result = plan("397B-A17B", memory="16GB")
-    assert (result.fits, result.largest_context, result.best_bits) == (False, None, None)
+    assert (result.fits, result.largest_context, result.best_recipe) == (False, None, None)
     assert "no, " in result.table()
 
 
@@ -86,6 +109,12 @@ def test_chips_have_names_of_their_own() -> None:
     assert {chip.name.split()[0] for chip in CHIPS} == {"M1", "M2", "M3", "M4", "M5"}
 
 
+def test_bounds_from_unconfirmed_figures_are_marked() -> None:
+    table = plan("0.8B", context=16, memory="64GB").table()
+    marked = {line.split("*")[0] for line in table.splitlines() if "*" in line and not line.startswith("*")}
+    assert marked == {chip.name for chip in CHIPS if chip.unconfirmed} and "no second source" in table
+
+
 def impossible(**changes: object) -> Plan:
     return plan(**{"model": "0.8B", "memory": "16GB", **changes})  # type: ignore[arg-type]
 
@@ -95,6 +124,8 @@ def impossible(**changes: object) -> Plan:
     [
         ({"model": "7B"}, "0.8B, 2B, 4B"),
         ({"bits": 7}, "2, 3, 4, 5, 6, 8, 16"),
+        ({"recipe": "4-8"}, "mixed-4-8"),
+        ({"recipe": "4bit", "bits": 4}, "Choose one"),
         ({"context": 0}, "between 1 and"),
         ({"context": 262_145}, "262,144"),
         ({"memory": "much"}, "64GB"),
@@ -136,11 +167,13 @@ def test_only_the_configuration_of_a_repository_is_fetched(tmp_path: Path, monke
     assert result.weights == plan("2B", memory="16GB").weights
 
 
-def test_weights_of_another_runtime_are_planned_from_the_configuration(tmp_path: Path) -> None:
+def test_a_repository_for_another_runtime_is_planned_from_its_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = {**released("0.8B").raw, "quantization_config": {"quant_method": "fp8"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "model.safetensors").touch()
-    result = plan(tmp_path, context=16, memory="16GB")
+    monkeypatch.setattr(source, "resolve", lambda model, *, revision, weights: tmp_path)
+    result = plan("Qwen/Qwen3.5-0.8B-FP8", context=16, memory="16GB")
     assert result.weights.total == plan("0.8B", context=16, memory="16GB").weights.total
     assert result.weights.source is None
     assert "unknown" in result.table()
@@ -164,5 +197,5 @@ def test_the_table_shows_every_part_and_calls_bounds_bounds() -> None:
         "Linear attention",
     ):
         assert part in table
-    for part in ("Activations", "Largest context", "Best precision", "not measurements", "398 launches"):
+    for part in ("Activations", "Largest context", "Best recipe", "mixed-4-8", "not measurements", "398 launches"):
         assert part in table

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from mlx_qwen.convert import convert
+from mlx_qwen.convert import RECIPES, convert
+from mlx_qwen.convert.precisions import AFFINE_BITS
 from mlx_qwen.convert.synthetic import write_random_checkpoint
 from mlx_qwen.files import checkpoint_tensors, companion_tensors
 from mlx_qwen.planning import plan
 from mlx_qwen.planning.source import describe
-from mlx_qwen.planning.weights import PRECISIONS, UNPACKED, Weights, weights_of
+from mlx_qwen.planning.weights import LADDER, UNPACKED, Weights, weights_of
 from mlx_qwen.sizes import SIZES, reduced
 from tests.conftest import CheckpointFactory
 from tests.support.checkpoints import KINDS
@@ -25,8 +26,8 @@ PUBLISHED_BYTES = {
 }
 
 
-def counted(model: str | Path, bits: int) -> Weights:
-    return weights_of(describe(model), bits)
+def counted(model: str | Path, recipe: str) -> Weights:
+    return weights_of(describe(model), recipe)
 
 
 def written_bytes(folder: Path) -> int:
@@ -43,18 +44,18 @@ def without_weights(source: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", PUBLISHED_BYTES)
 def test_a_size_has_the_bytes_that_are_published(name: str) -> None:
-    assert counted(name, 4).source == PUBLISHED_BYTES[name]
+    assert counted(name, "4bit").source == PUBLISHED_BYTES[name]
 
 
-@pytest.mark.parametrize("bits", PRECISIONS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("recipe", [*RECIPES, UNPACKED])
+@pytest.mark.parametrize("kind", ["dense_vl", "moe"])
 def test_a_folder_is_counted_to_the_byte_that_its_conversion_writes(
-    kind: str, bits: int, checkpoint: CheckpointFactory, tmp_path: Path
+    kind: str, recipe: str, checkpoint: CheckpointFactory, tmp_path: Path
 ) -> None:
-    source = checkpoint(kind, dtype="bfloat16", with_mtp=True)
-    packed = None if bits == UNPACKED else bits
-    convert(source, tmp_path / "out", bits=packed, quantize=packed is not None)
-    assert counted(source, bits).total == written_bytes(tmp_path / "out")
+    source = checkpoint(kind, layers=2, interval=2, dtype="bfloat16", with_mtp=True)
+    asked = None if recipe == UNPACKED else recipe
+    convert(source, tmp_path / "out", recipe=asked, quantize=asked is not None)
+    assert counted(source, recipe).total == written_bytes(tmp_path / "out")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -64,8 +65,8 @@ def test_a_configuration_alone_is_counted_within_a_hundredth(
 ) -> None:
     source = checkpoint(kind, dtype=dtype, with_mtp=True)
     config_only = without_weights(source, tmp_path / "config")
-    for bits in PRECISIONS:
-        weights, exact = counted(config_only, bits), counted(source, bits)
+    for recipe in LADDER:
+        weights, exact = counted(config_only, recipe), counted(source, recipe)
         assert weights.total == pytest.approx(exact.total, rel=0.01)
         assert weights.source == exact.source
 
@@ -75,26 +76,26 @@ def test_the_files_on_the_disk_are_within_a_hundredth(size: str, tmp_path: Path)
     experts = {"num_experts": 8} if size == "35B-A3B" else {}
     config = reduced(size, num_layers=4, changes={"vocab_size": 8192, "hidden_size": 512, **experts})
     write_random_checkpoint(config, tmp_path / "source")
-    convert(tmp_path / "source", tmp_path / "out", bits=4)
+    convert(tmp_path / "source", tmp_path / "out")
     on_disk = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
     config_only = without_weights(tmp_path / "source", tmp_path / "config")
-    assert counted(config_only, 4).total == pytest.approx(on_disk, rel=0.01)
+    assert counted(config_only, "mixed-4-8").total == pytest.approx(on_disk, rel=0.01)
 
 
 def test_a_converted_folder_is_counted_as_it_is(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
     convert(checkpoint("moe_vl", dtype="bfloat16", with_mtp=True), tmp_path / "out", bits=4)
-    assert counted(tmp_path / "out", 4).total == written_bytes(tmp_path / "out")
+    assert counted(tmp_path / "out", "4bit").total == written_bytes(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_more_bits_are_more_bytes(name: str) -> None:
     model = describe(name)
-    totals = [weights_of(model, bits).text for bits in sorted(PRECISIONS)]
+    totals = [weights_of(model, f"{bits}bit").text for bits in AFFINE_BITS]
     assert totals == sorted(set(totals))
 
 
 def test_a_token_reads_only_the_experts_it_chose() -> None:
-    weights = counted("35B-A3B", 4)
+    weights = counted("35B-A3B", "4bit")
     assert weights.active == pytest.approx(3e9, rel=0.2)
     assert weights.per_token < weights.text / 8
 

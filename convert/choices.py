@@ -1,0 +1,47 @@
+"""What is left to the converter: a dtype for a chip, bits that meet a size."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from mlx_qwen.checkpoint import Plan
+from mlx_qwen.config import ModelConfig
+
+from .fitting import fitted_recipe
+from .floats import dtype_for_chip
+from .importance import input_squares
+from .settings import AUTO, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Settings that leave nothing open, and sentences about what was chosen."""
+
+    settings: Settings
+    remarks: tuple[str, ...] = ()
+
+
+def choose(
+    settings: Settings,
+    config: ModelConfig,
+    plan: Plan,
+    windows: npt.NDArray[np.int64] | None = None,
+    progress: bool | None = None,
+) -> Choices:
+    """Read of the source's weights what `settings` leave to them, and decide; nothing is read otherwise.
+
+    With the token ids `windows` [n, T] of a calibration text, bits that meet a size are chosen by errors of what enters
+    the matrices on it.
+
+    Raises ConversionError when the size asked for cannot be met, or the chip is unknown.
+    """
+    remarks: tuple[str, ...] = ()
+    if settings.dtype == AUTO:
+        dtype, reason = dtype_for_chip(settings.chip, plan.targets, progress)
+        settings, remarks = replace(settings, dtype=dtype), (f"Unpacked weights are {reason}.",)
+    if settings.target_size is not None:
+        importance = None if windows is None else input_squares(config, plan, windows)
+        recipe = fitted_recipe(plan, settings, importance=importance, progress=progress)
+        settings = replace(settings, recipe=recipe)
+    return Choices(settings, remarks)

@@ -1,0 +1,173 @@
+"""`compare`: two checkpoints of one model side by side, layer after layer."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwen.convert.arrays import FLOATS
+from mlx_qwen.convert.progress import Progress
+from mlx_qwen.convert.settings import DType
+from mlx_qwen.errors import ConversionError
+from mlx_qwen.hub import resolve
+from mlx_qwen.layerwise import LayerwiseModel
+from mlx_qwen.model.decoder import Residual
+from mlx_qwen.prompt import Processor
+
+from .distributions import Predictions, predictions
+from .result import Comparison
+from .source import open_decoded
+from .tensors import TensorError, matched, stored_bytes, tensor_error
+from .texts import FEWEST_TOKENS, batches, read_text, token_ids
+
+# What may differ between checkpoints that compute the same function.
+_FREE_FIELDS = ("max_position_embeddings", "mtp_num_hidden_layers", "eos_token_ids", "tie_word_embeddings")
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    *,
+    text: str | Path | None = None,
+    tokens: int = 4096,
+    window: int = 512,
+    dtype: DType = "float32",
+    progress: bool | None = None,
+) -> Comparison:
+    """Measure how far checkpoint `b` is from checkpoint `a`: on a text, layer by layer, and tensor by tensor.
+
+    Both run in step, one decoder layer of each in memory at a time, and the vocabulary in blocks, so that models larger
+    than memory can be compared. Either may be in any format that `convert` reads.
+
+    Args:
+        a: the reference, a folder or Hub repository, such as the unquantized model.
+        b: the other, such as its conversion.
+        text: a file's Path, or the text itself; by default a short varied one that comes with this package.
+        tokens: how many tokens of it to read at most.
+        window: tokens of each sequence; the text is cut into as many as it fills.
+        dtype: of activations and unpacked weights: "float32" shows the weights' errors alone, "bfloat16" takes half
+            the memory and adds its own rounding to both.
+        progress: show a line of progress; by default on a terminal and in a notebook.
+
+    Returns:
+        Perplexities, divergence and agreement of the predictions, and errors by layer and by tensor.
+
+    Raises:
+        ConfigError: a config.json is missing or describes no model of this family.
+        CheckpointError: files are missing or damaged, or tensors do not match their config.
+        ConversionError: the models or their tokenizers differ, the text is unreadable or too short, or an option is
+            impossible.
+    """
+    _check_options(tokens, window, dtype)
+    folder_a, folder_b = resolve(a), resolve(b)
+    kind = FLOATS[dtype].mlx
+    with ExitStack() as stack:
+        model_a = stack.enter_context(open_decoded(folder_a, dtype=kind))
+        model_b = stack.enter_context(open_decoded(folder_b, dtype=kind))
+        _check_architectures(model_a, model_b)
+        processor_a = Processor.from_directory(folder_a, model_a.config)
+        processor_b = Processor.from_directory(folder_b, model_b.config)
+        ids = token_ids(processor_a, processor_b, read_text(text), tokens)
+        return _Run(model_a, model_b, list(batches(ids, window)), progress).result(str(a), str(b), window)
+
+
+class _Run:
+    """Two models on their way through the same batches, int [B, T] each."""
+
+    def __init__(self, a: LayerwiseModel, b: LayerwiseModel, windows: list[mx.array], progress: bool | None) -> None:
+        self.a, self.b = a, b
+        self.batches = windows
+        self.pairs = matched(a.plan, b.plan)
+        self.tensors: dict[str, TensorError] = {}
+        self.layer_errors: list[float] = []
+        size = stored_bytes(target for pair in self.pairs.values() for target in pair)
+        self._progress = Progress(size, progress, verb="Comparing")
+
+    def result(self, name_a: str, name_b: str, window: int) -> Comparison:
+        with self._progress:
+            found = self._predictions()
+            self._compare_tensors(self.pairs)
+        names_a, names_b = ([target.spec.name for target in model.plan.targets] for model in (self.a, self.b))
+        return Comparison(
+            a=name_a,
+            b=name_b,
+            tokens=found.divergence.size,
+            window=window,
+            perplexity_a=float(np.exp(found.surprise_a.mean(dtype=np.float64))),
+            perplexity_b=float(np.exp(found.surprise_b.mean(dtype=np.float64))),
+            mean_divergence=float(found.divergence.mean(dtype=np.float64)),
+            p99_divergence=float(np.quantile(found.divergence, 0.99)),
+            agreement=float(found.agreement.mean()),
+            layers=tuple(self.layer_errors),
+            tensors=tuple(self.tensors[name] for name in self.pairs),
+            only_a=tuple(name for name in names_a if name not in self.pairs),
+            only_b=tuple(name for name in names_b if name not in self.pairs),
+        )
+
+    def _predictions(self) -> Predictions:
+        """What both models predict of every token but the first of each window."""
+        states = [(self.a.embed(ids), self.b.embed(ids)) for ids in self.batches]
+        for layer_a, layer_b in zip(self.a.layers(), self.b.layers(), strict=True):
+            for i, (state_a, state_b) in enumerate(states):
+                states[i] = layer_a(state_a), layer_b(state_b)
+            self.layer_errors.append(_relative_error(states))
+            # Now, while the system still has the layer's pages.
+            self._compare_tensors(target.spec.name for target in layer_a.targets)
+        return predictions(
+            self.a,
+            self.b,
+            _rows([self.a.normed(state)[:, :-1] for state, _ in states]),
+            _rows([self.b.normed(state)[:, :-1] for _, state in states]),
+            mx.concatenate([ids[:, 1:].flatten() for ids in self.batches]),
+        )
+
+    def _compare_tensors(self, names: Iterable[str]) -> None:
+        """Compare those of the named tensors that were not compared yet."""
+        for name in names:
+            if name in self.pairs and name not in self.tensors:
+                self.tensors[name] = tensor_error(*self.pairs[name])
+                self._progress.advance(stored_bytes(self.pairs[name]))
+
+
+def _rows(blocks: list[mx.array]) -> mx.array:
+    rows = mx.concatenate([block.reshape(-1, block.shape[-1]) for block in blocks])
+    mx.eval(rows)
+    return rows
+
+
+def _relative_error(states: list[tuple[Residual, Residual]]) -> float:
+    """‖a − b‖ / ‖a‖ of all hidden states."""
+    distance = magnitude = 0.0
+    for state_a, state_b in states:
+        exact = state_a.sum()
+        distance += float(mx.square(exact - state_b.sum()).sum())
+        magnitude += float(mx.square(exact).sum())
+    return float(np.sqrt(distance / magnitude))
+
+
+def _check_options(tokens: int, window: int, dtype: str) -> None:
+    for name, value in (("tokens", tokens), ("window", window)):
+        if value < FEWEST_TOKENS:
+            raise ConversionError(f"{name} is {value}, expected at least {FEWEST_TOKENS}: the first predicts the next.")
+    if dtype not in FLOATS:
+        raise ConversionError(f"dtype is {dtype!r}, expected one of {', '.join(FLOATS)}.")
+
+
+def _check_architectures(a: LayerwiseModel, b: LayerwiseModel) -> None:
+    texts = a.config.text, b.config.text
+    differing = [
+        f"{field.name} ({getattr(texts[0], field.name)} and {getattr(texts[1], field.name)})"
+        for field in fields(texts[0])
+        if field.name not in _FREE_FIELDS and getattr(texts[0], field.name) != getattr(texts[1], field.name)
+    ]
+    if a.config.is_next != b.config.is_next:
+        differing.insert(0, f"model_type ({a.config.model_type} and {b.config.model_type})")
+    if differing:
+        shown = ", ".join(differing[:4]) + (f" and {len(differing) - 4} more" if len(differing) > 4 else "")
+        raise ConversionError(
+            f"The two checkpoints are of different models: {shown}. Compare a checkpoint with a conversion of the same "
+            "model."
+        )

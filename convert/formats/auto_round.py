@@ -1,0 +1,30 @@
+"""AutoRound (`quant_method` auto-round): its codes are packed as GPTQ's or AWQ's are, as `packing_format` names.
+
+As GPTQ's, modules may come without `g_idx`. "auto_round:auto_gptq" stores zeros less one, "auto_round" and
+"auto_round:gptqmodel" store them as they are.
+
+Source: Cheng et al., "Optimize Weight Rounding via Signed Gradient Descent", arXiv 2309.05516, and the packing of
+https://github.com/intel/auto-round.
+"""
+
+from mlx_qwen.config import Json
+from mlx_qwen.errors import CheckpointError
+
+from . import awq, gptq
+from .encoded import Matrix, Tensors
+
+_ZERO_OFFSETS = {"auto_round": 0, "auto_round:gptqmodel": 0, "auto_round:gptq": 1, "auto_round:auto_gptq": 1}
+_AS_AWQ = ("auto_round:awq", "auto_round:auto_awq")
+
+
+def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
+    """Every module with a `qweight`; raises CheckpointError for other packings and misshapen tensors."""
+    packing = settings.get("packing_format", "auto_round:auto_gptq")
+    if packing in _AS_AWQ:
+        return awq.matrices({"bits": settings.get("bits", 4)}, tensors)
+    if packing not in _ZERO_OFFSETS:
+        raise CheckpointError(
+            f"quantization_config.packing_format is {packing!r}, expected one of "
+            f"{', '.join((*_ZERO_OFFSETS, *_AS_AWQ))}. Use another checkpoint of the same model."
+        )
+    return gptq.packed_matrices(tensors, _ZERO_OFFSETS[packing], in_order=True)

@@ -1,0 +1,38 @@
+"""Which inputs of a matrix are strong on a calibration text, and make errors of its columns count more."""
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mlx_qwen.checkpoint import Plan
+from mlx_qwen.config import ModelConfig
+from mlx_qwen.layerwise import LayerwiseModel, LinearInput
+from mlx_qwen.tensors import text_prefix
+
+_BATCH_TOKENS = 2048
+
+
+def input_squares(config: ModelConfig, plan: Plan, windows: npt.NDArray[np.int64]) -> dict[str, mx.array]:
+    """The sum of squares of each input, fp32 [K], of the decoder layers' matrices and of a head of its own.
+
+    `windows` are token ids [n, T]. The model that `plan` reads runs over them, one layer in memory at a time, in its
+    own dtype on a GPU and in fp32 on a CPU. Those of all experts of a layer are added up.
+    """
+    sums: dict[str, mx.array] = {}
+
+    def observe(seen: LinearInput) -> None:
+        squares = mx.square(seen.x.astype(mx.float32)).sum(axis=0)
+        for name in seen.names:
+            sums[name] = sums[name] + squares if name in sums else squares
+
+    model = LayerwiseModel(config, plan, dtype=None if mx.default_device() == mx.gpu else mx.float32)
+    rows = max(1, _BATCH_TOKENS // windows.shape[1])
+    batches = [model.embed(mx.array(windows[i : i + rows])) for i in range(0, len(windows), rows)]
+    for layer in model.layers():
+        batches = [layer(batch, observe) for batch in batches]
+        mx.eval(sums)
+    if not config.text.tie_word_embeddings:
+        for batch in batches:
+            normed = model.normed(batch)
+            observe(LinearInput((f"{text_prefix(config)}lm_head.weight",), normed.reshape(-1, normed.shape[-1])))
+    return sums

@@ -1,0 +1,115 @@
+"""One conversion: a source that was read as far as its headers, and what is to be made of it."""
+
+import hashlib
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mlx_qwen.checkpoint import Plan, plan_checkpoint
+from mlx_qwen.config import ModelConfig
+
+from .choices import choose
+from .config_json import converted_config
+from .description import Description, described
+from .fingerprint import fingerprint
+from .formats import decodable, is_encoded
+from .origin import Origin
+from .outputs import Output, Outputs, plan_outputs
+from .quantize.calibration import Calibration
+from .quantize.texts import calibration_windows
+from .settings import Settings
+from .staging import Workspace, write_text
+from .travel import copied_files, copy_files, write_model_card
+from .weights import Written, write_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a conversion works from. `windows` are the token ids [n, T] of the calibration text, None without one."""
+
+    origin: Origin
+    config: ModelConfig
+    plan: Plan
+    outputs: Outputs
+    settings: Settings
+    description: Description
+    windows: npt.NDArray[np.int64] | None
+
+    @property
+    def source(self) -> Path:
+        """The folder of everything but, perhaps, the weights."""
+        return self.origin.folder
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for jobs that write the same bytes."""
+        calibration = [] if self.windows is None else [hashlib.sha256(self.windows.tobytes()).hexdigest()]
+        return fingerprint([*self.origin.lines(), *calibration], self.outputs)
+
+    @property
+    def output_bytes(self) -> int:
+        """What the output will take on the disk."""
+        return self.description.disk
+
+    def write(self, space: Workspace, progress: bool | None) -> Written:
+        """Fill the folder of `space`; returns what the weights showed."""
+        quantization, has_vision, folder = self.settings.quantization, self.plan.has_vision, space.folder
+        calibration = None
+        if self.windows is not None:
+            calibration = Calibration(self.config, self.plan, self.windows, self.outputs.dtype)
+        written = write_weights(space, self.outputs, self.origin.remote, progress, calibration)
+        copy_files(self.source, folder)
+        write_model_card(
+            self.source,
+            folder,
+            repository=self.origin.repository,
+            description=self.description,
+            has_vision=has_vision,
+        )
+        config = converted_config(self.config, self.outputs, quantization, written.companion, has_vision=has_vision)
+        # Last, as no reader takes a folder without it for a model.
+        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        return written
+
+
+def plan_job(origin: Origin, settings: Settings, progress: bool | None) -> Job:
+    """Decide what is written of every tensor. Reads headers, and the weights that `settings` leave choices to.
+
+    Raises ConfigError, CheckpointError and ConversionError as `convert` does.
+    """
+    source = origin.folder
+    config = ModelConfig.from_directory(source)
+    tensors = decodable(config, origin.tensors(), settings.keeps)
+    plan = plan_checkpoint(config, tensors, origin.companion())
+    text = settings.calibration
+    windows = None if text is None else calibration_windows(text, source, config)
+    chosen = choose(settings, config, plan, windows, progress)
+    outputs = plan_outputs(plan, chosen.settings)
+    _warn_of_packing_again(outputs)
+    description = described(
+        source,
+        outputs,
+        recipe=None if chosen.settings.recipe is None else chosen.settings.recipe.name,
+        extra_files=sum(file.stat().st_size for file in copied_files(source)),
+        remarks=chosen.remarks,
+    )
+    return Job(origin, config, plan, outputs, chosen.settings, description, windows)
+
+
+def _is_packed_otherwise(output: Output) -> bool:
+    stored = output.target.quantization
+    return is_encoded(output.target) if stored is None else stored != output.quantization
+
+
+def _warn_of_packing_again(outputs: Outputs) -> None:
+    again = [output for output in outputs.all if output.quantization is not None and _is_packed_otherwise(output)]
+    if again:
+        warnings.warn(
+            f"{len(again)} matrices of the source are quantized already and are packed again, which loses more than "
+            "packing the original would. Convert the unquantized checkpoint if there is one.",
+            stacklevel=5,
+        )

@@ -1,0 +1,111 @@
+"""Where a conversion reads from: a folder, or a Hub repository whose weights stay there until they are needed."""
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mlx_qwen.errors import ConversionError
+from mlx_qwen.files import Shelf, TensorInfo, checkpoint_tensors, companion_tensors
+from mlx_qwen.hub import local_folder, resolve
+from mlx_qwen.repository import RemoteTensor, Repository, UnreadTensor, find_repository
+
+from .fingerprint import source_lines
+from .settings import Settings
+from .supply import space_needed
+from .travel import check_links
+
+Reading = Literal["files", "stream", "headers"]
+# A file in it can never exist.
+_NOWHERE = Path(os.devnull)
+_REQUESTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """`folder` holds everything, or all but the weights: these are then in `remote`, and `shelf` knows their headers.
+
+    `repository` is the Hub id of what does not come from a folder of the user's own.
+    """
+
+    folder: Path
+    repository: str | None
+    remote: Repository | None = None
+    shelf: Shelf | None = None
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """The tensors of the main files; raises CheckpointError as `checkpoint_tensors` does."""
+        return checkpoint_tensors(self.folder, self.shelf)
+
+    def companion(self) -> dict[str, TensorInfo]:
+        """The tensors of the companion files."""
+        return companion_tensors(self.folder, self.shelf)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """The most that shards take on the disk at a time when they are streamed."""
+        return 0 if self.remote is None else space_needed(self.remote.shard_sizes)
+
+    def lines(self) -> list[str]:
+        """What is there, exactly enough to tell whether it changed."""
+        if self.remote is None:
+            return source_lines(self.folder)
+        contents = (f"{file.name} {file.nbytes} {file.content}" for file in self.remote.files.values())
+        return [self.remote.name, *sorted(contents)]
+
+
+def open_origin(hf_path: str | Path, revision: str | None, reading: Reading, downloads: Path = _NOWHERE) -> Origin:
+    """Find the source of a conversion.
+
+    "files" downloads a repository whole. "stream" and "headers" fetch all but its weights; for "stream" these are to be
+    put into the folder `downloads` before they are read, with "headers" only sizes are asked. A folder is a folder.
+
+    Raises CheckpointError as `resolve` does, and for a file that is a link out of the folder.
+    """
+    folder = local_folder(hf_path, revision)
+    if folder is None and (reading == "files" or is_offline()):
+        return _checked(Origin(resolve(hf_path, revision=revision), str(hf_path)))
+    if folder is not None:
+        return _checked(Origin(folder, None))
+    remote = find_repository(str(hf_path), revision)
+    folder = resolve(hf_path, revision=remote.commit, weights=False)
+    kind = UnreadTensor if reading == "headers" else RemoteTensor
+
+    def headers(names: Sequence[str]) -> Iterable[dict[str, TensorInfo]]:
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            yield from pool.map(lambda name: remote.tensors(name, downloads, kind), names)
+
+    return _checked(Origin(folder, str(hf_path), remote, Shelf(frozenset(remote.files), headers)))
+
+
+def check_streaming(hf_path: str | Path, settings: Settings, *, verify: bool) -> None:
+    """Raise ConversionError where shards cannot be read one after the other and removed, or there is nothing to."""
+    if verify:
+        raise ConversionError(
+            "Verifying reads the source once more, of which streaming removes what was converted. Leave --verify or "
+            "--stream-from-hub out."
+        )
+    folder = local_folder(hf_path)
+    if folder is not None:
+        raise ConversionError(f"{folder} is a folder on this machine already. Leave --stream-from-hub out.")
+    if is_offline():
+        raise ConversionError("Nothing can be streamed while HF_HUB_OFFLINE is set. Unset it.")
+    if settings.reads_values or settings.calibration is not None:
+        raise ConversionError(
+            "A size to meet, the dtype auto and a calibration read all weights before the first one is written. Leave "
+            "--stream-from-hub out, or name a recipe and a dtype, without calibration."
+        )
+
+
+def is_offline() -> bool:
+    """Whether the user turned the Hub off by HF_HUB_OFFLINE; its cache is then all there is."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _checked(origin: Origin) -> Origin:
+    check_links(origin.folder)
+    return origin

@@ -1,0 +1,58 @@
+"""`mlx-qwen compare`: how far one checkpoint is from another."""
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from mlx_qwen.convert.settings import DType
+
+
+@click.command()
+@click.argument("reference")
+@click.argument("other")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Text file to compare on.  [default: a short one of several languages and kinds]",
+)
+@click.option("--tokens", type=int, default=4096, show_default=True, help="Most tokens of the text.")
+@click.option("--window", type=int, default=512, show_default=True, help="Tokens of each sequence.")
+@click.option(
+    "--dtype",
+    type=click.Choice(get_args(DType)),
+    default="float32",
+    show_default=True,
+    help="Of activations; 16 bits take half the memory and add their own rounding.",
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every number here.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the errors by layer and tensor, as .png."
+)
+def command(
+    reference: str,
+    other: str,
+    text: Path | None,
+    tokens: int,
+    window: int,
+    dtype: DType,
+    json_file: Path | None,
+    plot: Path | None,
+) -> None:
+    """Measure how far the model OTHER is from the model REFERENCE, such as a conversion from its source.
+
+    Both are folders or Hub repositories, in any format that `convert` reads. They run layer by layer, so that models
+    larger than memory can be compared. Shows perplexities, divergence and agreement of predictions, and the errors of
+    hidden states and weights.
+    """
+    from mlx_qwen.convert.comparison import check_plot, compare, save_plot
+
+    if plot is not None:
+        check_plot(plot)
+    comparison = compare(reference, other, text=text, tokens=tokens, window=window, dtype=dtype)
+    click.echo(comparison.table())
+    if json_file is not None:
+        json_file.write_text(json.dumps(comparison.as_json(), indent=2) + "\n", encoding="utf-8")
+    if plot is not None:
+        save_plot(comparison, plot)

@@ -1,0 +1,84 @@
+"""AutoRound checkpoints convert to what they stand for, in each of its packings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mlx_qwen.convert import convert
+from mlx_qwen.errors import CheckpointError
+from tests.conftest import CheckpointFactory
+from tests.support.foreign import Encoder, Values, assert_reference_logits, foreign_checkpoint
+from tests.support.integer_codes import little_endian, nearest
+from tests.support.mlx_folders import dequantized, equal, expected_arrays, main_arrays
+
+AS_GPTQ = {"auto_round": 0, "auto_round:gptqmodel": 0, "auto_round:auto_gptq": 1}
+AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+def settings(packing: str | None, bits: int = 4) -> dict[str, object]:
+    common = {"quant_method": "auto-round", "bits": bits, "group_size": 32, "sym": True, "data_type": "int"}
+    return common if packing is None else {**common, "packing_format": packing}
+
+
+def as_gptq(zero_offset: int, *, bits: int = 4, symmetric: bool = True, group_size: int = 32) -> Encoder:
+    """Words along the inputs, as GPTQ has them, without `g_idx`."""
+
+    def encode(weight: Tensor) -> tuple[dict[str, Tensor], Values]:
+        K = weight.shape[1]
+        found = nearest(weight, np.arange(K) // min(group_size, K), bits=bits, symmetric=symmetric)
+        return {
+            "qweight": torch.from_numpy(little_endian(found.codes, bits).T.copy()),
+            "qzeros": torch.from_numpy(little_endian(found.zeros.T - zero_offset, bits)),
+            "scales": found.scales.T,
+        }, found.values
+
+    return encode
+
+
+def as_awq(weight: Tensor) -> tuple[dict[str, Tensor], Values]:
+    """Words along the outputs, each of eight in AWQ's order."""
+    found = nearest(weight, np.arange(weight.shape[1]) // 32, bits=4, symmetric=True)
+    words = [
+        torch.from_numpy(little_endian(codes.reshape(len(codes), -1, 8)[..., AWQ_ORDER].reshape(codes.shape), 4))
+        for codes in (found.codes.T, found.zeros.T)
+    ]
+    return {"qweight": words[0], "qzeros": words[1], "scales": found.scales.T}, found.values
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("packing", AS_GPTQ)
+def test_dequantizing_gives_the_exact_values(
+    packing: str, bits: int, symmetric: bool, checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    encoder = as_gptq(AS_GPTQ[packing], bits=bits, symmetric=symmetric)
+    foreign, plain = foreign_checkpoint(checkpoint("dense", layers=1), tmp_path, settings(packing, bits), encoder)
+    convert(foreign, tmp_path / "out", dequantize=True, dtype="float32")
+    written, expected = main_arrays(tmp_path / "out"), expected_arrays(plain)
+    assert [name for name in expected if not equal(written[name], expected[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("packing", "encoder"),
+    [(None, as_gptq(1)), ("auto_round", as_gptq(0, group_size=1 << 30)), ("auto_round:auto_awq", as_awq)],
+)
+def test_codes_are_kept_and_give_the_logits_of_the_reference(
+    packing: str | None, encoder: Encoder, checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    foreign, plain = foreign_checkpoint(checkpoint("moe"), tmp_path, settings(packing), encoder)
+    report = convert(foreign, tmp_path / "out")
+    written, expected = main_arrays(tmp_path / "out"), expected_arrays(plain)
+    assert len(report.kept_codes) == 37
+    for kept in report.kept_codes:
+        assert equal(dequantized(written, kept, 4), expected[kept]), kept
+    convert(foreign, tmp_path / "exact", dequantize=True, dtype="float32")
+    assert_reference_logits(tmp_path / "exact", plain)
+
+
+def test_other_packings_are_refused_by_name(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    foreign, _ = foreign_checkpoint(checkpoint("dense"), tmp_path, settings("auto_round:llm_compressor"), as_gptq(0))
+    with pytest.raises(CheckpointError, match=r"packing_format is 'auto_round:llm_compressor', expected one of"):
+        convert(foreign, tmp_path / "out")
