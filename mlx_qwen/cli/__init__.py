@@ -15,11 +15,12 @@ from mlx_qwen.errors import MLXQwenError
 COMMANDS = {
     "generate": "Write an answer to one prompt.",
     "chat": "Talk with a model, turn by turn.",
-    "convert": "Convert a checkpoint to MLX, quantized to 4 bits unless told otherwise.",
+    "convert": "Convert a checkpoint to MLX, quantized to 4 bits, and 8 where it matters, unless told otherwise.",
+    "compare": "Measure how far a conversion is from its source: predictions, hidden states and weights.",
     "plan": "Work out what a model needs, whether it fits, and what bounds its speed.",
-    "demo": "Make a small random checkpoint, convert it to 4 bits, and stream tokens from it.",
+    "demo": "Show one answer of each kind from the bundled tiny model, without network.",
     "doctor": "Check this machine and run each kernel's parity probe on its GPU.",
-    "bench": "Measure speed, memory and precision beside mlx-lm, in alternation.",
+    "bench": "Measure speed, memory and precision, beside mlx-lm and mlx-vlm in alternation.",
 }
 
 INTERRUPTED = 130

@@ -1,85 +1,66 @@
-"""`mlx-qwen demo`: the main job from end to end on a checkpoint made on the spot, without network."""
+"""`mlx-qwen demo`: one answer of each kind from the bundled checkpoint, on any machine and without network."""
 
-import json
+import random
 import tempfile
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-_TEMPLATE = """\
-{%- for message in messages %}
-{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
-_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_TOY = {
-    "hidden_size": 256,
-    "num_attention_heads": 4,
-    "head_dim": 64,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 64,
-    "linear_value_head_dim": 64,
-    "num_experts": 16,
-    "num_experts_per_tok": 4,
-    "moe_intermediate_size": 128,
-    "shared_expert_intermediate_size": 128,
-    "vocab_size": 256 + len(_SPECIAL),
-    "eos_token_id": 258,
+from mlx_qwen.demo import demo_folder
+from mlx_qwen.demo.tasks import Draw, arithmetic, clips, continuation, draw, pictures, recall, toolbox
+
+if TYPE_CHECKING:
+    from mlx_qwen.model import Model
+    from mlx_qwen.prompt import Processor
+
+_SHOWN: dict[str, tuple[Draw, ...]] = {
+    "Text goes on": (continuation.tale, continuation.counting),
+    "Arithmetic, at once and worked digit by digit": (arithmetic.direct, arithmetic.reasoned),
+    "Recall from a list": (recall.one_question,),
+    "A tool is called, and its response read": (toolbox.answered,),
+    "A picture": (partial(pictures.one, questions=3, thinking=True),),
+    "A sequence of frames": (partial(clips.happening, steps=4, questions=2),),
 }
-_PROMPT = "What is the gated delta rule?"
 
 
 @click.command()
-@click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep both checkpoints in this folder.")
-def command(keep: Path | None) -> None:
-    """Make a small random checkpoint, convert it to 4 bits, and stream tokens from it.
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="mlx-qwen-demo",
+    show_default=True,
+    help="Folder for the pictures that the model is shown.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another number asks other questions.")
+@click.option("--bits", type=click.Choice(["4", "8"]), help="Convert the model to 4 or 8 bits first.")
+def command(save: Path, seed: int, bits: str | None) -> None:
+    """Show one answer of each kind from the bundled checkpoint, the right answer beside it.
 
-    The architecture is that of the Qwen3.5 MoE models at toy size. Its weights are random, so its text is noise: it
-    shows that every step works on this machine, not what a trained model would say.
+    The checkpoint is a Qwen3.5 MoE of 2.8 million parameters, with vision and MTP, trained for this demo on questions
+    like these, but not on these.
     """
-    if keep is not None:
-        _run(keep)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        _run(Path(folder))
+    from mlx_qwen.cli.examples import Asker
+
+    asker = Asker(*_loaded(bits), save)
+    for index, (title, tasks) in enumerate(_SHOWN.items(), 1):
+        click.secho(f"\n{index}. {title}", bold=True)
+        for task in tasks:
+            asker.ask(draw(task, random.Random(f"{title} {seed}"), held_out=True))
+    click.echo(f"\n{asker.right} of {asker.asked} answers are right. Your turn:")
+    click.echo('  mlx-qwen generate --prompt "What is 358+67?" --enable-thinking')
+    click.echo(f'  mlx-qwen generate --prompt "How many things are there?" --image {asker.pictures[0]}')
+    click.echo('With a real model:\n  mlx-qwen generate --model Qwen/Qwen3.5-0.8B --prompt "Why is the sky blue?"')
 
 
-def _run(folder: Path) -> None:
-    from mlx_qwen.cli.answering import answer_prompt
+def _loaded(bits: str | None) -> "tuple[Model, Processor]":
+    """The bundled checkpoint, as it is or converted by this package."""
     from mlx_qwen.convert import convert
-    from mlx_qwen.convert.synthetic import write_random_checkpoint
-    from mlx_qwen.generation.options import GenerationOptions
     from mlx_qwen.loading import load
-    from mlx_qwen.sizes import reduced
 
-    source, target = folder / "demo-bf16", folder / "demo-4bit"
-    config = reduced("35B-A3B", num_layers=8, changes=_TOY)
-    click.secho(f"1. A toy Qwen3.5 MoE in Hugging Face layout, random weights: {source}", bold=True)
-    write_random_checkpoint(config, source)
-    _write_tokenizer(source)
-
-    click.secho("2. Converted to 4 bits", bold=True)
-    click.echo(convert(source, target, overwrite=True).table())
-
-    click.secho(f"3. Its answer to {_PROMPT!r}, which is noise, as its weights are random", bold=True)
-    model, processor = load(target)
-    options = GenerationOptions(max_tokens=48, temperature=1.0, seed=0)
-    answer_prompt(model, processor, [{"role": "user", "content": _PROMPT}], options, verbose=True)
-    click.echo("\nWith a real model:\n  mlx-qwen convert --hf-path Qwen/Qwen3.5-0.8B --mlx-path qwen3.5-0.8b-4bit")
-    click.echo('  mlx-qwen generate --model qwen3.5-0.8b-4bit --prompt "Why is the sky blue?"')
-
-
-def _write_tokenizer(folder: Path) -> None:
-    """Bytes as tokens, the special tokens of a chat, and a chat template."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import BPE
-
-    alphabet = {byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(BPE(vocab=alphabet, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(_SPECIAL))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}), encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(_TEMPLATE, encoding="utf-8")
+    if bits is None:
+        return load()
+    with tempfile.TemporaryDirectory() as folder:
+        click.echo(convert(demo_folder(), folder, bits=int(bits), overwrite=True).table())
+        return load(folder)

@@ -24,19 +24,32 @@ class GenerationFlags(TypedDict):
     stop: tuple[str, ...]
     kv_bits: int | None
     prefill_step_size: int
+    max_pixels: int | None
+    min_pixels: int | None
+    total_pixels: int | None
+    fps: float | None
+    min_frames: int | None
+    max_frames: int | None
 
 
 def model_flags(function: Callable[..., None]) -> Callable[..., None]:
     """Adds --model and --revision."""
     flags: list[Flag] = [
-        click.option("--model", metavar="PATH|REPO", help="Model folder, or repository on the Hugging Face Hub."),
+        click.option(
+            "--model",
+            metavar="PATH|REPO",
+            help="Model folder, or repository on the Hugging Face Hub.  [default: the bundled demo]",
+        ),
         click.option("--revision", help="Branch, tag or commit of the repository."),
     ]
     return _with(flags, function)
 
 
 def generation_flags(*, max_tokens: int) -> Flag:
-    """Adds the flags of GenerationFlags; sampling flags that are not given take Qwen's recommendation."""
+    """Adds the flags of GenerationFlags.
+
+    Sampling flags that are not given take Qwen's recommendation, those on images and videos the model's own settings.
+    """
     flags: list[Flag] = [
         click.option("--system-prompt", help="System message."),
         click.option("-m", "--max-tokens", type=int, default=max_tokens, show_default=True, help="Most tokens."),
@@ -52,17 +65,20 @@ def generation_flags(*, max_tokens: int) -> Flag:
         click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated."),
         click.option("--kv-bits", type=int, help="Pack keys and values to 8 or 4 bits."),
         click.option("--prefill-step-size", type=int, default=2048, show_default=True, help="Prompt tokens at once."),
+        click.option("--max-pixels", type=int, help="Shrink larger images and frames of videos to this area."),
+        click.option("--min-pixels", type=int, help="Enlarge smaller images and frames of videos to this area."),
+        click.option("--total-pixels", type=int, help="Area of all frames of a video together."),
+        click.option("--fps", type=float, help="Frames taken from a second of video."),
+        click.option("--min-frames", type=int, help="Fewest frames taken from a video that has as many."),
+        click.option("--max-frames", type=int, help="Most frames taken from a video."),
     ]
     return lambda function: _with(flags, function)
 
 
-def required_model(model: str | None) -> str:
-    """The --model flag; a usage error saying what to pass when it is missing."""
+def chosen_model(model: str | None) -> str | None:
+    """The --model flag; without it None, the bundled demo, and a word on stderr that it is used."""
     if model is None:
-        raise click.UsageError(
-            "Missing option '--model'. Pass a folder with config.json and *.safetensors, or a repository such as "
-            "Qwen/Qwen3.5-0.8B."
-        )
+        click.echo("No --model given: using the bundled demo, a tiny model for trying things out.", err=True)
     return model
 
 

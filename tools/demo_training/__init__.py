@@ -1,0 +1,1 @@
+"""Training of the demo checkpoint: its architecture, data, fast layers and loop."""
