@@ -3,7 +3,7 @@
 from .comparison import Comparison, compare
 from .conversion import convert, describe
 from .description import Description
-from .recipes import RECIPES
+from .recipes.recipe import RECIPES
 from .report import ConversionReport
 
 __all__ = ["RECIPES", "Comparison", "ConversionReport", "Description", "compare", "convert", "describe"]

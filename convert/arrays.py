@@ -33,8 +33,7 @@ FLOATS: dict[DType, FloatType] = {
 
 def as_bytes(array: mx.array) -> npt.NDArray[np.uint8]:
     """The elements of `array` in row-major order, as little-endian bytes; evaluates it."""
-    plain = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-    return np.ascontiguousarray(np.asarray(plain)).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(patterns(array)).reshape(-1).view(np.uint8)
 
 
 def all_finite(data: npt.NDArray[np.uint8], kind: FloatType) -> bool:
@@ -56,18 +55,18 @@ def rounded(values: npt.NDArray[np.float32], kind: FloatType) -> npt.NDArray[np.
     if kind.mlx == mx.float16:
         with np.errstate(over="ignore"):
             return values.astype(np.float16).astype(np.float32)
-    patterns = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    upper = patterns + (np.uint32(0x7FFF) + ((patterns >> np.uint32(16)) & np.uint32(1)))
+    words = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    upper = words + (np.uint32(0x7FFF) + ((words >> np.uint32(16)) & np.uint32(1)))
     return (upper & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def stored_bytes(values: npt.NDArray[np.float32], kind: FloatType) -> npt.NDArray[np.uint8]:
     """fp32 values that `kind` holds exactly, as little-endian bytes of that type."""
     if kind.mlx == mx.bfloat16:
-        patterns: npt.NDArray[np.generic] = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+        stored: npt.NDArray[np.generic] = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     else:
-        patterns = values.astype(np.float16 if kind.mlx == mx.float16 else np.float32)
-    return np.ascontiguousarray(patterns).reshape(-1).view(np.uint8)
+        stored = values.astype(np.float16 if kind.mlx == mx.float16 else np.float32)
+    return np.ascontiguousarray(stored).reshape(-1).view(np.uint8)
 
 
 def as_float32(array: mx.array) -> npt.NDArray[np.float32]:
@@ -76,13 +75,13 @@ def as_float32(array: mx.array) -> npt.NDArray[np.float32]:
 
 
 def patterns(array: mx.array) -> npt.NDArray[np.generic]:
-    """A float array as numpy holds it, bf16 as uint16, without a copy; evaluates it."""
+    """An array as numpy holds it, bf16 as uint16, without a copy; evaluates it."""
     plain: npt.NDArray[np.generic] = np.asarray(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
     return plain
 
 
 def widened(plain: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-    """What `patterns` gave, or some rows of it, in fp32."""
+    """What `patterns` gave of a float array, or some rows of it, in fp32."""
     if plain.dtype != np.uint16:
         return plain.astype(np.float32, copy=False)
     upper = plain.astype(np.uint32)

@@ -10,12 +10,12 @@ from .description import Description
 from .formats import keeps_codes
 from .job import Job, plan_job
 from .measures import Cost, measured_cost
-from .origin import Reading, check_streaming, open_origin
 from .report import ConversionReport
 from .settings import AskedDType, Quantizer, Settings, check_settings
-from .staging import DOWNLOADS, check_apart, check_space, check_target, staged, work_folder
-from .upload import check_upload, upload_folder
+from .source.origin import Reading, check_streaming, open_origin
 from .weights import Written, source_bytes
+from .writing.staging import DOWNLOADS, check_apart, check_space, check_target, staged, work_folder
+from .writing.upload import check_upload, upload_folder
 
 
 def convert(

@@ -7,17 +7,18 @@ from pathlib import Path
 
 from mlx_qwen.checkpoint import Quantization
 
-from .kinds import Kind, kind_of
 from .measures import readable_size
 from .outputs import Output, Outputs
 from .pieces import cut
-from .precisions import shown_precision
+from .recipes.kinds import Kind, kind_of
+from .recipes.precisions import shown_precision
 from .settings import DType
+from .workers import piece_count
 
 _HEAD = ("", "stored as", "tensors", "weights", "size", "share")
 _TENSOR_HEAD = ("tensor", "shape", "stored as", "size")
-# Several pieces are at work at once, each as read, in the output's dtype, packed, and as bytes.
-_PIECES_AT_ONCE, _COPIES = 4, 6
+# A piece is there as read, in fp32, in the output's dtype, packed, and as bytes.
+_COPIES = 6
 _KEPT_BYTES = 64 << 20
 
 
@@ -57,7 +58,9 @@ class Description:
             every reader, and exact beside them.
         nbytes: all tensors of the output.
         parameters: the weights that they hold, each counted once.
-        memory: an upper estimate of what the work takes above the bare process.
+        memory: an upper estimate of what reading, packing and writing take above the bare process, with a piece of
+            the model for each core of this machine. A calibration and `verify`, which hold a layer of the model and
+            what enters it, come on top.
         disk: what the target's disk needs, with the files that travel along.
         remarks: sentences on what the converter chose by itself.
     """
@@ -95,8 +98,14 @@ class Description:
         rows = [_cells(row, self.nbytes) for row in self.rows]
         lines = [f"{title}; unpacked weights in {self.dtype}", "", *_columns(_HEAD, rows, left=2)]
         size, bits = readable_size(self.nbytes), f"{self.bits_per_weight:.3f} bits per weight"
-        needs = f"up to {readable_size(self.memory)} of memory and {readable_size(self.disk)} of disk"
-        lines += ["", f"Total  {self.parameters:,} weights in {size}, {bits}", f"Needs  {needs}", *self.remarks]
+        memory = f"up to {readable_size(self.memory)} of memory (without calibration and --verify)"
+        disk = f"{readable_size(self.disk)} of disk"
+        lines += [
+            "",
+            f"Total  {self.parameters:,} weights in {size}, {bits}",
+            f"Needs  {memory}, {disk}",
+            *self.remarks,
+        ]
         if tensors:
             lines += ["", *_columns(_TENSOR_HEAD, map(_tensor_cells, self.tensors), left=3)]
         return "\n".join(lines)
@@ -141,7 +150,7 @@ def _tensor(output: Output) -> TensorRow:
 def _memory(outputs: Outputs) -> int:
     """Pieces of the source at work, the largest there is, and freed buffers that are kept for the next."""
     largest = max(piece.nbytes for output in outputs.all for piece in cut(output))
-    return _PIECES_AT_ONCE * _COPIES * largest + _KEPT_BYTES
+    return piece_count() * _COPIES * largest + _KEPT_BYTES
 
 
 def _cells(row: Row, total: int) -> tuple[str, ...]:

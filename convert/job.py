@@ -12,19 +12,19 @@ import numpy.typing as npt
 from mlx_qwen.checkpoint import Plan, plan_checkpoint
 from mlx_qwen.config import ModelConfig
 
-from .choices import choose
-from .config_json import converted_config
+from .choices.choose import choose
 from .description import Description, described
-from .fingerprint import fingerprint
 from .formats import decodable, is_encoded
-from .origin import Origin
 from .outputs import Output, Outputs, plan_outputs
 from .quantize.calibration import Calibration
 from .quantize.texts import calibration_windows
 from .settings import Settings
-from .staging import Workspace, write_text
-from .travel import copied_files, copy_files, write_model_card
+from .source.origin import Origin
 from .weights import Written, write_weights
+from .writing.config_json import converted_config
+from .writing.fingerprint import fingerprint
+from .writing.staging import Workspace, write_text
+from .writing.travel import copied_files, copy_files, write_model_card
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,5 +111,5 @@ def _warn_of_packing_again(outputs: Outputs) -> None:
         warnings.warn(
             f"{len(again)} matrices of the source are quantized already and are packed again, which loses more than "
             "packing the original would. Convert the unquantized checkpoint if there is one.",
-            stacklevel=5,
+            stacklevel=4,
         )

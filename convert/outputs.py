@@ -11,11 +11,12 @@ from mlx_qwen.tensors import EXACT_ROLES, MTP_PREFIX
 
 from .arrays import FLOATS
 from .formats import is_encoded, keeps_codes
-from .precisions import shown_precision
-from .recipes import Recipe
-from .rules import check_rules
+from .recipes.precisions import shown_precision
+from .recipes.recipe import Recipe
+from .recipes.rules import check_rules
 from .settings import AUTO, DType, Quantizer, Settings
-from .writer import SHARD_BYTES, Entry, header_bytes, split_shards
+from .writing import writer
+from .writing.writer import Entry, header_bytes, split_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Outputs:
     def file_bytes(self) -> int:
         """Bytes of the weight files: all tensors, and the headers that list them."""
         parts = ([entry for output in part for entry in output.entries] for part in (self.main, self.companion))
-        shards = [shard for part in parts for shard in split_shards(part, SHARD_BYTES)]
+        shards = [shard for part in parts for shard in split_shards(part, writer.SHARD_BYTES)]
         return self.nbytes + sum(len(header_bytes(shard)[0]) for shard in shards)
 
 

@@ -8,7 +8,7 @@ from mlx_qwen.checkpoint import Quantization
 from .comparison import Comparison
 from .description import Description
 from .measures import readable_size
-from .precisions import shown_precision
+from .recipes.precisions import shown_precision
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,15 @@ from typing import Literal, get_args
 from mlx_qwen.checkpoint import Mode, Quantization
 from mlx_qwen.errors import ConversionError
 
-from .precisions import precision
-from .recipes import DEFAULT_RECIPE, Recipe, named, uniform
-from .rules import written_rules
+from .recipes.precisions import precision
+from .recipes.recipe import DEFAULT_RECIPE, Recipe, named, uniform
+from .recipes.rules import written_rules
 
 DType = Literal["bfloat16", "float16", "float32"]
 AskedDType = DType | Literal["auto"]
 Quantizer = Literal["rtn", "search", "gptq"]
 AUTO: Literal["auto"] = "auto"
+DEFAULT_TEXT = "default"
 _DTYPES: tuple[AskedDType, ...] = (*get_args(DType), AUTO)
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
@@ -122,7 +123,7 @@ def _quantizer(asked: Quantizer | None, calibration: str | Path | None) -> Quant
     calibrated = calibration is not None and calibration != "none"
     if asked == "gptq" and calibration == "none":
         raise ConversionError(
-            'The quantizer "gptq" needs a calibration text. Give one, or "default", or choose "search".'
+            f'The quantizer "gptq" needs a calibration text. Give one, or "{DEFAULT_TEXT}", or choose "search".'
         )
     if asked in ("rtn", "search") and calibrated:
         raise ConversionError(f'The quantizer "{asked}" reads no calibration text. Leave it out, or choose "gptq".')
@@ -132,7 +133,7 @@ def _quantizer(asked: Quantizer | None, calibration: str | Path | None) -> Quant
 def _calibration(quantizer: Quantizer | None, asked: str | Path | None) -> str | Path | None:
     """The calibration text, where one is asked for or implied."""
     if asked is None:
-        return "default" if quantizer == "gptq" else None
+        return DEFAULT_TEXT if quantizer == "gptq" else None
     return None if asked == "none" else asked
 
 

@@ -6,27 +6,28 @@ from itertools import groupby
 
 from mlx_qwen.tensors import Role, decoder_layer
 
-from .kinds import joined_with
 from .outputs import Output
 from .pieces import Piece
 from .quantize.calibration import Calibration
 from .quantize.inputs import Corrections
-from .writer import SafetensorsWriter
+from .recipes.kinds import joined_with
+from .writing.writer import SafetensorsWriter
 
-Job = tuple[Piece, SafetensorsWriter]
+# A piece to produce, and where it goes.
+Task = tuple[Piece, SafetensorsWriter]
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Jobs that need nothing of each other. `layer` is the one that they write, `head` the name of a head's weights."""
+    """Tasks that need nothing of each other. `layer` is the one that they write, `head` a head's name."""
 
-    jobs: list[Job]
+    tasks: list[Task]
     layer: int | None = None
     head: str | None = None
 
     def corrections(self, calibration: Calibration | None) -> Corrections | None:
         """How the calibration, once all stages before are written, wants this one's tensors rounded."""
-        outputs = {piece.output.name: piece.output for piece, _ in self.jobs}
+        outputs = {piece.output.name: piece.output for piece, _ in self.tasks}
         wanted = {name for name, output in outputs.items() if _is_correctable(output)}
         if calibration is None or not wanted:
             return None
@@ -35,37 +36,37 @@ class Stage:
         return None if self.head is None else calibration.observe_head(self.head)
 
 
-def calibrated_stages(jobs: Iterable[Job]) -> list[Stage]:
-    """The jobs, in whose order a layer's stand together, such that each layer is written before the next begins.
+def calibrated_stages(tasks: Iterable[Task]) -> list[Stage]:
+    """The tasks, in whose order a layer's stand together, such that each layer is written before the next begins.
 
     The head comes after all layers, as it is corrected by what they give it; so do embeddings that serve as the head.
     """
-    jobs = list(jobs)
-    is_tied = not any(_role(job) is Role.HEAD for job in jobs)
+    tasks = list(tasks)
+    is_tied = not any(_role(task) is Role.HEAD for task in tasks)
     last = Role.EMBEDDING if is_tied else Role.HEAD
-    heads, others = ([job for job in jobs if (_role(job) is last) is wanted] for wanted in (True, False))
+    heads, others = ([task for task in tasks if (_role(task) is last) is wanted] for wanted in (True, False))
     found = [_stage(layer, list(group)) for layer, group in groupby(others, key=_layer)]
     return [*found, Stage(heads, head=heads[0][0].output.name)]
 
 
-def _role(job: Job) -> Role:
-    return job[0].output.target.spec.role
+def _role(task: Task) -> Role:
+    return task[0].output.target.spec.role
 
 
-def _layer(job: Job) -> int | None:
-    return decoder_layer(job[0].output.name)
+def _layer(task: Task) -> int | None:
+    return decoder_layer(task[0].output.name)
 
 
-def _stage(layer: int | None, jobs: list[Job]) -> Stage:
+def _stage(layer: int | None, tasks: list[Task]) -> Stage:
     # Matrices that read the same rows stand together, expert by expert, as they share a correction.
-    groups: dict[str, list[Job]] = {}
-    for job in jobs:
-        groups.setdefault(joined_with(job[0].output.name), []).append(job)
-    return Stage([job for group in groups.values() for job in sorted(group, key=_row)], layer=layer)
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(joined_with(task[0].output.name), []).append(task)
+    return Stage([task for group in groups.values() for task in sorted(group, key=_row)], layer=layer)
 
 
-def _row(job: Job) -> int:
-    return job[0].first_row
+def _row(task: Task) -> int:
+    return task[0].first_row
 
 
 def _is_correctable(output: Output) -> bool:

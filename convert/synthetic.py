@@ -11,7 +11,7 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.files import INDEX_NAME
 from mlx_qwen.tensors import VISION_PREFIX, Role, tensor_specs, text_prefix
 
-from .writer import Entry, SafetensorsWriter
+from .writing.writer import Entry, SafetensorsWriter
 
 _PIECE_BYTES = 16 << 20
 

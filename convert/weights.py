@@ -1,7 +1,6 @@
-"""Writes the weights of a conversion: pieces in a few threads, each at its place in the output files."""
+"""Writes the weights of a conversion: pieces in a thread a core, each at its place in the output files."""
 
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,32 +10,30 @@ from functools import partial
 from math import prod
 from pathlib import Path
 
-import mlx.core as mx
-
 from mlx_qwen.checkpoint import Plan, parameter_count
 from mlx_qwen.files import INDEX_NAME
+from mlx_qwen.layerwise import little_cache
 from mlx_qwen.repository import Repository
 
-from .journal import Journal, Record
 from .outputs import Output, Outputs
 from .pieces import Piece, cut, produce
 from .progress import Progress
 from .quantize.calibration import Calibration
 from .quantize.inputs import Corrections
 from .quantize.rows import Run
-from .stages import Job, Stage, calibrated_stages
-from .staging import Workspace, write_text
-from .supply import Supply, in_order_of_files
-from .writer import SafetensorsWriter
+from .source.supply import Supply, in_order_of_files
+from .stages import Stage, Task, calibrated_stages
+from .workers import core_count, piece_count
+from .writing.journal import Journal, Record
+from .writing.staging import Workspace, write_text
+from .writing.writer import SafetensorsWriter
 
 COMPANION_STEM = "mlx-qwen"
-_MOST_WORKERS = 4
-_CACHE_BYTES = 32 << 20
 # How much of the source an interrupted conversion may have to read again.
 RECORD_BYTES = 64 << 20
 
 _Outcome = tuple[bool, bool]
-_Map = Callable[[Callable[[Job], _Outcome], list[Job]], Iterator[_Outcome]]
+_Map = Callable[[Callable[[Task], _Outcome], list[Task]], Iterator[_Outcome]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +62,22 @@ def write_weights(
     """
     with ExitStack() as stack:
         main = stack.enter_context(_writer(space.folder, "model", outputs.main))
-        jobs = [(piece, main) for output in outputs.main for piece in cut(output)]
+        tasks = [(piece, main) for output in outputs.main for piece in cut(output)]
         writers, companion = [main], None
         if outputs.companion:
             companion = stack.enter_context(_writer(space.folder, COMPANION_STEM, outputs.companion))
             writers.append(companion)
-            jobs += [(piece, companion) for output in outputs.companion for piece in cut(output)]
+            tasks += [(piece, companion) for output in outputs.companion for piece in cut(output)]
         supply = None
         if remote is not None:
-            pieces = [piece for piece, _ in jobs]
-            jobs = [jobs[i] for i in in_order_of_files(pieces)]
-            left = [piece for piece, _ in jobs[space.journal.last.pieces :]]
+            pieces = [piece for piece, _ in tasks]
+            tasks = [tasks[i] for i in in_order_of_files(pieces)]
+            left = [piece for piece, _ in tasks[space.journal.last.pieces :]]
             supply = Supply(remote, space.downloads, left)
-        in_order = [Stage(jobs)]
+        in_order = [Stage(tasks)]
         if calibration is not None:
             calibration.follow(main.tensors())
-            in_order = calibrated_stages(jobs)
+            in_order = calibrated_stages(tasks)
         done = _run(in_order, space.journal, supply, progress, calibration)
         for writer in writers:
             writer.finish()
@@ -108,14 +105,15 @@ def _run(
     calibration: Calibration | None,
 ) -> Record:
     """Produce and write every piece that `journal` does not know yet; returns its last record, tensors in order."""
-    begun, jobs = journal.last, [job for stage in in_order for job in stage.jobs]
-    writers = list(dict.fromkeys(writer for _, writer in jobs))
+    begun, tasks = journal.last, [task for stage in in_order for task in stage.tasks]
+    writers = list(dict.fromkeys(writer for _, writer in tasks))
     non_finite, rounded = dict.fromkeys(begun.non_finite), dict.fromkeys(begun.rounded)
-    for job in jobs[: begun.pieces]:
-        _skip_piece(job)
-    total, done = (sum(piece.nbytes for piece, _ in some) for some in (jobs, jobs[: begun.pieces]))
+    for task in tasks[: begun.pieces]:
+        _skip_piece(task)
+    total, done = (sum(piece.nbytes for piece, _ in some) for some in (tasks, tasks[: begun.pieces]))
     count, unrecorded = begun.pieces, 0
-    with _little_cache(), Progress(total, progress, done=done) as line, _workers() as workers, supply or nullcontext():
+    # Pieces differ in size, so that freed buffers would collect.
+    with little_cache(), Progress(total, progress, done=done) as line, _workers() as workers, supply or nullcontext():
         for piece, (finite, exact) in _outcomes(in_order, begun.pieces, supply, calibration, workers):
             if not finite:
                 non_finite[piece.output.name] = None
@@ -125,7 +123,7 @@ def _run(
             count += 1
             unrecorded += piece.nbytes
             frees_disk = supply is not None and supply.done(piece)
-            if unrecorded >= RECORD_BYTES or frees_disk or count == len(jobs):
+            if unrecorded >= RECORD_BYTES or frees_disk or count == len(tasks):
                 for writer in writers:
                     writer.sync()
                 journal.commit(Record(count, tuple(non_finite), tuple(rounded)))
@@ -140,25 +138,25 @@ def _outcomes(
 ) -> Iterator[tuple[Piece, _Outcome]]:
     """Produce and write all but the first `done` pieces, each stage once those before it are written."""
     for stage in in_order:
-        left = stage.jobs[done:]
-        done = max(0, done - len(stage.jobs))
+        left = stage.tasks[done:]
+        done = max(0, done - len(stage.tasks))
         if left:
             write = partial(_write_piece, supply, stage.corrections(calibration), workers.blocks)
             yield from zip((piece for piece, _ in left), workers.pieces(write, left), strict=True)
 
 
-def _skip_piece(job: Job) -> None:
+def _skip_piece(task: Task) -> None:
     """Count a piece as written."""
-    piece, writer = job
+    piece, writer = task
     rows = prod(piece.output.target.spec.shape[:-1])
     for entry in piece.output.entries:
         share = rows if piece.rows is None else piece.rows[1] - piece.rows[0]
         writer.skip(entry.name, share * (entry.nbytes // rows))
 
 
-def _write_piece(supply: Supply | None, corrections: Corrections | None, run: Run, job: Job) -> _Outcome:
+def _write_piece(supply: Supply | None, corrections: Corrections | None, run: Run, task: Task) -> _Outcome:
     """Produce one piece and write it to its place; returns whether its values are finite, and its scales exact."""
-    piece, writer = job
+    piece, writer = task
     if supply is not None:
         supply.wait(piece)
     result = produce(piece, corrections, run)
@@ -180,24 +178,13 @@ class _Workers:
 def _workers() -> Iterator[_Workers]:
     """Threads for pieces on a CPU, and for blocks on a GPU, which one thread feeds.
 
-    At an error, jobs not yet begun are dropped and the rest awaited.
+    At an error, tasks not yet begun are dropped and the rest awaited.
     """
-    pool = ThreadPoolExecutor(min(_MOST_WORKERS, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(core_count())
     try:
-        yield _Workers(map, pool.map) if mx.default_device() == mx.gpu else _Workers(pool.map, map)
+        yield _Workers(pool.map, map) if piece_count() > 1 else _Workers(map, pool.map)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _little_cache() -> Iterator[None]:
-    """Let MLX keep few freed buffers, as pieces differ in size and would collect."""
-    before = mx.set_cache_limit(_CACHE_BYTES)
-    try:
-        yield
-    finally:
-        mx.set_cache_limit(before)
-        mx.clear_cache()
 
 
 def _index(outputs: Outputs, weight_map: dict[str, str]) -> dict[str, object]:

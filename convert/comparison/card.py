@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert.staging import write_text
+from mlx_qwen.convert.writing.staging import write_text
 from mlx_qwen.prompt import Processor
 
 from .plot import save_plot

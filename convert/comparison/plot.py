@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
-from mlx_qwen.convert.kinds import Kind
+from mlx_qwen.convert.recipes.kinds import Kind
 from mlx_qwen.errors import ConversionError
 
 from .canvas import FAINT, RULE, Canvas, blend

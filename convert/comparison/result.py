@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlx_qwen.config import Json
-from mlx_qwen.convert.kinds import Kind
+from mlx_qwen.convert.recipes.kinds import Kind
 
 from .tensors import TensorError
 

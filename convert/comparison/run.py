@@ -20,7 +20,7 @@ from mlx_qwen.prompt import Processor
 from .distributions import Predictions, predictions
 from .result import Comparison
 from .source import open_decoded
-from .tensors import TensorError, matched, stored_bytes, tensor_error
+from .tensors import TensorError, bytes_to_read, matched, tensor_error
 from .texts import FEWEST_TOKENS, batches, read_text, token_ids
 
 # What may differ between checkpoints that compute the same function.
@@ -83,7 +83,7 @@ class _Run:
         self.pairs = matched(a.plan, b.plan)
         self.tensors: dict[str, TensorError] = {}
         self.layer_errors: list[float] = []
-        size = stored_bytes(target for pair in self.pairs.values() for target in pair)
+        size = bytes_to_read(target for pair in self.pairs.values() for target in pair)
         self._progress = Progress(size, progress, verb="Comparing")
 
     def result(self, name_a: str, name_b: str, window: int) -> Comparison:
@@ -129,7 +129,7 @@ class _Run:
         for name in names:
             if name in self.pairs and name not in self.tensors:
                 self.tensors[name] = tensor_error(*self.pairs[name])
-                self._progress.advance(stored_bytes(self.pairs[name]))
+                self._progress.advance(bytes_to_read(self.pairs[name]))
 
 
 def _rows(blocks: list[mx.array]) -> mx.array:

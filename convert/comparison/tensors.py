@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_qwen.checkpoint import Plan, Target
-from mlx_qwen.convert.kinds import Kind, kind_of
+from mlx_qwen.convert.recipes.kinds import Kind, kind_of
 from mlx_qwen.reading import read_rows
 from mlx_qwen.tensors import decoder_layer
 
@@ -55,7 +55,7 @@ def tensor_error(a: Target, b: Target) -> TensorError:
     return TensorError(a.spec.name, kind_of(a.spec), size, root[0], root[1])
 
 
-def stored_bytes(targets: Iterable[Target]) -> int:
+def bytes_to_read(targets: Iterable[Target]) -> int:
     """How many bytes reading each of `targets` by itself takes from disk."""
     total = 0
     for target in targets:

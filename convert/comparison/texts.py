@@ -5,11 +5,12 @@ from importlib.resources import files
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
+from mlx_qwen.convert.batching import window_batches
 from mlx_qwen.errors import ConversionError
 from mlx_qwen.prompt import Processor
 
-_BATCH_TOKENS = 2048
 FEWEST_TOKENS = 2
 
 
@@ -48,10 +49,7 @@ def batches(ids: list[int], window: int) -> Iterator[mx.array]:
 
     What is left at the end is a shorter window, unless it is a single token, which has nothing to predict.
     """
-    whole = len(ids) // window
-    step = max(1, _BATCH_TOKENS // window)
-    for first in range(0, whole, step):
-        last = min(first + step, whole)
-        yield mx.array(ids[first * window : last * window]).reshape(last - first, window)
-    if len(ids) - whole * window >= FEWEST_TOKENS:
-        yield mx.array(ids[whole * window :])[None]
+    whole = len(ids) // window * window
+    yield from window_batches(np.array(ids[:whole], np.int32).reshape(-1, window))
+    if len(ids) - whole >= FEWEST_TOKENS:
+        yield mx.array(ids[whole:])[None]

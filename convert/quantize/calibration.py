@@ -14,6 +14,7 @@ import numpy.typing as npt
 from mlx_qwen.checkpoint import Plan, plan_checkpoint
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert.arrays import FLOATS
+from mlx_qwen.convert.batching import window_batches
 from mlx_qwen.convert.settings import DType
 from mlx_qwen.files import TensorInfo
 from mlx_qwen.layerwise import LayerwiseModel, LinearInput, StreamedLayer
@@ -22,7 +23,6 @@ from mlx_qwen.model.decoder import Residual
 from .correction import DAMPING
 from .inputs import Corrections, LayerInputs
 
-_BATCH_TOKENS = 2048
 _TIED_DAMPING = 0.1
 
 
@@ -75,11 +75,9 @@ class Calibration:
         """Go on until before `layer`, through the layers as they were written."""
         assert self._written is not None, "a calibration follows an output"
         if not self._hidden:
-            rows = max(1, _BATCH_TOKENS // self._windows.shape[1])
-            batches = [self._windows[i : i + rows] for i in range(0, len(self._windows), rows)]
             # Embeddings that serve as the head are written after all layers.
             embedding = self._source if self._config.text.tie_word_embeddings else self._written
-            self._hidden = [embedding.embed(mx.array(batch)) for batch in batches]
+            self._hidden = [embedding.embed(batch) for batch in window_batches(self._windows)]
         for index in range(self._passed, layer):
             streamed = StreamedLayer(self._written, index)
             self._hidden = [streamed(hidden) for hidden in self._hidden]

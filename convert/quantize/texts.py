@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_qwen.config import ModelConfig
+from mlx_qwen.convert.settings import DEFAULT_TEXT
 from mlx_qwen.errors import ConversionError, PromptError
 from mlx_qwen.prompt import Messages, Processor
 
-DEFAULT = "default"
 _WINDOW = 512
 _MOST_TOKENS = 1 << 15
 _LEAST_TOKENS = 16
@@ -50,14 +50,14 @@ def calibration_windows(source: str | Path, model: Path, config: ModelConfig) ->
 
 
 def _decoded(source: str | Path, path: Path) -> str:
-    if source == DEFAULT:
+    if source == DEFAULT_TEXT:
         return (files("mlx_qwen.convert.quantize") / "calibration.txt").read_text(encoding="utf-8")
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConversionError(
             f"The calibration text {source} cannot be read ({error.strerror}). Give a text or .jsonl file, or "
-            f'"{DEFAULT}" for the text that comes with mlx-qwen.'
+            f'"{DEFAULT_TEXT}" for the text that comes with mlx-qwen.'
         ) from error
     except UnicodeDecodeError as error:
         raise ConversionError(f"The calibration text {source} is not UTF-8. Save it as UTF-8.") from error

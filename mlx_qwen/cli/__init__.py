@@ -16,9 +16,9 @@ COMMANDS = {
     "generate": "Write an answer to one prompt.",
     "chat": "Talk with a model, turn by turn.",
     "convert": "Convert a checkpoint to MLX, quantized to 4 bits, and 8 where it matters, unless told otherwise.",
-    "compare": "Measure how far a conversion is from its source: predictions, hidden states and weights.",
+    "compare": "Measure how far the model OTHER is from the model REFERENCE, such as a conversion from its source.",
     "plan": "Work out what a model needs, whether it fits, and what bounds its speed.",
-    "demo": "Show one answer of each kind from the bundled tiny model, without network.",
+    "demo": "Show one answer of each kind from the bundled checkpoint, the right answer beside it.",
     "doctor": "Check this machine and run each kernel's parity probe on its GPU.",
     "bench": "Measure speed, memory and precision, beside mlx-lm and mlx-vlm in alternation.",
 }

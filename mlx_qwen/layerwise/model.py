@@ -30,7 +30,7 @@ from mlx_qwen.reading import read_matrices, read_rows
 from mlx_qwen.tensors import text_prefix
 
 HEAD_ROWS = 8192
-_CACHE_BYTES = 64 << 20
+_CACHE_BYTES = 32 << 20
 
 
 @contextmanager

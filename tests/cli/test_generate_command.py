@@ -110,10 +110,11 @@ def test_a_missing_tokenizer_is_one_line(folder: Path, tmp_path: Path) -> None:
     assert "no tokenizer.json" in result.stderr
 
 
-def test_a_missing_model_says_what_to_pass() -> None:
-    result = run("generate", "-p", "Hello")
-    assert result.exit_code == 2
-    assert "Pass a folder with config.json" in result.stderr
+def test_without_a_model_the_bundled_one_answers_and_says_so() -> None:
+    result = run("generate", "-p", "What is 12+30?")
+    assert result.exit_code == 0
+    assert "42" in result.stdout
+    assert "bundled" in result.stderr
 
 
 def test_a_system_prompt_without_the_template_is_a_usage_error(folder: Path) -> None:

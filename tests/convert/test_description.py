@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlx_qwen.convert import Description, convert, describe
-from mlx_qwen.convert.kinds import Kind
+from mlx_qwen.convert.recipes.kinds import Kind
 from mlx_qwen.convert.synthetic import write_random_checkpoint
 from mlx_qwen.files import checkpoint_tensors, companion_tensors
 from mlx_qwen.sizes import reduced

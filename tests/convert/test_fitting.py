@@ -10,8 +10,8 @@ import pytest
 from mlx_qwen.checkpoint import Plan, Quantization, plan_checkpoint
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import Description, convert, describe
-from mlx_qwen.convert.kinds import joined_with
-from mlx_qwen.convert.sensitivity import harm_weights, measure, sampled_rows
+from mlx_qwen.convert.choices.sensitivity import harm_weights, measure, sampled_rows
+from mlx_qwen.convert.recipes.kinds import joined_with
 from mlx_qwen.convert.settings import size_in_bytes
 from mlx_qwen.convert.synthetic import write_random_checkpoint
 from mlx_qwen.errors import ConversionError

@@ -9,10 +9,10 @@ from torch import nn
 
 from mlx_qwen.checkpoint import Plan, plan_checkpoint
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert.choices import choose
-from mlx_qwen.convert.fitting import fitted_recipe
-from mlx_qwen.convert.importance import input_squares
-from mlx_qwen.convert.sensitivity import measure, sampled_rows
+from mlx_qwen.convert.choices.choose import choose
+from mlx_qwen.convert.choices.fitting import fitted_recipe
+from mlx_qwen.convert.choices.importance import input_squares
+from mlx_qwen.convert.choices.sensitivity import measure, sampled_rows
 from mlx_qwen.convert.settings import check_settings
 from mlx_qwen.files import checkpoint_tensors
 from tests.conftest import CheckpointFactory

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import convert, weights
-from mlx_qwen.convert.journal import Journal, Record, locked
-from mlx_qwen.convert.staging import staged
 from mlx_qwen.convert.synthetic import write_random_checkpoint
+from mlx_qwen.convert.writing.journal import Journal, Record, locked
+from mlx_qwen.convert.writing.staging import staged
 from mlx_qwen.errors import ConversionError
 from mlx_qwen.sizes import reduced
 from tests.conftest import CheckpointFactory

@@ -16,8 +16,10 @@ from huggingface_hub import constants
 from torch import Tensor
 
 from mlx_qwen import repository
-from mlx_qwen.convert import convert, staging, supply, weights
-from mlx_qwen.convert.supply import Supply
+from mlx_qwen.convert import convert, weights
+from mlx_qwen.convert.source import supply
+from mlx_qwen.convert.source.supply import Supply
+from mlx_qwen.convert.writing import staging
 from mlx_qwen.errors import CheckpointError, ConversionError
 from tests.conftest import CheckpointFactory
 from tests.support.foreign import Encoder, Values, foreign_checkpoint

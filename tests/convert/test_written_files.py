@@ -9,7 +9,9 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert import convert, origin, weights, writer
+from mlx_qwen.convert import convert, weights
+from mlx_qwen.convert.source import origin
+from mlx_qwen.convert.writing import writer
 from tests.conftest import CheckpointFactory
 from tests.support.checkpoints import KINDS
 from tests.support.mlx_folders import main_arrays
@@ -75,6 +77,14 @@ def test_large_outputs_are_split_into_numbered_shards_with_an_index(
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in arrays.values())
 
 
+def test_shards_hold_at_most_5_gb_each_of_any_tensors() -> None:
+    entries = [writer.Entry(f"t{i}", "BF16", (i % 4 + 1, 300_000_000)) for i in range(12)]
+    shards = writer.split_shards(entries, writer.SHARD_BYTES)
+    assert [entry for shard in shards for entry in shard] == entries
+    assert len(shards) < len(entries)
+    assert max(sum(entry.nbytes for entry in shard) for shard in shards) <= 5_000_000_000
+
+
 def test_every_tensor_starts_at_a_multiple_of_its_item_size() -> None:
     sizes = {"U8": 1, "BF16": 2, "F32": 4, "U32": 4}
     entries = [writer.Entry(dtype, dtype, (3,)) for dtype in sizes]
@@ -120,8 +130,11 @@ def test_the_model_card_keeps_its_front_matter_and_says_what_was_done(furnished:
     assert "6 bits" in card.text
 
 
-def test_an_unreadable_model_card_is_replaced_with_a_warning(furnished: Path, tmp_path: Path) -> None:
-    (furnished / "README.md").write_text("---\n- a list\n---\ntext")
+@pytest.mark.parametrize("front_matter", ["- a list", ": [no yaml"])
+def test_an_unreadable_model_card_is_replaced_with_a_warning(
+    furnished: Path, tmp_path: Path, front_matter: str
+) -> None:
+    (furnished / "README.md").write_text(f"---\n{front_matter}\n---\ntext")
     with pytest.warns(UserWarning, match="front matter"):
         convert(furnished, tmp_path / "out")
     assert ModelCard.load(tmp_path / "out" / "README.md").data.library_name == "mlx"

@@ -24,7 +24,6 @@ TOKENS_AT_ONCE = 4096
 MEASURED: dict[str, Draw] = {
     "arithmetic, reasoned": arithmetic.reasoned,
     "arithmetic, direct, 2 digits": arithmetic.direct,
-    "arithmetic, direct, 3 digits": arithmetic.direct_with_three_digits,
     "recall, 4 to 30 facts": recall.one_question,
     "picture, reasoned": partial(pictures.one, thinking=True),
     "picture, direct": partial(pictures.one, thinking=False),

@@ -7,7 +7,6 @@ from mlx_qwen.demo.tasks.example import Draw, Example, draw
 TASKS: dict[str, Draw] = {
     "arithmetic_reasoned": arithmetic.reasoned,
     "arithmetic_direct": arithmetic.direct,
-    "arithmetic_direct_3": arithmetic.direct_with_three_digits,
     "arithmetic_several": arithmetic.several,
     "recall_short": recall.short,
     "recall_long": recall.long,

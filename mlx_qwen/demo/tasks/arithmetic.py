@@ -34,13 +34,6 @@ def direct(rng: random.Random) -> Example:
     return Example(_content(a, sign, b), asked(_question(rng, a, sign, b), _answer(a, sign, b)))
 
 
-def direct_with_three_digits(rng: random.Random) -> Example:
-    """One sum or difference with numbers of up to three digits, answered at once."""
-    sign = rng.choice("+-")
-    a, b = _operands(rng, sign, most_digits=3)
-    return Example(_content(a, sign, b), asked(_question(rng, a, sign, b), _answer(a, sign, b)))
-
-
 def worked(a: int, sign: str, b: int) -> str:
     """The reasoning: one line a digit from the right, each ending with the digits of the result so far."""
     return {"+": _worked_sum, "-": _worked_difference, "*": _worked_product}[sign](a, b)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlx_qwen.convert import compare, convert
 from mlx_qwen.convert.comparison import tensors as comparison_tensors
-from mlx_qwen.convert.kinds import Kind
+from mlx_qwen.convert.recipes.kinds import Kind
 from tests.conftest import CheckpointFactory
 from tests.convert.comparison.conftest import TEXT, Perturb
 from tests.support.foreign import Encoder, Values, foreign_checkpoint

@@ -9,9 +9,10 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_qwen import __version__
+from mlx_qwen.convert import pieces
+from mlx_qwen.convert.outputs import Output, Outputs
 
-from . import pieces, writer
-from .outputs import Output, Outputs
+from . import writer
 
 
 def fingerprint(source: Iterable[str], outputs: Outputs) -> str:

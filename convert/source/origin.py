@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mlx_qwen.convert.settings import Settings
+from mlx_qwen.convert.writing.fingerprint import source_lines
+from mlx_qwen.convert.writing.travel import check_links
 from mlx_qwen.errors import ConversionError
 from mlx_qwen.files import Shelf, TensorInfo, checkpoint_tensors, companion_tensors
 from mlx_qwen.hub import local_folder, resolve
 from mlx_qwen.repository import RemoteTensor, Repository, UnreadTensor, find_repository
 
-from .fingerprint import source_lines
-from .settings import Settings
 from .supply import space_needed
-from .travel import check_links
 
 Reading = Literal["files", "stream", "headers"]
 # A file in it can never exist.
@@ -90,13 +90,13 @@ def check_streaming(hf_path: str | Path, settings: Settings, *, verify: bool) ->
     folder = local_folder(hf_path)
     if folder is not None:
         raise ConversionError(f"{folder} is a folder on this machine already. Leave --stream-from-hub out.")
-    if is_offline():
-        raise ConversionError("Nothing can be streamed while HF_HUB_OFFLINE is set. Unset it.")
     if settings.reads_values or settings.calibration is not None:
         raise ConversionError(
             "A size to meet, the dtype auto and a calibration read all weights before the first one is written. Leave "
             "--stream-from-hub out, or name a recipe and a dtype, without calibration."
         )
+    if is_offline():
+        raise ConversionError("Nothing can be streamed while HF_HUB_OFFLINE is set. Unset it.")
 
 
 def is_offline() -> bool:

@@ -8,15 +8,14 @@ import mlx.core as mx
 
 from mlx_qwen.checkpoint import Target
 from mlx_qwen.chips import CHIP_NAMES, chip_named, this_chip
+from mlx_qwen.convert.outputs import Output
+from mlx_qwen.convert.pieces import cut, dense_values
+from mlx_qwen.convert.progress import Progress
+from mlx_qwen.convert.settings import DType
+from mlx_qwen.convert.workers import piece_count
 from mlx_qwen.errors import ConversionError
 
-from .outputs import Output
-from .pieces import cut, dense_values
-from .progress import Progress
-from .settings import DType
-
 FLOAT16_LIMIT = 65504.0
-_WORKERS = 2
 
 
 def dtype_for_chip(chip: str | None, targets: Iterable[Target], progress: bool | None = None) -> tuple[DType, str]:
@@ -54,7 +53,7 @@ def largest_weight(targets: Iterable[Target], progress: bool | None = None) -> t
     checked = [target for target in targets if not target.spec.name.endswith(".A_log")]
     total = sum(4 * prod(target.spec.shape) for target in checked)
     name, value = "", 0.0
-    with Progress(total, progress, verb="Checking") as line, ThreadPoolExecutor(_WORKERS) as pool:
+    with Progress(total, progress, verb="Checking") as line, ThreadPoolExecutor(piece_count()) as pool:
         for target, found in zip(checked, pool.map(_largest, checked), strict=True):
             if found > value:
                 name, value = target.spec.name, found

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_qwen import __version__
+from mlx_qwen.convert.description import Description
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.files import COMPANION_PATTERN, INDEX_NAME
 
-from .description import Description
 from .staging import write_text
 
 if TYPE_CHECKING:
@@ -106,12 +106,13 @@ def write_model_card(
 
 def _front_matter(card: Path) -> "ModelCardData":
     from huggingface_hub import ModelCard, ModelCardData
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     if not card.is_file():
         return ModelCardData()
     try:
         data = ModelCard(card.read_text(encoding="utf-8")).data
-    except ValueError as error:
+    except (ValueError, YAMLError) as error:
         warnings.warn(f"The front matter of {card} is not kept, as it cannot be read: {error}", stacklevel=5)
         return ModelCardData()
     assert isinstance(data, ModelCardData), "model cards have model card data"

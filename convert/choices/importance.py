@@ -6,10 +6,9 @@ import numpy.typing as npt
 
 from mlx_qwen.checkpoint import Plan
 from mlx_qwen.config import ModelConfig
+from mlx_qwen.convert.batching import window_batches
 from mlx_qwen.layerwise import LayerwiseModel, LinearInput
 from mlx_qwen.tensors import text_prefix
-
-_BATCH_TOKENS = 2048
 
 
 def input_squares(config: ModelConfig, plan: Plan, windows: npt.NDArray[np.int64]) -> dict[str, mx.array]:
@@ -26,8 +25,7 @@ def input_squares(config: ModelConfig, plan: Plan, windows: npt.NDArray[np.int64
             sums[name] = sums[name] + squares if name in sums else squares
 
     model = LayerwiseModel(config, plan, dtype=None if mx.default_device() == mx.gpu else mx.float32)
-    rows = max(1, _BATCH_TOKENS // windows.shape[1])
-    batches = [model.embed(mx.array(windows[i : i + rows])) for i in range(0, len(windows), rows)]
+    batches = [model.embed(batch) for batch in window_batches(windows)]
     for layer in model.layers():
         batches = [layer(batch, observe) for batch in batches]
         mx.eval(sums)

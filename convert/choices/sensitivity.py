@@ -10,16 +10,15 @@ from math import prod
 import mlx.core as mx
 
 from mlx_qwen.checkpoint import Quantization, Target
+from mlx_qwen.convert.outputs import Output
+from mlx_qwen.convert.pieces import Piece, dense_values
+from mlx_qwen.convert.progress import Progress
+from mlx_qwen.convert.recipes.kinds import Kind, kind_of
+from mlx_qwen.convert.workers import piece_count
 from mlx_qwen.tensors import Role, TensorSpec, decoder_layer
-
-from .kinds import Kind, kind_of
-from .outputs import Output
-from .pieces import Piece, dense_values
-from .progress import Progress
 
 SAMPLED_ROWS = 256
 _BLOCK_ROWS = 8
-_WORKERS = 2
 _TINY = 1e-30
 
 # What the same relative error costs in a matrix of each kind, beside one of the experts: how far the predictions of a
@@ -79,7 +78,7 @@ def measure(
 
     measured = []
     read = [4 * target.spec.shape[-1] * min(SAMPLED_ROWS, prod(target.spec.shape[:-1])) for target in targets]
-    with Progress(sum(read), progress, verb="Measuring") as line, ThreadPoolExecutor(_WORKERS) as pool:
+    with Progress(sum(read), progress, verb="Measuring") as line, ThreadPoolExecutor(piece_count()) as pool:
         for nbytes, each in zip(read, pool.map(harm_of, targets), strict=True):
             measured.append(each)
             line.advance(nbytes)

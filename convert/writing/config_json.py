@@ -2,8 +2,7 @@
 
 from mlx_qwen.checkpoint import FORMAT_KEY, FORMAT_VERSION, Quantization
 from mlx_qwen.config import Json, ModelConfig, TextConfig
-
-from .outputs import Outputs
+from mlx_qwen.convert.outputs import Outputs
 
 _TEXT_ONLY = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
 _TOP_LEVEL = ("architectures", "transformers_version", "eos_token_id")

@@ -7,11 +7,11 @@ import numpy.typing as npt
 
 from mlx_qwen.checkpoint import Plan
 from mlx_qwen.config import ModelConfig
+from mlx_qwen.convert.settings import AUTO, Settings
 
+from .dtypes import dtype_for_chip
 from .fitting import fitted_recipe
-from .floats import dtype_for_chip
 from .importance import input_squares
-from .settings import AUTO, Settings
 
 
 @dataclass(frozen=True, slots=True)

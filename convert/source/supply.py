@@ -5,10 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Condition, Event, Thread
 
+from mlx_qwen.convert.pieces import Piece
 from mlx_qwen.errors import ConversionError
 from mlx_qwen.repository import Repository
-
-from .pieces import Piece
 
 # One shard is converted while the next one comes.
 AHEAD = 2

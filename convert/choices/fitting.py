@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from mlx_qwen.checkpoint import Plan, Quantization
+from mlx_qwen.convert.measures import readable_size
+from mlx_qwen.convert.outputs import Output, plan_outputs
+from mlx_qwen.convert.recipes.kinds import Kind, joined_with, kind_of
+from mlx_qwen.convert.recipes.precisions import AFFINE_BITS, precision
+from mlx_qwen.convert.recipes.recipe import Recipe, uniform
+from mlx_qwen.convert.settings import Settings
 from mlx_qwen.errors import ConversionError
 
-from .kinds import Kind, joined_with, kind_of
-from .measures import readable_size
-from .outputs import Output, plan_outputs
-from .precisions import AFFINE_BITS, precision
-from .recipes import Recipe, uniform
 from .sensitivity import Sensitivity, measure
-from .settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_qwen.convert.measures import readable_size
 from mlx_qwen.errors import ConversionError
 
 from .journal import Journal, locked
-from .measures import readable_size
 
 DOWNLOADS = "downloads"
 _JOURNAL = "journal"
@@ -118,7 +118,7 @@ def _prepare(work: Path, journal: Journal) -> Journal:
         warnings.warn(
             f"{work} holds an unfinished conversion of other settings or files. It is removed, and this one starts "
             "afresh.",
-            stacklevel=6,
+            stacklevel=5,
         )
     if not journal.found:
         for path in work.iterdir():
