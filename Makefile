@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The packages as they install, for the type checker: convert/ is mlx_qwen.convert.
 TYPED := build/typed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench notebooks clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/mlx-qwen demo
@@ -23,8 +23,11 @@ lint: $(VENV)/.dev
 	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml metal_kernels mlx_qwen
 
 bench: $(VENV)/.dev
-	$(BIN)/mlx-qwen bench
-	$(BIN)/mlx-qwen bench --kernels
+	$(BIN)/mlx-qwen bench --vs mlx-lm --kernels-on-off
+	$(BIN)/mlx-qwen bench --only rule --only model --only host --only start --only convert --kernels
+
+notebooks: $(VENV)/.notebooks
+	$(BIN)/python notebooks/execute.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -39,4 +42,8 @@ $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.notebooks: pyproject.toml | $(BIN)/python
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[notebooks]'
 	@touch $@ $(VENV)/.runtime

@@ -1,4 +1,4 @@
-"""Time and peak memory of a conversion to 4 bits, beside mlx-lm's, each run in a process of its own."""
+"""Time and peak memory of conversions to 4 bits, beside mlx-lm's, each run in a process of its own."""
 
 import json
 import shutil
@@ -63,6 +63,37 @@ def bench_conversion(shape: Shape, workdir: Path, *, repeats: int = 3) -> Table:
         return _table(shape, _weight_bytes(source), runs, sizes)
     finally:
         shutil.rmtree(source, ignore_errors=True)
+
+
+def bench_conversion_memory(workdir: Path, *, layers: int = 4, vocab_size: int = 32768) -> Table:
+    """How the peak memory of a conversion grows with the checkpoint: random ones of 1, 2 and 4 times the size.
+
+    They have 0.8B's layers, `layers` of them at first, and embeddings of `vocab_size` rows; both are multiplied, so
+    that the largest tensor grows too: 0.24, 0.47 and 0.94 GB as it stands. Peaks as in `bench_conversion`, each of one
+    run. What was made is removed again. Raises MLXQwenError when a converter fails.
+    """
+    idle = _run("")[1]
+    rows, peaks = [], []
+    for factor in (1, 2, 4):
+        source, target = workdir / f"{factor}x-source", workdir / f"{factor}x-output"
+        try:
+            config = reduced("0.8B", num_layers=factor * layers, changes={"vocab_size": factor * vocab_size})
+            write_random_checkpoint(config, source)
+            write_tokenizer(source)
+            found = {}
+            for name, code in _CONVERTERS.items():
+                found[name] = _run(code, source, target)[1] - idle
+                shutil.rmtree(target)
+            peaks.append(found)
+            sizes = (f"{factor}×", f"{_weight_bytes(source) / 1e9:.2f} GB")
+            rows.append((*sizes, *(f"{found[name] / 1e6:,.0f} MB" for name in (OURS, PEER))))
+        finally:
+            shutil.rmtree(source, ignore_errors=True)
+    growth = (f"{peaks[-1][name] / peaks[0][name]:.2f}×" for name in (OURS, PEER))
+    note = "Peak memory above a bare interpreter, of whole processes that convert random bf16 checkpoints to 4 bits."
+    return Table(
+        "Memory of a conversion by size", note, ("size", "checkpoint", OURS, PEER), [*rows, ("4× / 1×", "", *growth)]
+    )
 
 
 def bench_config(shape: Shape) -> ModelConfig:

@@ -29,6 +29,7 @@ from mlx_qwen.tensors import Role, TensorSpec, tensor_specs, text_prefix
 COUNTED_SIZES = ("0.8B", "9B", "35B-A3B")
 _PERIOD = 4
 _PACKED = Quantization(bits=4, group_size=64)
+_RECIPE = uniform(_PACKED)
 _FP32 = (Role.DECAY, Role.PLAIN_NORM, Role.SHIFTED_NORM)
 
 
@@ -131,7 +132,7 @@ def _our_model(config: ModelConfig) -> Any:
 
 
 def _matrix(spec: TensorSpec) -> Matrix:
-    packed = uniform(spec, _PACKED)
+    packed = _RECIPE.precision(spec)
     if packed is None:
         return Matrix(weightless(spec.shape, mx.float32 if spec.role in _FP32 else mx.bfloat16))
     *rows, columns = spec.shape

@@ -38,12 +38,12 @@ def bench_quality(folder: Path, text: Path, workdir: Path, *, windows: int = 8) 
         logits = np.concatenate([model(row[None]) for row in batch])
         best = logits.argmax(axis=-1)
         truth = best if truth is None else truth
-        rows.append((name, f"{_perplexity(logits, batch):.3f}", f"{(best == truth).mean():.2%}"))
+        rows.append((name, f"{perplexity(logits, batch):.3f}", f"{(best == truth).mean():.2%}"))
     note = f"{usable:,} tokens in windows of {_WINDOW}; agreement of the most likely token with the first row."
     return Table("Precision", note, ("model", "perplexity", "agreement"), rows)
 
 
-def _perplexity(logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]) -> float:
+def perplexity(logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]) -> float:
     shifted = logits - logits.max(axis=-1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     chosen = np.take_along_axis(log_probabilities[:, :-1], ids[:, 1:, None], axis=-1)
@@ -58,7 +58,7 @@ def _candidates(folder: Path, workdir: Path) -> Iterator[tuple[str, Logits]]:
     else:
         yield "transformers, fp32", _transformers(folder, "float32")
         yield "transformers, bf16", _transformers(folder, "bfloat16")
-    readable = _readable_by_mlx_lm(folder, workdir)
+    readable = readable_by_mlx_lm(folder, workdir)
     for name, bits in _PRECISIONS.items():
         ours, theirs = workdir / f"ours-{name}", workdir / f"mlx-lm-{name}"
         convert(folder, ours, bits=bits, quantize=bits is not None, dtype="bfloat16", progress=False)
@@ -117,7 +117,7 @@ def _transformers(folder: Path, dtype: str) -> Logits:
     return logits
 
 
-def _readable_by_mlx_lm(folder: Path, workdir: Path) -> Path:
+def readable_by_mlx_lm(folder: Path, workdir: Path) -> Path:
     """The folder, or a copy of it under the model type of the whole model, where mlx-lm does not know the text one."""
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not raw["model_type"].endswith("_text"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from mlx_qwen.bench.convert import bench_conversion_memory
 from mlx_qwen.bench.gated_delta import random_problem
 from mlx_qwen.bench.peer import random_pair
 from mlx_qwen.bench.quality import bench_quality
@@ -86,3 +87,9 @@ def test_quality_without_a_model_says_what_it_needs() -> None:
     result = CliRunner().invoke(main, ["bench", "--only", "quality"])
     assert result.exit_code == 2
     assert "--model" in result.output
+
+
+def test_memory_of_a_conversion_is_measured_at_three_sizes(tmp_path: Path) -> None:
+    table = bench_conversion_memory(tmp_path, layers=1, vocab_size=1024)
+    assert [row[0] for row in table.rows] == ["1×", "2×", "4×", "4× / 1×"]
+    assert list(tmp_path.iterdir()) == []
