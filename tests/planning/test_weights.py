@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlx_qwen.convert import RECIPES, convert
-from mlx_qwen.convert.precisions import AFFINE_BITS
+from mlx_qwen.convert.recipes.precisions import AFFINE_BITS
 from mlx_qwen.convert.synthetic import write_random_checkpoint
 from mlx_qwen.files import checkpoint_tensors, companion_tensors
 from mlx_qwen.planning import plan
