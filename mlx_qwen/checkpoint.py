@@ -238,9 +238,11 @@ def infer_quantization(
     elif biases is not None and {scales.dtype, biases.dtype} <= set(_FLOATS):
         mode = "affine" if bits in _BITS and group_size in _GROUPS else None
     if mode is None:
+        missing = f"no {weight.name.removesuffix('.weight')}.biases"
         raise CheckpointError(
             f"{weight.name} in {weight.file.name} has {bits} bits, groups of {group_size}, {scales.dtype} scales and "
-            f"{'no' if biases is None else biases.dtype} biases, expected a way that MLX packs: {_WAYS}. Convert again."
+            f"{missing if biases is None else f'{biases.dtype} biases'}, expected a way that MLX packs: {_WAYS}. "
+            "Convert again."
         )
     return Quantization(bits, group_size, mode)
 

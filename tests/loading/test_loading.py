@@ -221,6 +221,4 @@ def test_packed_weights_without_their_biases_are_an_error(checkpoint: Checkpoint
     def drop(tensors: dict[str, mx.array]) -> None:
         del tensors[f"language_model.model.{module}.biases"]
 
-    message = refusal(edited(tmp_path / "packed", tmp_path / "broken", drop))
-    assert f"{module}.weight" in message
-    assert "no biases" in message
+    assert f"{module}.biases" in refusal(edited(tmp_path / "packed", tmp_path / "broken", drop))
