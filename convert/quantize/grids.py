@@ -29,6 +29,11 @@ class Grids:
     biases: Floats
     dtype: DType
 
+    @property
+    def parts(self) -> tuple[Floats, Floats]:
+        """Scales and biases."""
+        return self.scales, self.biases
+
     def positions(self, groups: Floats, out: Floats | None = None) -> Floats:
         """Where each weight [G, g] lies between the codes, as a real number."""
         inverse = np.divide(1, self.scales, out=np.zeros_like(self.scales), where=self.scales != 0)
@@ -76,82 +81,72 @@ def searched_grids(groups: Floats, bits: int, dtype: DType, importance: Floats |
         importance: how much a column's squared error counts, [g] or [G, g]; all the same by default.
         refits: how often scale and bias are fitted to the codes: the first time brings most.
     """
-    return _searched(groups, bits, dtype, importance, refits).grids()
-
-
-def searched_codes(groups: Floats, bits: int, dtype: DType) -> tuple[Grids, Floats]:
-    """`searched_grids` of weights that are equally important, and the nearest codes [G, g], still as floats."""
-    search = _searched(groups, bits, dtype, importance=None, refits=1)
-    return search.grids(), search.codes()
-
-
-def _searched(groups: Floats, bits: int, dtype: DType, importance: Floats | None, refits: int) -> "_Search":
     low, high = extremes(groups)
-    search = _Search(groups, bits, importance, mlx_grids(low, high, bits, dtype))
-    half = (high - low) * np.float32(_STARTS.get(bits, 1.0) / 2)
-    middle = (low + high) * np.float32(0.5)
-    grids = stored(half * np.float32(2 / ((1 << bits) - 1)), middle - half, dtype)
-    for _ in range(refits if bits <= MOST_FITTED_BITS else 0):
-        grids = search.fitted(grids)
-    search.visit(grids)
-    return search
+    first, found = mlx_grids(low, high, bits, dtype), _narrowed(low, high, bits, dtype)
+    rounding = _Rounding(groups, bits, importance)
+    if bits > MOST_FITTED_BITS:
+        refits = 0
+    error = rounding.error(found) if refits == 0 else np.float32(np.inf)
+    for _ in range(refits):
+        found, error = rounding.fitted(found)
+    better = error < rounding.error(first)
+    scales, biases = (np.where(better, *pair) for pair in zip(found.parts, first.parts, strict=True))
+    return Grids(scales, biases, dtype)
 
 
 def extremes(groups: Floats) -> tuple[Floats, Floats]:
     """The least and the greatest weight of each group, [G, 1]; NaN where there is one."""
     # By their places, as numpy finds these several times faster than the extremes themselves.
-    least, greatest = (find(groups, axis=1, keepdims=True) for find in (np.argmin, np.argmax))
-    return np.take_along_axis(groups, least, axis=1), np.take_along_axis(groups, greatest, axis=1)
+    every = np.arange(len(groups))
+    return groups[every, groups.argmin(axis=1)][:, None], groups[every, groups.argmax(axis=1)][:, None]
 
 
-class _Search:
-    """The best of the grids that were visited, and the sums that a least-squares fit needs."""
+def _narrowed(low: Floats, high: Floats, bits: int, dtype: DType) -> Grids:
+    """Where the search starts: the range of each group without its ends."""
+    half = (high - low) * np.float32(_STARTS.get(bits, 1.0) / 2)
+    middle = (low + high) * np.float32(0.5)
+    return stored(half * np.float32(2 / ((1 << bits) - 1)), middle - half, dtype)
 
-    def __init__(self, groups: Floats, bits: int, importance: Floats | None, first: Grids) -> None:
+
+class _Rounding:
+    """Groups [G, g] rounded to the codes of one grid after the other, in the same memory."""
+
+    def __init__(self, groups: Floats, bits: int, importance: Floats | None) -> None:
         self._groups = groups
         self._bits = bits
         self._importance = importance
         self._ones = np.ones(groups.shape[1], np.float32) if importance is None else importance
         self._total = self._ones.sum(axis=-1, keepdims=True)
         self._gaps, self._codes = np.empty_like(groups), np.empty_like(groups)
-        self._best = Grids(first.scales.copy(), first.biases.copy(), first.dtype)
-        self._error = np.full(first.scales.shape, np.inf, np.float32)
-        self._is_last = np.ones(first.scales.shape, np.bool_)
-        self.visit(first)
 
-    def grids(self) -> Grids:
-        """The best grid of each group."""
-        return self._best
-
-    def codes(self) -> Floats:
-        """The nearest codes on the best grids, for which those of the last visit are used up."""
-        others = ~self._is_last[:, 0]
-        if others.any():
-            grids = Grids(self._best.scales[others], self._best.biases[others], self._best.dtype)
-            self._codes[others] = nearest_codes(grids.positions(self._groups[others]), self._bits)
-        return self._codes
-
-    def visit(self, grids: Grids) -> None:
-        """Keep `grids` where they are the best so far."""
+    def error(self, grids: Grids) -> Floats:
+        """The weighted sum of squared errors of each group, [G, 1]."""
         self._round(grids)
-        weighted = self._gaps if self._importance is None else self._gaps * self._importance
-        error = _dot(weighted, self._gaps) * grids.scales**2
-        self._is_last = error < self._error
-        np.copyto(self._error, error, where=self._is_last)
-        np.copyto(self._best.scales, grids.scales, where=self._is_last)
-        np.copyto(self._best.biases, grids.biases, where=self._is_last)
+        return _dot(self._weighted(self._gaps), self._gaps) * grids.scales**2
 
-    def fitted(self, grids: Grids) -> Grids:
-        """Least squares of the weights on their codes, as a change of scale and bias in steps of the present scale."""
+    def fitted(self, grids: Grids) -> tuple[Grids, Floats]:
+        """Least squares of the weights on their codes, and the error with these codes, above that with the nearest.
+
+        Both scale and bias are found as changes, in steps of the present scale.
+        """
         self._round(grids)
         gaps, codes = self._gaps, self._codes
-        counted = codes if self._importance is None else codes * self._importance
-        q, qq = _dot(codes, self._ones), _dot(counted, codes)
-        d, dq = _dot(gaps, self._ones), _dot(counted, gaps)
+        q, d = _dot(codes, self._ones), _dot(gaps, self._ones)
+        weighted = self._weighted(codes)
+        qq, dq = _dot(weighted, codes), _dot(weighted, gaps)
+        dd = _dot(self._weighted(gaps), gaps)
         determinant = self._total * qq - q * q
         slope = np.where(determinant > 0, (self._total * dq - q * d) / np.where(determinant > 0, determinant, 1), 0)
         offset = (d - slope * q) / self._total
-        return stored(grids.scales * (1 + slope), grids.biases + grids.scales * offset, grids.dtype)
+        found = stored(grids.scales * (1 + slope), grids.biases + grids.scales * offset, grids.dtype)
+        # What storing made of the changes.
+        step = np.where(grids.scales != 0, grids.scales, 1)
+        slope, offset = (found.scales - grids.scales) / step, (found.biases - grids.biases) / step
+        change = slope * (slope * qq - 2 * dq) + offset * (self._total * offset - 2 * d + 2 * slope * q)
+        return found, (dd + change) * grids.scales**2
+
+    def _weighted(self, values: Floats) -> Floats:
+        return values if self._importance is None else values * self._importance
 
     def _round(self, grids: Grids) -> None:
         """Find the codes, and the gaps from them to where the weights lie."""

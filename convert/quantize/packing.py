@@ -9,7 +9,7 @@ _LANES = 8  # codes that a 64-bit word holds, one a byte
 def packed(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint32]:
     """Words [..., K · bits / 32] of codes [..., K] below 2^bits; K is a multiple of 32.
 
-    Eight codes are taken as one 64-bit word whose bytes are pushed together in three steps.
+    Eight codes are taken as one 64-bit word whose bytes are pushed together in at most three steps.
     """
     *leading, columns = codes.shape
     if bits == _LANES:
@@ -18,7 +18,12 @@ def packed(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint32]:
     for lane in (16, 32, 64):
         held = lane // _LANES * bits // 2
         lower, upper = _fields(held, lane)
-        words = (words & lower) | ((words >> np.uint64(lane // 2 - held)) & upper)
+        moved = words >> np.uint64(lane // 2 - held)
+        moved &= upper
+        words = words & lower
+        words |= moved
+        if 2 * held == 8:  # A byte's worth of each lane, and no more to push together.
+            return words.view(f"u{lane // 8}").astype(np.uint8).view(np.uint32)
     data = words.view(np.uint8).reshape(*leading, columns // _LANES, _LANES)[..., :bits]
     return np.ascontiguousarray(data).reshape(*leading, columns * bits // 8).view(np.uint32)
 

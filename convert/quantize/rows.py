@@ -11,11 +11,11 @@ from mlx_qwen.checkpoint import Quantization
 from mlx_qwen.convert.arrays import FLOATS, patterns, stored_bytes, widened
 from mlx_qwen.convert.settings import DType
 
-from .grids import Floats, searched_codes
+from .grids import Floats, nearest_codes, searched_grids
 from .packing import packed
 
-# What the search holds at a time fits the second-level cache, where a pass over it costs least.
-_BLOCK_WEIGHTS = 1 << 16
+# Larger than caches like it, so that threads seldom wait for the interpreter's lock between two passes.
+_BLOCK_WEIGHTS = 1 << 19
 
 Plain = npt.NDArray[np.generic]
 
@@ -68,7 +68,9 @@ def searched_rows(rows: mx.array, precision: Quantization, dtype: DType, run: Ru
 def _searched(rows: Floats, precision: Quantization, dtype: DType) -> PackedRows:
     groups = rows.reshape(-1, precision.group_size)
     with np.errstate(invalid="ignore", over="ignore"):
-        grids, codes = searched_codes(groups, precision.bits, dtype)
+        grids = searched_grids(groups, precision.bits, dtype)
+        positions = grids.positions(groups)
+        codes = nearest_codes(positions, precision.bits, out=positions)
     if not np.isfinite(grids.scales).all():
         np.nan_to_num(codes, copy=False)
     words = packed(codes.astype(np.uint8).reshape(rows.shape), precision.bits)
