@@ -1,6 +1,6 @@
 """Train the demo checkpoint: `python -m tools.train_demo --run FOLDER`, continued when the folder holds a run.
 
-Two cores take about an hour and a half. tcmalloc preloaded (`LD_PRELOAD=libtcmalloc_minimal.so.4`) saves a third of it.
+Two cores take less than three hours. tcmalloc preloaded (`LD_PRELOAD=libtcmalloc_minimal.so.4`) saves a third of it.
 """
 
 import argparse

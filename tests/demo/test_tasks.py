@@ -61,6 +61,19 @@ def test_a_recalled_answer_stands_in_one_line_of_the_note() -> None:
         assert str(example.messages[0]["content"]).count(example.answer) >= 1
 
 
+def test_names_looked_up_together_have_the_values_of_the_question() -> None:
+    for seed in range(100):
+        example = recall.looked_up(random.Random(seed))
+        for question, answer in zip(example.messages[::2], example.messages[1::2], strict=True):
+            asked = str(question["content"]).removeprefix("Here is a note.").removeprefix(f"\n{example.content}\n\n")
+            asked = asked.removeprefix(f"{example.content}\n\n")
+            values = re.findall(r"\d+|(?<=in )[A-Z]\w+|(?<=, )[A-Z]\w+", asked)
+            names = str(answer["content"]).split(", ")
+            assert len(names) == len(values)
+            for name, value in zip(names, values, strict=True):
+                assert re.search(rf"\b{name}(: | has | lives in ){value}\b", example.content)
+
+
 @pytest.mark.parametrize("scale", [1, 2, 4])
 def test_a_cell_is_drawn_in_the_colour_of_its_thing(scale: int) -> None:
     for seed in range(40):
@@ -95,3 +108,16 @@ def test_one_thing_happens_in_a_clip() -> None:
         assert any(changed)
         first, last = clip.scenes[0].things, clip.scenes[-1].things
         assert 1 <= len(set(first.items()) ^ set(last.items())) <= 2
+
+
+def test_a_changing_clip_tells_what_happens_at_every_step() -> None:
+    for seed in range(200):
+        example = clips.changing(random.Random(seed))
+        (clip,) = example.clips
+        told = example.answer.split("\n")
+        assert len(told) == len(clip.scenes) - 1
+        for line, before, after in zip(told, clip.scenes, clip.scenes[1:], strict=False):
+            changed = set(before.things.items()) ^ set(after.things.items())
+            assert 1 <= len(changed) <= 2
+            assert all(thing.colour in line for _, thing in changed)
+            assert any(str(thing) in line for _, thing in changed)

@@ -39,7 +39,7 @@ def test_workers_and_draws_never_share_rows() -> None:
     assert len(rows) == sum(len(batch.input_ids) for batch in batches)
 
 
-@pytest.mark.parametrize("kind", ["picture", "pictures", "clip", "drills"])
+@pytest.mark.parametrize("kind", ["picture", "pictures", "clip", "drills", "counted", "changing"])
 def test_a_slice_holds_the_patches_of_its_own_placeholders(kind: str) -> None:
     media = torch.tensor([token_id(name) for name in ("<|image_pad|>", "<|video_pad|>")])
     slices = [load(kind, 3, draw) for draw in range(4)]

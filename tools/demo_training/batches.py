@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mlx_qwen.demo.tasks import TASKS, Draw, Example, clips, draw, pictures
+from mlx_qwen.demo.tasks import TASKS, Draw, Example, clips, draw, pictures, recall
 from mlx_qwen.demo.tasks.scenes import GRIDS
 from tools.demo_training import drills
 from tools.demo_training.pixels import clip_pixels, patches, scene_patches
@@ -22,6 +22,7 @@ IGNORED = -100
 PARTS = 4
 # Most pictures reach the model at four times its size, as the demo draws them.
 _SCALES = (1, 2, 2, 4)
+_TEXTS = TASKS | {"recall_names": recall.looked_up}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,14 @@ def _clip(rng: random.Random, row: int) -> Example:
     )
 
 
+def _counted(rng: random.Random, row: int) -> Example:
+    return drills.counted(rng, GRIDS[row // PARTS % 3])
+
+
+def _changing(rng: random.Random, row: int) -> Example:
+    return clips.changing(rng, GRIDS[row // PARTS % 3], clips.STEPS[row // PARTS // 3 % 3])
+
+
 KINDS = {
     "arithmetic": Kind(
         64,
@@ -73,13 +82,16 @@ KINDS = {
     ),
     "recall_short": Kind(32, 256, (("recall_short", 5), ("repeat", 3), ("recall_one", 1), ("introduced", 1))),
     "recall_long": Kind(24, 352, (("recall_long", 4), ("recall_one", 2))),
+    "recall_names": Kind(24, 352, (("recall_names", 1),)),
     "tools": Kind(20, 416, (("tool_call", 2), ("tool_answer", 3), ("tool_turns", 3))),
     "continuation": Kind(48, 176, (("counting", 2), ("order", 2), ("tale", 3))),
     "picture": Kind(48, 160, media=_picture),
     "pictures": Kind(48, 160, media=_pictures),
     "drill": Kind(48, 160, media=_drill),
     "drills": Kind(48, 160, media=_drills),
+    "counted": Kind(64, 128, media=_counted),
     "clip": Kind(36, 224, media=_clip),
+    "changing": Kind(48, 160, media=_changing),
 }
 
 
@@ -174,7 +186,7 @@ def _marked(ids: list[int], *, plain: bool) -> Encoded:
 
 def _packed(rng: random.Random, shape: Kind) -> list[list[Encoded]]:
     """Rows of examples, each put where there is room first, until most of the batch is filled."""
-    tasks: list[Draw] = [TASKS[name] for name, share in shape.texts for _ in range(share)]
+    tasks: list[Draw] = [_TEXTS[name] for name, share in shape.texts for _ in range(share)]
     rows: list[list[Encoded]] = [[] for _ in range(shape.rows)]
     room = [shape.tokens] * shape.rows
     missed = 0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from mlx_qwen.demo.tasks.example import Example, Message, asked
 from mlx_qwen.demo.tasks.pictures import IMAGE
-from mlx_qwen.demo.tasks.scenes import Scene, Thing, random_scene
+from mlx_qwen.demo.tasks.scenes import Scene, Thing, count, random_scene
 from mlx_qwen.demo.tasks.words import COLOURS, SHAPES
 
 _ORDINALS = ("first", "second", "third")
@@ -29,6 +29,14 @@ def drilled(rng: random.Random, grids: Grids) -> Example:
     messages: list[Message] = [message for turn in turns for message in asked(*turn)]
     messages[0] = {**messages[0], "content": [*[IMAGE] * len(scenes), {"type": "text", "text": turns[0][0]}]}
     return Example(" | ".join(scene.content for scene in scenes), tuple(messages), pictures=scenes)
+
+
+def counted(rng: random.Random, grid: tuple[int, int]) -> Example:
+    """One picture and one reasoned count, as every cell of it asks whether a thing is of the kind."""
+    scene = random_scene(rng, grid)
+    question, reply = asked(*count(rng, scene))
+    parts = [IMAGE, {"type": "text", "text": question["content"]}]
+    return Example(scene.content, ({**question, "content": parts}, reply), thinking=True, pictures=(scene,))
 
 
 def _places(rng: random.Random, scene: Scene) -> tuple[str, str]:

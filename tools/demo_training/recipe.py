@@ -1,8 +1,8 @@
 """What the model is shown when: the share of every kind of batch, by step.
 
 The bundled checkpoint was trained with these shares in one run that was stopped and continued. Short answers counted
-more from step 4200 only, reasoning about pictures went over every cell from step 4800, and the rates, which a run from
-the start halves at about step 7200, dipped to 0.8 once before: a new run gives a like checkpoint, not the same one.
+more from step 4200 only, reasoning about pictures went over every cell from step 4800, and the rates fell to zero at
+step 9560 and again, from two fifths of the peak, at step 13600: a new run gives a like checkpoint, not the same one.
 """
 
 WARMUP = 200
@@ -85,6 +85,19 @@ PHASES: dict[int, dict[str, float]] = {
         "pictures": 2,
         "clip": 4,
         "drill": 0.5,
+    },
+    9560: {
+        "arithmetic": 2,
+        "recall_short": 1.5,
+        "recall_long": 2,
+        "recall_names": 4,
+        "tools": 1,
+        "continuation": 1.2,
+        "picture": 2.5,
+        "pictures": 1.5,
+        "counted": 4,
+        "clip": 4,
+        "changing": 3,
     },
 }
 KINDS = tuple(sorted({kind for phase in PHASES.values() for kind in phase}))

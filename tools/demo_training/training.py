@@ -36,7 +36,7 @@ class Settings:
     run: Path
     seed: int = 0
     workers: int = 2
-    steps: int = 9560
+    steps: int = 13600
     decay: float = 0.5
     parts: int = 2
     log: int = 50

@@ -51,6 +51,22 @@ def happening(
     return Example(clip.content, tuple(turns), clips=(clip,))
 
 
+def changing(rng: random.Random, grid: tuple[int, int] | None = None, steps: int | None = None) -> Example:
+    """A sequence in which something happens at every step, and the question what."""
+    scenes = [_sparse(rng, random_scene(rng, grid))]
+    told = []
+    for _ in range(1, steps or rng.choice(STEPS)):
+        some, more = len(scenes[-1].things) > 1, len(scenes[-1].things) < len(SHAPES)
+        event = rng.choice([_move, _recolour, _recolour, *[_vanish] * 2 * some, *[_appear] * more])
+        happened = event(rng, scenes[-1], 2)
+        scenes.append(happened.scenes[-1])
+        told.append(happened.told)
+    clip = Clip(tuple(scenes), rng.choice((1.0, 2.0, 2.0, 2.0, 4.0)))
+    question, answer = asked("What happens at every step?", "\n".join(told))
+    content = [VIDEO, {"type": "text", "text": question["content"]}]
+    return Example(clip.content, ({**question, "content": content}, answer), clips=(clip,))
+
+
 def _sparse(rng: random.Random, scene: Scene) -> Scene:
     """One to three things, no two of one shape, so that words tell them apart."""
     shapes = {scene.things[cell].shape: cell for cell in rng.sample(sorted(scene.things), len(scene.things))}

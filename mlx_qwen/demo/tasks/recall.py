@@ -65,7 +65,40 @@ def repeat(rng: random.Random) -> Example:
     return Example(line, asked(phrasing.format(line), line))
 
 
+def looked_up(rng: random.Random) -> Example:
+    """Two to thirty facts, and questions for several names at once by their values."""
+    note = _note(rng, rng.choice((rng.randint(2, 8), rng.randint(2, 30))))
+    turns: list[Message] = []
+    for _ in range(rng.randint(2, 4)):
+        facts = rng.sample(note.facts, rng.randint(1, min(6, len(note.facts))))
+        values = ", ".join(value for _, value in facts)
+        question = rng.choice(note.form.name_questions).format(value=values, thing=note.thing)
+        turns += asked(question if turns else _opened(rng, note.text, question), ", ".join(name for name, _ in facts))
+    return Example(note.text, tuple(turns))
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """Names with their values, and the text that tells of them."""
+
+    form: _Form
+    thing: str
+    facts: list[tuple[str, str]]
+    text: str
+
+
 def _facts(rng: random.Random, count: int, *, questions: int) -> Example:
+    note = _note(rng, count)
+    turns: list[Message] = []
+    for name, value in rng.sample(note.facts, min(questions, len(note.facts))):
+        by_name = rng.random() < 0.75
+        wording = rng.choice(note.form.value_questions if by_name else note.form.name_questions)
+        question = wording.format(name=name, value=value, thing=note.thing)
+        turns += asked(question if turns else _opened(rng, note.text, question), value if by_name else name)
+    return Example(note.text, tuple(turns))
+
+
+def _note(rng: random.Random, count: int) -> _Note:
     form = rng.choice((_LIST, _LIST, _THINGS, _HOMES))
     names = rng.sample(NAMES, count)
     if form is _HOMES:
@@ -74,17 +107,12 @@ def _facts(rng: random.Random, count: int, *, questions: int) -> Example:
     else:
         values = [str(value) for value in rng.sample(range(1, 1000 if rng.random() < 0.5 else 100), count)]
     thing = rng.choice(THINGS)
-    lines = [form.line.format(name=name, value=value, thing=thing) for name, value in zip(names, values, strict=True)]
+    facts = list(zip(names, values, strict=True))
+    lines = [form.line.format(name=name, value=value, thing=thing) for name, value in facts]
     with_distractors = form is not _LIST and len(lines) <= 12 and rng.random() < 0.6
     shown = _among_distractors(rng, lines) if with_distractors else lines
-    note = ("\n" if form is _LIST or rng.random() < 0.5 else " ").join(shown)
-    turns: list[Message] = []
-    for name, value in rng.sample(list(zip(names, values, strict=True)), min(questions, len(names))):
-        by_name = rng.random() < 0.75
-        wording = rng.choice(form.value_questions if by_name else form.name_questions)
-        question = wording.format(name=name, value=value, thing=thing)
-        turns += asked(question if turns else _opened(rng, note, question), value if by_name else name)
-    return Example(note, tuple(turns))
+    text = ("\n" if form is _LIST or rng.random() < 0.5 else " ").join(shown)
+    return _Note(form, thing, facts, text)
 
 
 def _opened(rng: random.Random, note: str, question: str) -> str:

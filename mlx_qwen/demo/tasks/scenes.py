@@ -94,7 +94,7 @@ class Question(NamedTuple):
 
 def random_question(rng: random.Random, scene: Scene) -> Question:
     """One of the kinds of questions, chosen among those that this scene can answer."""
-    kinds = [list_all, _count, _count, _what_at, _what_at, _is_there]
+    kinds = [list_all, count, count, _what_at, _what_at, _is_there]
     if scene.things:
         kinds += [_where, _where, _colour]
     return rng.choice(kinds)(rng, scene)
@@ -106,7 +106,8 @@ def list_all(rng: random.Random, scene: Scene) -> Question:
     return Question(rng.choice(wording), scene.listed(), scene.scanned())
 
 
-def _count(rng: random.Random, scene: Scene) -> Question:
+def count(rng: random.Random, scene: Scene) -> Question:
+    """How many things there are, of a colour, a shape or both."""
     colour, shape = _kind(rng, scene)
     found = scene.matching(colour, shape)
     wording = ("How many {} are there?", "How many {} do you see?", "Count the {}.")
