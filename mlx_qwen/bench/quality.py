@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from mlx_qwen.bench.table import Table
 from mlx_qwen.bench.turns import OURS, PEER
+from mlx_qwen.checkpoint import FORMAT_KEY
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import convert
 from mlx_qwen.loading import load_model
@@ -118,11 +119,15 @@ def _transformers(folder: Path, dtype: str) -> Logits:
 
 
 def readable_by_mlx_lm(folder: Path, workdir: Path) -> Path:
-    """The folder, or a copy of it under the model type of the whole model, where mlx-lm does not know the text one."""
+    """The folder, or a copy that mlx-lm knows and converts to what any runtime reads.
+
+    The copy has the model type of the whole model where that is the text's, and no word of a file that mlx-lm drops.
+    """
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if not raw["model_type"].endswith("_text"):
+    config = {name: value for name, value in raw.items() if name != FORMAT_KEY}
+    config["model_type"] = raw["model_type"].removesuffix("_text")
+    if config == raw:
         return folder
     copy = shutil.copytree(folder, workdir / "renamed", copy_function=shutil.copyfile)
-    config = {**raw, "model_type": raw["model_type"].removesuffix("_text")}
     (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return copy

@@ -17,15 +17,17 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import convert
 from mlx_qwen.convert.settings import Quantizer
 from mlx_qwen.errors import MLXQwenError
+from mlx_qwen.files import checkpoint_tensors
 from mlx_qwen.loading import load_model
 from mlx_qwen.prompt import Processor
+from mlx_qwen.tensors import VISION_PREFIX
 
 WINDOW = 256
 RECIPES = ("4bit", "mixed-4-6", "mixed-4-8", "mixed-3-6")
 MLX_LM_BITS = (4, 5, 6)
 MLX_LM_MIXED = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
 # Conversions of mlx-lm whose size others are made to meet, as its recipes and ours differ in size.
-FITTED = ("4 bits", "mixed_4_6", "mixed_3_6")
+FITTED = ("4 bits", "5 bits", "6 bits", "mixed_4_6", "mixed_3_6")
 _QUANTIZERS: tuple[Quantizer, ...] = ("rtn", "search")
 
 Logits = npt.NDArray[np.float32]
@@ -40,8 +42,9 @@ class Candidate:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the files that every MLX runtime reads."""
-        return sum(file.stat().st_size for file in self.folder.glob("model*.safetensors"))
+        """Bytes of the tensors that every converter writes: without vision, and what only mlx-qwen reads."""
+        tensors = checkpoint_tensors(self.folder).values()
+        return sum(tensor.nbytes for tensor in tensors if not tensor.name.startswith(VISION_PREFIX))
 
 
 def bench_recipes(folder: Path, text: Path, workdir: Path, *, windows: int = 16) -> Table:
@@ -67,7 +70,7 @@ def bench_recipes(folder: Path, text: Path, workdir: Path, *, windows: int = 16)
         shutil.rmtree(candidate.folder)
     note = (
         f"{batch.size:,} tokens in windows of {WINDOW}; perplexity {perplexity(truth, batch):.3f} in fp32. "
-        "KL divergence from it in nats. Sizes without what only mlx-qwen reads."
+        "KL divergence from it in nats. Sizes without vision and what only mlx-qwen reads."
     )
     header = ("conversion", "size", "KL mean", "KL p99", "top-1", "perplexity")
     in_order = sorted(rows, key=lambda row: row[0])
@@ -128,8 +131,21 @@ def _candidates(folder: Path, workdir: Path) -> Iterator[Candidate]:
             convert(folder, target, recipe=recipe, calibration=calibration, progress=False)
             yield Candidate(f"{OURS} {recipe}, gptq, {name}", target)
     for name in FITTED:
-        convert(folder, target, target_size=sizes[name], calibration=own, progress=False)
-        yield Candidate(f"{OURS} of that size ({name}), gptq, own text", target)
+        for how, calibration in (("search", None), ("gptq, own text", own)):
+            fitted = Candidate(f"{OURS} of that size ({name}), {how}", target)
+            _fit(folder, fitted, sizes[name], calibration)
+            yield fitted
+
+
+def _fit(folder: Path, made: Candidate, most: int, calibration: Path | None) -> None:
+    """Convert to at most `most` bytes of what counts as size; vision, and what only mlx-qwen reads, come on top."""
+    convert(folder, made.folder, recipe=RECIPES[0], quantizer="rtn", progress=False)
+    allowed = most + sum(file.stat().st_size for file in made.folder.glob("*.safetensors")) - made.nbytes
+    while True:
+        convert(folder, made.folder, target_size=allowed, calibration=calibration, progress=False, overwrite=True)
+        if made.nbytes <= most:
+            return
+        allowed -= made.nbytes - most
 
 
 def _peers() -> dict[str, dict[str, Any]]:

@@ -35,10 +35,14 @@ def test_every_recipe_and_quantizer_stands_beside_mlx_lm_in_order_of_size(
         "mlx-qwen 4bit, search",
         "mlx-qwen 4bit, gptq, own text",
         "mlx-qwen 4bit, gptq, default text",
+        "mlx-qwen of that size (4 bits), search",
         "mlx-qwen of that size (4 bits), gptq, own text",
     }
     sizes = [float(row[1].removesuffix(" MB")) for row in table.rows]
     assert sizes == sorted(sizes)
+    size = dict(zip((row[0] for row in table.rows), sizes, strict=True))
+    for how in ("search", "gptq, own text"):
+        assert 0.9 * size["mlx-lm 4 bits"] < size[f"mlx-qwen of that size (4 bits), {how}"] <= size["mlx-lm 4 bits"]
     divergence = {row[0]: float(row[2]) for row in table.rows}
     assert divergence["mlx-qwen 4bit, gptq, own text"] < divergence["mlx-qwen 4bit, rtn"]
     assert "256 tokens in windows of 256" in table.note
