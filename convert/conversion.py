@@ -4,17 +4,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mlx_qwen.checkpoint import Mode, parameter_count
+from mlx_qwen.errors import ConversionError
 
 from .comparison import Comparison, check_verifiable, verify_conversion
 from .description import Description
 from .formats import keeps_codes
 from .job import Job, plan_job
 from .measures import Cost, measured_cost
+from .preview import check_before_download
 from .report import ConversionReport
 from .settings import AskedDType, Quantizer, Settings, check_settings
 from .source.origin import Reading, check_streaming, open_origin
 from .weights import Written, source_bytes
-from .writing.staging import DOWNLOADS, check_apart, check_space, check_target, staged, work_folder
+from .writing.room import check_space, check_writable
+from .writing.staging import DOWNLOADS, check_apart, check_target, check_workspace, staged, work_folder
 from .writing.upload import check_upload, upload_folder
 
 
@@ -39,6 +42,7 @@ def convert(
     revision: str | None = None,
     stream_from_hub: bool = False,
     verify: bool = False,
+    verify_text: str | Path | None = None,
     upload: str | None = None,
     dry_run: bool = False,
     progress: bool | None = None,
@@ -51,7 +55,8 @@ def convert(
     Reads, packs and writes pieces of a few megabytes, so that memory stays the same for every size of checkpoint. The
     output appears under its name only when it is complete. Until then it grows in `<mlx_path>.partial`, where a
     conversion that was interrupted, killed or ran out of disk is gone on with when the same one is asked for again.
-    The same input always gives the same weights.
+    The same input always gives the same weights. Whether the target can be written, and the disks have room for it and
+    for the download, is found out before the weights of a repository are downloaded.
 
     Args:
         hf_path: a folder in Hugging Face or MLX layout, or a Hub repository.
@@ -86,6 +91,7 @@ def convert(
             that the disk never holds two copies: it needs room for the output and two shards.
         verify: compare the output with the source before it gets its name, as `compare` does with the text that comes
             with mlx-qwen; the report and the model card say what that shows. Takes the time of a run of both models.
+        verify_text: a file of UTF-8 text to compare on instead, of which 4,096 tokens are read.
         upload: a Hub repository to upload the output to, made if need be; whether that is allowed is asked first.
         dry_run: only check and report, without writing. Of a Hub repository, only the headers of the weights are read.
         progress: show a line of progress; by default on a terminal and in a notebook.
@@ -97,7 +103,8 @@ def convert(
     Raises:
         ConfigError: the source's config.json is missing or describes no model of this family.
         CheckpointError: the source's files are missing, damaged or do not match its config.
-        ConversionError: the settings contradict each other, or the target cannot be written.
+        ConversionError: the settings contradict each other, the target cannot be written, or the source holds weights
+            that are NaN or infinite.
     """
     settings = check_settings(
         bits=bits,
@@ -113,20 +120,32 @@ def convert(
         quantize=quantize,
         dequantize=dequantize,
     )
+    if verify_text is not None and not verify:
+        raise ConversionError("verify_text only matters with verify. Leave it out, or verify.")
+    text = None if verify_text is None else Path(verify_text).expanduser()
     target = Path(mlx_path).expanduser()
     check_target(target, overwrite=overwrite)
+    check_workspace(target)
+    if not dry_run:
+        check_writable(target)
     repository = None if upload is None else check_upload(upload)
     if stream_from_hub:
         check_streaming(hf_path, settings, verify=verify)
     reading = _reading(settings, dry_run=dry_run, stream=stream_from_hub)
+    if reading == "files":
+        check_before_download(hf_path, revision, settings, target)
     origin = open_origin(hf_path, revision, reading, work_folder(target) / DOWNLOADS)
-    job = plan_job(origin, settings, progress)
+    download = origin.download_bytes(stream=stream_from_hub)
+    job = plan_job(origin, settings, progress, verify=verify, download=download)
     check_apart(target, job.source)
     if verify:
-        check_verifiable(job.source, job.config)
+        check_verifiable(job.source, job.config, text)
     if announce is not None:
         announce(job.description)
-    check_space(target, job.output_bytes + (job.origin.streamed_bytes if stream_from_hub else 0))
+    if stream_from_hub:
+        check_space(target, job.output_bytes + download)
+    else:
+        check_space(target, job.output_bytes, download=download)
     if dry_run:
         return _report(job, target, Written(), Cost(), dry_run=True)
     cost_so_far, quality = measured_cost(), None
@@ -136,7 +155,7 @@ def convert(
         if verify:
             reference = origin.repository or job.source.resolve().name
             quality = verify_conversion(
-                job.source, space.folder, reference=reference, name=target.name, progress=progress
+                job.source, space.folder, reference=reference, name=target.name, text=text, progress=progress
             )
     url = None if repository is None else upload_folder(target, repository)
     return _report(job, target, written, cost, quality=quality, url=url)
@@ -179,7 +198,7 @@ def describe(
         dequantize=dequantize,
     )
     origin = open_origin(hf_path, revision, "files" if settings.reads_values else "headers")
-    return plan_job(origin, settings, progress).description
+    return plan_job(origin, settings, progress, download=origin.download_bytes(stream=False)).description
 
 
 def _reading(settings: Settings, *, dry_run: bool, stream: bool) -> Reading:

@@ -9,17 +9,12 @@ from mlx_qwen.checkpoint import Quantization
 
 from .measures import readable_size
 from .outputs import Output, Outputs
-from .pieces import cut
 from .recipes.kinds import Kind, kind_of
 from .recipes.precisions import shown_precision
 from .settings import DType
-from .workers import piece_count
 
 _HEAD = ("", "stored as", "tensors", "weights", "size", "share")
 _TENSOR_HEAD = ("tensor", "shape", "stored as", "size")
-# A piece is there as read, in fp32, in the output's dtype, packed, and as bytes.
-_COPIES = 6
-_KEPT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +53,13 @@ class Description:
             every reader, and exact beside them.
         nbytes: all tensors of the output.
         parameters: the weights that they hold, each counted once.
-        memory: an upper estimate of what reading, packing and writing take above the bare process, with a piece of
-            the model for each core of this machine. A calibration and `verify`, which hold a layer of the model and
-            what enters it, come on top.
+        memory: an upper estimate of what the work takes above the bare process: a piece of the model for each core of
+            this machine, with a calibration a layer of the model and what enters it too, and of verifying, where that
+            takes more, the same of source and output.
         disk: what the target's disk needs, with the files that travel along.
         remarks: sentences on what the converter chose by itself.
+        download: what of a Hub repository is not on this machine yet. It goes into the Hub's cache, or when it is
+            streamed to the target's disk, and is then the most that shards take there at a time.
     """
 
     source: Path
@@ -74,6 +71,7 @@ class Description:
     memory: int
     disk: int
     remarks: tuple[str, ...]
+    download: int = 0
 
     @property
     def bits_per_weight(self) -> float:
@@ -98,8 +96,10 @@ class Description:
         rows = [_cells(row, self.nbytes) for row in self.rows]
         lines = [f"{title}; unpacked weights in {self.dtype}", "", *_columns(_HEAD, rows, left=2)]
         size, bits = readable_size(self.nbytes), f"{self.bits_per_weight:.3f} bits per weight"
-        memory = f"up to {readable_size(self.memory)} of memory (without calibration and --verify)"
+        memory = f"up to {readable_size(self.memory)} of memory"
         disk = f"{readable_size(self.disk)} of disk"
+        if self.download:
+            disk += f" for the output and {readable_size(self.download)} for the download"
         lines += [
             "",
             f"Total  {self.parameters:,} weights in {size}, {bits}",
@@ -125,9 +125,17 @@ class Description:
 
 
 def described(
-    source: Path, outputs: Outputs, *, recipe: str | None, extra_files: int, remarks: tuple[str, ...] = ()
+    source: Path,
+    outputs: Outputs,
+    *,
+    recipe: str | None,
+    memory: int,
+    extra_files: int,
+    remarks: tuple[str, ...] = (),
+    download: int = 0,
 ) -> Description:
-    """The description of `outputs`, with `extra_files` bytes that are copied."""
+    """The description of `outputs`, which take `memory` bytes of it to write, with `extra_files` bytes that are copied
+    and `download` bytes yet to come."""
     tensors = tuple(_tensor(output) for output in outputs.all)
     return Description(
         source=source,
@@ -136,21 +144,16 @@ def described(
         tensors=tensors,
         nbytes=outputs.nbytes,
         parameters=sum(prod(shape) for shape in {tensor.name: tensor.shape for tensor in tensors}.values()),
-        memory=_memory(outputs),
+        memory=memory,
         disk=outputs.file_bytes + extra_files,
         remarks=remarks,
+        download=download,
     )
 
 
 def _tensor(output: Output) -> TensorRow:
     spec = output.target.spec
     return TensorRow(output.name, kind_of(spec), spec.shape, output.quantization, output.dtype, output.nbytes)
-
-
-def _memory(outputs: Outputs) -> int:
-    """Pieces of the source at work, the largest there is, and freed buffers that are kept for the next."""
-    largest = max(piece.nbytes for output in outputs.all for piece in cut(output))
-    return piece_count() * _COPIES * largest + _KEPT_BYTES
 
 
 def _cells(row: Row, total: int) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,15 @@ from mlx_qwen.config import ModelConfig
 from .choices.choose import choose
 from .description import Description, described
 from .formats import decodable, is_encoded
+from .needs import memory_needed
 from .outputs import Output, Outputs, plan_outputs
+from .pieces import DamagedPieceError
 from .quantize.calibration import Calibration
 from .quantize.texts import calibration_windows
 from .settings import Settings
+from .soundness import damaged_source
 from .source.origin import Origin
+from .source.supply import files_of
 from .weights import Written, write_weights
 from .writing.config_json import converted_config
 from .writing.fingerprint import fingerprint
@@ -56,12 +60,22 @@ class Job:
         return self.description.disk
 
     def write(self, space: Workspace, progress: bool | None) -> Written:
-        """Fill the folder of `space`; returns what the weights showed."""
+        """Fill the folder of `space`; returns what the weights showed.
+
+        Raises ConversionError for weights of the source that are NaN or infinite.
+        """
         quantization, has_vision, folder = self.settings.quantization, self.plan.has_vision, space.folder
         calibration = None
         if self.windows is not None:
             calibration = Calibration(self.config, self.plan, self.windows, self.outputs.dtype)
-        written = write_weights(space, self.outputs, self.origin.remote, progress, calibration)
+        try:
+            written = write_weights(space, self.outputs, self.origin.remote, progress, calibration)
+        except DamagedPieceError as error:
+            advice = damaged_source(self.plan, error.piece)
+            for file in files_of(error.piece):
+                if file.parent == space.downloads:  # the same command then downloads it again
+                    file.unlink()
+            raise advice from error
         copy_files(self.source, folder)
         write_model_card(
             self.source,
@@ -76,8 +90,13 @@ class Job:
         return written
 
 
-def plan_job(origin: Origin, settings: Settings, progress: bool | None) -> Job:
+def plan_job(
+    origin: Origin, settings: Settings, progress: bool | None, *, verify: bool = False, download: int = 0
+) -> Job:
     """Decide what is written of every tensor. Reads headers, and the weights that `settings` leave choices to.
+
+    `verify` says that the output will be compared with the source, which takes memory; `download` is how many bytes of
+    the source are not on the disk yet. Both are for the description.
 
     Raises ConfigError, CheckpointError and ConversionError as `convert` does.
     """
@@ -87,15 +106,22 @@ def plan_job(origin: Origin, settings: Settings, progress: bool | None) -> Job:
     plan = plan_checkpoint(config, tensors, origin.companion())
     text = settings.calibration
     windows = None if text is None else calibration_windows(text, source, config)
-    chosen = choose(settings, config, plan, windows, progress)
+    try:
+        chosen = choose(settings, config, plan, windows, progress)
+    except DamagedPieceError as error:
+        raise damaged_source(plan, error.piece) from error
     outputs = plan_outputs(plan, chosen.settings)
+    if not any(output.quantization for output in outputs.all):
+        chosen = replace(chosen, settings=replace(chosen.settings, recipe=None))
     _warn_of_packing_again(outputs)
     description = described(
         source,
         outputs,
         recipe=None if chosen.settings.recipe is None else chosen.settings.recipe.name,
+        memory=memory_needed(config.text, outputs, 0 if windows is None else windows.size, verify=verify),
         extra_files=sum(file.stat().st_size for file in copied_files(source)),
         remarks=chosen.remarks,
+        download=download,
     )
     return Job(origin, config, plan, outputs, chosen.settings, description, windows)
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_qwen.checkpoint import Source
+from mlx_qwen.errors import ConversionError
 from mlx_qwen.files import TensorInfo
 
 from .arrays import FLOATS, all_finite, as_bytes, as_float32
@@ -46,12 +47,21 @@ class Piece:
 class Result:
     """The arrays of a piece as bytes, in the order of the output's entries.
 
-    `finite` says whether all its values are; `exact` whether scales and biases that came with codes kept their values.
+    `finite` says whether the output's dtype reaches as far as its values; `exact` whether scales and biases that came
+    with codes kept their values.
     """
 
     data: tuple[npt.NDArray[np.uint8], ...]
     finite: bool
     exact: bool = True
+
+
+class DamagedPieceError(ConversionError):
+    """The source holds values in `piece` that are NaN or infinite."""
+
+    def __init__(self, piece: Piece) -> None:
+        super().__init__(f"{piece.output.name} holds NaN or infinite values as it is stored. Download it again.")
+        self.piece = piece
 
 
 def cut(output: Output) -> Iterator[Piece]:
@@ -74,18 +84,37 @@ def produce(piece: Piece, corrections: Corrections | None = None, run: Run = map
     """Read one piece and bring it into the form of its output; safe to call in any thread.
 
     `corrections` say how to round the tensors of the layer that calibration has seen; `run` as in `searched_rows`.
+    Raises DamagedPieceError for values that are not finite before anything is done to them.
     """
-    output, target = piece.output, piece.output.target
-    kind, wanted = FLOATS[output.dtype], output.quantization
-    if target.quantization is not None and target.quantization == wanted:
+    stored, wanted = piece.output.target.quantization, piece.output.quantization
+    if stored is not None and stored == wanted:
         return _copied(piece)
     dense = dense_values(piece)
-    if wanted is not None and wanted.mode == "affine" and output.quantizer != "rtn":
-        packed = _corrected(piece, dense, corrections)
-        if packed is None and wanted.bits <= MOST_FITTED_BITS:
-            packed = searched_rows(_matrix(dense), wanted, output.dtype, run)
-        if packed is not None:
-            return Result(packed.data, packed.is_finite)
+    result = _searched(piece, dense, corrections, run) or _cast(piece, dense)
+    if not result.finite and not is_finite(dense):
+        raise DamagedPieceError(piece)
+    return result
+
+
+def is_finite(values: mx.array) -> bool:
+    """Whether a float array holds neither NaN nor infinity."""
+    return all_finite(as_bytes(values), next(kind for kind in FLOATS.values() if kind.mlx == values.dtype))
+
+
+def _searched(piece: Piece, dense: mx.array, corrections: Corrections | None, run: Run) -> Result | None:
+    """The piece with codes, scales and biases that lose least; None where nearest codes, or no codes, are wanted."""
+    output, wanted = piece.output, piece.output.quantization
+    if wanted is None or wanted.mode != "affine" or output.quantizer == "rtn":
+        return None
+    packed = _corrected(piece, dense, corrections)
+    if packed is None and wanted.bits <= MOST_FITTED_BITS:
+        packed = searched_rows(_matrix(dense), wanted, output.dtype, run)
+    return None if packed is None else Result(packed.data, packed.is_finite)
+
+
+def _cast(piece: Piece, dense: mx.array) -> Result:
+    """The piece in the output's dtype, or with the nearest codes to that."""
+    kind, wanted = FLOATS[piece.output.dtype], piece.output.quantization
     dense = dense.astype(kind.mlx)
     values = as_bytes(dense)
     finite = all_finite(values, kind)
@@ -103,7 +132,7 @@ def _corrected(piece: Piece, dense: mx.array, corrections: Corrections | None) -
         return None
     rows = as_float32(_matrix(dense))
     if not np.isfinite(rows).all():
-        return None
+        raise DamagedPieceError(piece)
     share = spec.shape[-2] if len(spec.shape) > 2 else None
     first, parts = 0, []
     while first < len(rows):
@@ -126,13 +155,18 @@ def _copied(piece: Piece) -> Result:
     weight, *rest = _packed(piece)
     kind = FLOATS[piece.output.dtype]
     if all(array.dtype == mx.uint8 for array in rest):
+        if not is_finite(dense_values(piece)):
+            raise DamagedPieceError(piece)
         return Result(tuple(as_bytes(array) for array in (weight, *rest)), finite=True)
     cast = [array.astype(kind.mlx) for array in rest]
     exact = all(
         mx.array_equal(array, narrow.astype(array.dtype)).item() for array, narrow in zip(rest, cast, strict=True)
     )
     floats = tuple(as_bytes(array) for array in cast)
-    return Result((as_bytes(weight), *floats), all(all_finite(data, kind) for data in floats), exact)
+    finite = all(all_finite(data, kind) for data in floats)
+    if not finite and not all(map(is_finite, rest)):
+        raise DamagedPieceError(piece)
+    return Result((as_bytes(weight), *floats), finite, exact)
 
 
 def dense_values(piece: Piece) -> mx.array:

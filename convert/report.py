@@ -1,5 +1,6 @@
 """What a conversion did, as values and as a table."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,12 @@ class ConversionReport:
 
     Sizes count bytes of tensors. `bits_per_weight` is 8 · output_bytes / parameters. `peak_memory` is how far the
     process's peak resident memory rose above its peak before, in bytes; `mlx_peak_memory` is what MLX itself held.
-    `description` lists what is written; `quantization` is that of most matrices, None when none is packed.
-    `indivisible` names matrices left unpacked because their columns do not divide into groups; `non_finite` those
-    with NaN or infinite values. `kept_codes` names matrices whose codes another runtime's quantization chose and which
-    are written unchanged; for those in `rounded_scales`, scales or biases were rounded to `dtype`. `url` is where the
-    output was uploaded to, `quality` what verifying it found.
+    `description` lists what is written; `quantization` is the precision that config.json names for all modules without
+    their own, None when none is packed. `indivisible` names matrices left unpacked because their columns do not divide
+    into groups; `non_finite` those whose values `dtype` is too narrow for, so that some became infinite. `kept_codes`
+    names matrices whose codes another runtime's quantization chose and which are written unchanged; for those in
+    `rounded_scales`, scales or biases were rounded to `dtype`. `url` is where the output was uploaded to, `quality`
+    what verifying it found.
     """
 
     path: Path
@@ -72,12 +74,17 @@ class ConversionReport:
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
     def _precision(self) -> str:
-        if self.quantization is None:
+        """The packed precisions, that of most weights first, and the dtype of the rest."""
+        weights: Counter[Quantization] = Counter()
+        for row in self.description.rows:
+            if row.quantization is not None:
+                weights[row.quantization] += row.parameters
+        if not weights:
             return self.dtype
-        kinds = {row.quantization for row in self.description.rows if row.quantization is not None}
-        others = sorted({shown_precision(kind, self.dtype) for kind in kinds - {self.quantization}})
-        most = f"mostly {shown_precision(self.quantization, self.dtype)}"
-        return f"{self.description.recipe}: {'; '.join([most, *others, f'the rest {self.dtype}'])}"
+        shown = [shown_precision(kind, self.dtype) for kind, _ in weights.most_common()]
+        if 2 * max(weights.values()) > self.parameters:
+            shown[0] = f"mostly {shown[0]}"
+        return f"{self.description.recipe}: {'; '.join([*shown, f'the rest {self.dtype}'])}"
 
     def _kept_codes(self) -> str:
         count = f"{len(self.kept_codes)} matrices"

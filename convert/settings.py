@@ -96,8 +96,10 @@ def check_settings(
     given = [name for name, value in asked.items() if value is not None]
     if dequantize or not quantize:
         if given:
+            matter, them = ("matters", "it") if len(given) == 1 else ("matter", "them")
             raise ConversionError(
-                f"{' and '.join(given)} only matter when quantizing, which is turned off. Leave them out, or quantize."
+                f"{' and '.join(given)} only {matter} when quantizing, which is turned off. Leave {them} out, or "
+                "quantize."
             )
         return Settings(None, dtype, dequantize, chip=chip)
     _check_apart(given)
@@ -162,5 +164,8 @@ def size_in_bytes(size: int | str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(size), re.IGNORECASE)
     unit = None if found is None else _UNITS.get(found[2].lower())
     if found is None or unit is None or (nbytes := int(float(found[1]) * unit)) <= 0:
-        raise ConversionError(f"target_size is {size!r}, expected a size such as 16GB.")
+        raise ConversionError(
+            f"target_size is {size!r}, expected a positive number of bytes, or of kB, MB or GB (10^3, 10^6 or 10^9 "
+            "bytes) or KiB, MiB or GiB (2^10, 2^20 or 2^30), such as 16GB."
+        )
     return nbytes

@@ -58,15 +58,19 @@ def write_weights(
     """Write `model*.safetensors`, their index and `mlx-qwen*.safetensors` into the folder of `space`.
 
     Goes on after the pieces that its journal knows, and keeps it up to date. With `remote`, downloads the source's
-    files as they are needed. Warns of tensors that hold NaN or infinite values.
+    files as they are needed. Warns of tensors with values that the dtype cannot hold, and raises
+    DamagedPieceError where the source itself holds NaN or infinite ones.
     """
+    main = _writer(space.folder, "model", outputs.main)
+    companion = _writer(space.folder, COMPANION_STEM, outputs.companion) if outputs.companion else None
+    writers = [main] if companion is None else [main, companion]
+    if space.journal.last.pieces and not all(writer.is_begun for writer in writers):
+        space.start_afresh("weight files that it began are gone, or are not as they were left.")
     with ExitStack() as stack:
-        main = stack.enter_context(_writer(space.folder, "model", outputs.main))
+        for writer in writers:
+            stack.enter_context(writer)
         tasks = [(piece, main) for output in outputs.main for piece in cut(output)]
-        writers, companion = [main], None
-        if outputs.companion:
-            companion = stack.enter_context(_writer(space.folder, COMPANION_STEM, outputs.companion))
-            writers.append(companion)
+        if companion is not None:
             tasks += [(piece, companion) for output in outputs.companion for piece in cut(output)]
         supply = None
         if remote is not None:
@@ -199,7 +203,7 @@ def _warn(non_finite: tuple[str, ...]) -> None:
     if non_finite:
         shown = ", ".join(non_finite[:5]) + (" …" if len(non_finite) > 5 else "")
         warnings.warn(
-            f"{len(non_finite)} tensors hold NaN or infinite values: {shown}. The source is damaged, or the dtype is "
-            "too narrow for it; the output will misbehave.",
+            f"{len(non_finite)} tensors hold NaN or infinite values: {shown}. The dtype is too narrow for what "
+            "the source holds there, and the output will misbehave: choose bfloat16 or float32.",
             stacklevel=5,
         )

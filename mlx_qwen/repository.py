@@ -44,6 +44,20 @@ class Repository:
         """Bytes of every safetensors file."""
         return [file.nbytes for name, file in self.files.items() if name.endswith(".safetensors")]
 
+    def missing_bytes(self) -> int:
+        """Bytes of the safetensors files that the Hub's cache lacks; raises CheckpointError as `resolve` does."""
+        from huggingface_hub import snapshot_download
+
+        with hub_errors(self.name, self.commit):
+            found = snapshot_download(
+                self.name,
+                revision=self.commit,
+                allow_patterns="*.safetensors",
+                tqdm_class=_stoppable(Event()),
+                dry_run=True,
+            )
+        return sum(file.file_size or 0 for file in found if file.will_download)
+
     def read(self, name: str, start: int, stop: int) -> bytes:
         """Bytes start:stop of a file, fewer where it ends before; raises CheckpointError as `resolve` does."""
         from huggingface_hub import hf_hub_url

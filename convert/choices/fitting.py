@@ -72,7 +72,7 @@ def fitted_recipe(
         )
     _spend(units, room)
     by_name = {name: unit.option.quantization for unit in units for name in unit.names}
-    return Recipe(asked.name, _most_common(units, asked.default), {Kind.ROUTER: precision(8)}, by_name, asked.rules)
+    return Recipe(asked.name, _most_common(units), {Kind.ROUTER: precision(8)}, by_name, asked.rules)
 
 
 def _is_open(output: Output, recipe: Recipe) -> bool:
@@ -125,10 +125,13 @@ def _steps(units: list[_Unit], room: int) -> Iterator[tuple[float, _Unit, int]]:
                 yield (unit.option.harm - unit.options[index].harm) / extra, unit, index
 
 
-def _most_common(units: list[_Unit], otherwise: Quantization) -> Quantization:
-    """The precision of most bytes, which config.json names as that of all modules without their own."""
+def _most_common(units: list[_Unit]) -> Quantization:
+    """The precision of most bytes, which config.json names as that of all modules without their own.
+
+    Where no unit is packed that is the routers', which always are.
+    """
     sizes: dict[Quantization, int] = {}
     for unit in units:
         if unit.option.quantization is not None:
             sizes[unit.option.quantization] = sizes.get(unit.option.quantization, 0) + unit.option.nbytes
-    return max(sizes, key=lambda each: sizes[each], default=otherwise)
+    return max(sizes, key=lambda each: sizes[each], default=precision(8))

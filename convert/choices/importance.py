@@ -7,15 +7,17 @@ import numpy.typing as npt
 from mlx_qwen.checkpoint import Plan
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert.batching import window_batches
+from mlx_qwen.convert.soundness import check_sound
 from mlx_qwen.layerwise import LayerwiseModel, LinearInput
-from mlx_qwen.tensors import text_prefix
+from mlx_qwen.tensors import decoder_layer, text_prefix
 
 
 def input_squares(config: ModelConfig, plan: Plan, windows: npt.NDArray[np.int64]) -> dict[str, mx.array]:
     """The sum of squares of each input, fp32 [K], of the decoder layers' matrices and of a head of its own.
 
     `windows` are token ids [n, T]. The model that `plan` reads runs over them, one layer in memory at a time, in its
-    own dtype on a GPU and in fp32 on a CPU. Those of all experts of a layer are added up.
+    own dtype on a GPU and in fp32 on a CPU. Those of all experts of a layer are added up. Raises DamagedPieceError for
+    weights that are NaN or infinite, before these enter anything.
     """
     sums: dict[str, mx.array] = {}
 
@@ -25,8 +27,10 @@ def input_squares(config: ModelConfig, plan: Plan, windows: npt.NDArray[np.int64
             sums[name] = sums[name] + squares if name in sums else squares
 
     model = LayerwiseModel(config, plan, dtype=None if mx.default_device() == mx.gpu else mx.float32)
+    check_sound(target for target in plan.targets if decoder_layer(target.spec.name) is None)
     batches = [model.embed(batch) for batch in window_batches(windows)]
     for layer in model.layers():
+        check_sound(layer.targets)
         batches = [layer(batch, observe) for batch in batches]
         mx.eval(sums)
     if not config.text.tie_word_embeddings:

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlx_qwen.checkpoint import Quantization, Target
 from mlx_qwen.convert.outputs import Output
-from mlx_qwen.convert.pieces import Piece, dense_values
+from mlx_qwen.convert.pieces import DamagedPieceError, Piece, dense_values, is_finite
 from mlx_qwen.convert.progress import Progress
 from mlx_qwen.convert.recipes.kinds import Kind, kind_of
 from mlx_qwen.convert.workers import piece_count
@@ -96,8 +96,18 @@ def harm_weights(specs: Iterable[TensorSpec]) -> dict[str, float]:
 
 
 def sampled_rows(target: Target) -> mx.array:
-    """Up to 256 rows of a matrix, of all its experts together, as fp32 [R, K]."""
-    return mx.concatenate([dense_values(piece).astype(mx.float32) for piece in _blocks(target)])
+    """Up to 256 rows of a matrix, of all its experts together, as fp32 [R, K].
+
+    Raises DamagedPieceError for values that are NaN or infinite.
+    """
+    return mx.concatenate([_sound_values(piece).astype(mx.float32) for piece in _blocks(target)])
+
+
+def _sound_values(piece: Piece) -> mx.array:
+    values = dense_values(piece)
+    if not is_finite(values):
+        raise DamagedPieceError(piece)
+    return values
 
 
 def _error(rows: mx.array, choice: Quantization, importance: mx.array | None) -> float:

@@ -1,6 +1,7 @@
 """How good a conversion is: two checkpoints compared by what they predict and by what they hold."""
 
 from .card import PLOT_NAME, check_verifiable, section, verify_conversion
+from .destination import check_destination
 from .plot import check_plot, save_plot
 from .result import Comparison
 from .run import compare
@@ -12,6 +13,7 @@ __all__ = [
     "PLOT_NAME",
     "Comparison",
     "TensorError",
+    "check_destination",
     "check_plot",
     "check_verifiable",
     "compare",

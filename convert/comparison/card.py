@@ -11,13 +11,14 @@ from mlx_qwen.prompt import Processor
 from .plot import save_plot
 from .result import Comparison
 from .run import compare
+from .texts import FEWEST_TOKENS, read_text, token_ids
 
 PLOT_NAME = "quality.png"
 _SECTION = """
 ## Quality
 
-Compared with {reference} over {tokens:,} predictions on a text of several languages and kinds, in windows of {window}
-tokens, with activations in float32.
+Compared with {reference} over {tokens:,} predictions on {text}, in windows of {window} tokens, with activations in
+float32.
 
 | | |
 |---|---|
@@ -34,13 +35,22 @@ The error of a tensor is the norm of the difference as a share of the norm. `mlx
 """
 
 
-def check_verifiable(source: Path, config: ModelConfig) -> None:
-    """Raise CheckpointError when `source` has no tokenizer, without which no text can be read."""
-    Processor.from_directory(source, config)
+def check_verifiable(source: Path, config: ModelConfig, text: Path | None) -> None:
+    """Raise CheckpointError when `source` has no tokenizer, without which no text can be read, and ConversionError
+    when the file `text` cannot be read or holds too little."""
+    processor = Processor.from_directory(source, config)
+    if text is not None:
+        token_ids(processor, processor, read_text(text), FEWEST_TOKENS)
 
 
 def verify_conversion(
-    source: Path, folder: Path, *, reference: str, name: str, progress: bool | None = None
+    source: Path,
+    folder: Path,
+    *,
+    reference: str,
+    name: str,
+    text: Path | None = None,
+    progress: bool | None = None,
 ) -> Comparison:
     """Compare `source` with the complete conversion in `folder`, and write what that shows into the folder's card.
 
@@ -50,26 +60,27 @@ def verify_conversion(
         source: in any format that `convert` reads.
         folder: with config.json, weights, tokenizer and README.md, wherever it is until it gets its final name.
         reference, name: what source and conversion are called.
-        progress: as in `compare`.
+        text, progress: as in `compare`.
 
     Raises:
         As `compare`.
     """
-    comparison = replace(compare(source, folder, progress=progress), a=reference, b=name)
+    comparison = replace(compare(source, folder, text=text, progress=progress), a=reference, b=name)
     plot, card = folder / PLOT_NAME, folder / "README.md"
     save_plot(comparison, plot)
     with plot.open("rb") as file:
         os.fsync(file.fileno())
-    write_text(card, card.read_text(encoding="utf-8") + section(comparison))
+    write_text(card, card.read_text(encoding="utf-8") + section(comparison, text))
     return comparison
 
 
-def section(comparison: Comparison) -> str:
-    """The part of a model card about `comparison`, in Markdown; its plot is the file PLOT_NAME."""
+def section(comparison: Comparison, text: Path | None = None) -> str:
+    """The part of a model card about `comparison` on `text`, in Markdown; its plot is the file PLOT_NAME."""
     rows = [f"| `{tensor.name}` | {tensor.relative:.4f} |" for tensor in comparison.worst()]
     return _SECTION.format(
         reference=Path(comparison.a).name,
         tokens=comparison.tokens,
+        text="a text of several languages and kinds" if text is None else f"the text {text.name}",
         window=comparison.window,
         a=comparison.perplexity_a,
         b=comparison.perplexity_b,

@@ -1,5 +1,6 @@
 """`compare`: two checkpoints of one model side by side, layer after layer."""
 
+import math
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import fields
@@ -16,11 +17,12 @@ from mlx_qwen.hub import resolve
 from mlx_qwen.layerwise import LayerwiseModel
 from mlx_qwen.model.decoder import Residual
 from mlx_qwen.prompt import Processor
+from mlx_qwen.tensors import decoder_layer
 
 from .distributions import Predictions, predictions
 from .result import Comparison
 from .source import open_decoded
-from .tensors import TensorError, bytes_to_read, matched, tensor_error
+from .tensors import TensorError, bytes_to_read, matched, sum_of_squares, tensor_error
 from .texts import FEWEST_TOKENS, batches, read_text, token_ids
 
 # What may differ between checkpoints that compute the same function.
@@ -58,8 +60,8 @@ def compare(
     Raises:
         ConfigError: a config.json is missing or describes no model of this family.
         CheckpointError: files are missing or damaged, or tensors do not match their config.
-        ConversionError: the models or their tokenizers differ, the text is unreadable or too short, or an option is
-            impossible.
+        ConversionError: the models or their tokenizers differ, the text is unreadable or too short, an option is
+            impossible, or weights, hidden states or logits of a model are NaN or infinite.
     """
     _check_options(tokens, window, dtype)
     folder_a, folder_b = resolve(a), resolve(b)
@@ -71,14 +73,22 @@ def compare(
         processor_a = Processor.from_directory(folder_a, model_a.config)
         processor_b = Processor.from_directory(folder_b, model_b.config)
         ids = token_ids(processor_a, processor_b, read_text(text), tokens)
-        return _Run(model_a, model_b, list(batches(ids, window)), progress).result(str(a), str(b), window)
+        return _Run(model_a, model_b, (str(a), str(b)), list(batches(ids, window)), progress).result(window)
 
 
 class _Run:
-    """Two models on their way through the same batches, int [B, T] each."""
+    """Two models, of these `names`, on their way through the same batches, int [B, T] each."""
 
-    def __init__(self, a: LayerwiseModel, b: LayerwiseModel, windows: list[mx.array], progress: bool | None) -> None:
+    def __init__(
+        self,
+        a: LayerwiseModel,
+        b: LayerwiseModel,
+        names: tuple[str, str],
+        windows: list[mx.array],
+        progress: bool | None,
+    ) -> None:
         self.a, self.b = a, b
+        self.names = names
         self.batches = windows
         self.pairs = matched(a.plan, b.plan)
         self.tensors: dict[str, TensorError] = {}
@@ -86,14 +96,15 @@ class _Run:
         size = bytes_to_read(target for pair in self.pairs.values() for target in pair)
         self._progress = Progress(size, progress, verb="Comparing")
 
-    def result(self, name_a: str, name_b: str, window: int) -> Comparison:
+    def result(self, window: int) -> Comparison:
         with self._progress:
+            # First, so that a damaged tensor is named before it makes everything else NaN.
+            self._compare_tensors(name for name in self.pairs if decoder_layer(name) is None)
             found = self._predictions()
-            self._compare_tensors(self.pairs)
         names_a, names_b = ([target.spec.name for target in model.plan.targets] for model in (self.a, self.b))
         return Comparison(
-            a=name_a,
-            b=name_b,
+            a=self.names[0],
+            b=self.names[1],
             tokens=found.divergence.size,
             window=window,
             perplexity_a=float(np.exp(found.surprise_a.mean(dtype=np.float64))),
@@ -111,25 +122,44 @@ class _Run:
         """What both models predict of every token but the first of each window."""
         states = [(self.a.embed(ids), self.b.embed(ids)) for ids in self.batches]
         for layer_a, layer_b in zip(self.a.layers(), self.b.layers(), strict=True):
-            for i, (state_a, state_b) in enumerate(states):
-                states[i] = layer_a(state_a), layer_b(state_b)
-            self.layer_errors.append(_relative_error(states))
             # Now, while the system still has the layer's pages.
             self._compare_tensors(target.spec.name for target in layer_a.targets)
-        return predictions(
+            for i, (state_a, state_b) in enumerate(states):
+                states[i] = layer_a(state_a), layer_b(state_b)
+            magnitude, distance = _squares(states)
+            self._check_finite(f"The hidden states after layer {layer_a.index}", magnitude, distance)
+            self.layer_errors.append(_share(distance, magnitude))
+        found = predictions(
             self.a,
             self.b,
             _rows([self.a.normed(state)[:, :-1] for state, _ in states]),
             _rows([self.b.normed(state)[:, :-1] for _, state in states]),
             mx.concatenate([ids[:, 1:].flatten() for ids in self.batches]),
         )
+        self._check_finite("The logits", float(found.surprise_a.sum()), float(found.surprise_b.sum()))
+        return found
 
     def _compare_tensors(self, names: Iterable[str]) -> None:
-        """Compare those of the named tensors that were not compared yet."""
+        """Compare the named tensors, of those that both have."""
         for name in names:
-            if name in self.pairs and name not in self.tensors:
-                self.tensors[name] = tensor_error(*self.pairs[name])
-                self._progress.advance(bytes_to_read(self.pairs[name]))
+            if name not in self.pairs:
+                continue
+            error = self.tensors[name] = tensor_error(*self.pairs[name])
+            for model, found in zip(self.names, (error.magnitude, error.distance), strict=True):
+                if not math.isfinite(found):
+                    raise ConversionError(
+                        f"{model} is damaged: {name} holds NaN or infinite values. Download or convert it again."
+                    )
+            self._progress.advance(bytes_to_read(self.pairs[name]))
+
+    def _check_finite(self, what: str, *found: float) -> None:
+        """Raise ConversionError unless what was found of each model's part is finite."""
+        for model, value in zip(self.names, found, strict=True):
+            if not math.isfinite(value):
+                raise ConversionError(
+                    f"{what} of {model} are NaN or infinite. If it was compared in float16, use float32, which reaches "
+                    "further. Otherwise its weights are damaged: download or convert it again."
+                )
 
 
 def _rows(blocks: list[mx.array]) -> mx.array:
@@ -138,14 +168,21 @@ def _rows(blocks: list[mx.array]) -> mx.array:
     return rows
 
 
-def _relative_error(states: list[tuple[Residual, Residual]]) -> float:
-    """‖a − b‖ / ‖a‖ of all hidden states."""
-    distance = magnitude = 0.0
+def _squares(states: list[tuple[Residual, Residual]]) -> tuple[float, float]:
+    """‖a‖² and ‖a − b‖² of all hidden states."""
+    magnitude = distance = 0.0
     for state_a, state_b in states:
         exact = state_a.sum()
-        distance += float(mx.square(exact - state_b.sum()).sum())
-        magnitude += float(mx.square(exact).sum())
-    return float(np.sqrt(distance / magnitude))
+        magnitude += sum_of_squares(exact.astype(mx.float32))
+        distance += sum_of_squares((exact - state_b.sum()).astype(mx.float32))
+    return magnitude, distance
+
+
+def _share(distance: float, magnitude: float) -> float:
+    """‖a − b‖ / ‖a‖ of their squares."""
+    if magnitude:
+        return math.sqrt(distance / magnitude)
+    return math.inf if distance else 0.0
 
 
 def _check_options(tokens: int, window: int, dtype: str) -> None:

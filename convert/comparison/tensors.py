@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_qwen.checkpoint import Plan, Target
 from mlx_qwen.convert.recipes.kinds import Kind, kind_of
@@ -44,15 +45,21 @@ def matched(a: Plan, b: Plan) -> dict[str, tuple[Target, Target]]:
 
 
 def tensor_error(a: Target, b: Target) -> TensorError:
-    """Compare two tensors of one name and shape."""
+    """Compare two tensors of one name and shape. Values that are not finite make the error, or both, not finite."""
     distance = magnitude = 0.0
     for first, last in _blocks(a):
         exact, other = (read_rows(target, first, last, mx.float32).dense().astype(mx.float32) for target in (a, b))
-        distance += float(mx.square(exact - other).sum())
-        magnitude += float(mx.square(exact).sum())
+        distance += sum_of_squares(exact - other)
+        magnitude += sum_of_squares(exact)
     size = math.prod(a.spec.shape)
     root = [math.sqrt(total / size) for total in (distance, magnitude)]
     return TensorError(a.spec.name, kind_of(a.spec), size, root[0], root[1])
+
+
+def sum_of_squares(values: mx.array) -> float:
+    """Σ x² of fp32 values; not finite only if one of them is not."""
+    total = float(mx.square(values).sum())
+    return total if math.isfinite(total) else float(np.square(np.array(values, np.float64)).sum())
 
 
 def bytes_to_read(targets: Iterable[Target]) -> int:

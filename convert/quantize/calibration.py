@@ -16,9 +16,11 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert.arrays import FLOATS
 from mlx_qwen.convert.batching import window_batches
 from mlx_qwen.convert.settings import DType
+from mlx_qwen.convert.soundness import check_sound
 from mlx_qwen.files import TensorInfo
 from mlx_qwen.layerwise import LayerwiseModel, LinearInput, StreamedLayer
 from mlx_qwen.model.decoder import Residual
+from mlx_qwen.tensors import Role
 
 from .correction import DAMPING
 from .inputs import Corrections, LayerInputs
@@ -51,9 +53,10 @@ class Calibration:
         """Run a layer as the source has it; returns the corrections of the tensors `wanted`.
 
         All layers before it are written by then, and embeddings that are not the head too; layers are observed in
-        ascending order.
+        ascending order. Raises DamagedPieceError for weights that are not finite, before these enter anything.
         """
         self._advance(layer)
+        check_sound(self._source.layer_targets(layer))
         inputs, streamed = LayerInputs(wanted), StreamedLayer(self._source, layer)
         for hidden in self._hidden:
             streamed(hidden, inputs)
@@ -75,6 +78,7 @@ class Calibration:
         """Go on until before `layer`, through the layers as they were written."""
         assert self._written is not None, "a calibration follows an output"
         if not self._hidden:
+            check_sound(target for target in self._source.plan.targets if target.spec.role is Role.EMBEDDING)
             # Embeddings that serve as the head are written after all layers.
             embedding = self._source if self._config.text.tie_word_embeddings else self._written
             self._hidden = [embedding.embed(batch) for batch in window_batches(self._windows)]

@@ -43,10 +43,14 @@ class Origin:
         """The tensors of the companion files."""
         return companion_tensors(self.folder, self.shelf)
 
-    @property
-    def streamed_bytes(self) -> int:
-        """The most that shards take on the disk at a time when they are streamed."""
-        return 0 if self.remote is None else space_needed(self.remote.shard_sizes)
+    def download_bytes(self, *, stream: bool) -> int:
+        """What weights that are not on the disk take there: the most at a time if they `stream`, else what is missing.
+
+        The former lie beside the target, the latter in the Hub's cache.
+        """
+        if self.remote is None:
+            return 0
+        return space_needed(self.remote.shard_sizes) if stream else self.remote.missing_bytes()
 
     def lines(self) -> list[str]:
         """What is there, exactly enough to tell whether it changed."""

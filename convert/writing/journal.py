@@ -11,6 +11,8 @@ from pathlib import Path
 
 from mlx_qwen.errors import ConversionError
 
+_FIRST_LINE = b'{"fingerprint": "'
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -37,6 +39,7 @@ class Journal:
 
     def begin(self) -> None:
         """Make it an empty journal of this work."""
+        self.last = Record()
         os.ftruncate(self._descriptor, 0)
         self._append({"fingerprint": self._fingerprint})
 
@@ -53,6 +56,20 @@ class Journal:
         while data:
             data = data[os.write(self._descriptor, data) :]
         os.fsync(self._descriptor)
+
+
+def is_journal(path: Path, *, alone: bool) -> bool:
+    """Whether the file at `path` is a journal; its first line may be cut off where it is `alone` in its folder.
+
+    Other things come there after the first line was written.
+    """
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        line = file.readline(1000)
+    if line.endswith(b"\n"):
+        return line.startswith(_FIRST_LINE)
+    return alone and line[: len(_FIRST_LINE)] == _FIRST_LINE[: len(line)]
 
 
 @contextmanager

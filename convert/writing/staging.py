@@ -9,14 +9,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_qwen.convert.measures import readable_size
 from mlx_qwen.errors import ConversionError
 
-from .journal import Journal, locked
+from .journal import Journal, is_journal, locked
 
 DOWNLOADS = "downloads"
+_MODEL = "model"
 _JOURNAL = "journal"
 _REPLACED = "replaced"
+_DISCARDED = "discarded"
+_FINDER = ".DS_Store"
+# What is removed; anything else in a workspace is somebody's own.
+_MADE = (_MODEL, DOWNLOADS, _DISCARDED, _FINDER)
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
@@ -36,27 +40,29 @@ def check_apart(target: Path, source: Path) -> None:
             raise ConversionError(f"{folder} holds the source {source}. Choose another --mlx-path.")
 
 
-def check_space(target: Path, needed: int) -> None:
-    """Raise ConversionError when the disk of `target` has less than `needed` bytes free.
-
-    What an unfinished conversion to `target` takes counts as free, as this one goes on with it or removes it.
-    """
-    parent = next(path for path in target.absolute().parents if path.exists())
-    free = shutil.disk_usage(parent).free + _taken(work_folder(target))
-    if free < needed:
-        raise ConversionError(
-            f"The output needs {readable_size(needed)}, but only {readable_size(free)} are free in {parent}. "
-            "Free some space, or choose another --mlx-path."
-        )
-
-
-def _taken(folder: Path) -> int:
-    """Bytes that the files below `folder` take on the disk, without their holes."""
-    taken = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # another process may be at work there
-            taken += path.lstat().st_blocks * 512
-    return taken
+def check_workspace(target: Path) -> None:
+    """Raise ConversionError when `work_folder(target)` holds what no unfinished conversion can have left."""
+    work = work_folder(target)
+    if work.is_symlink():
+        found = "it is a link"
+    elif work.is_dir():
+        try:
+            names = {path.name for path in work.iterdir()} - {_FINDER}
+            if not names or is_journal(work / _JOURNAL, alone=names == {_JOURNAL}):
+                return
+        except FileNotFoundError:  # another process has just finished
+            return
+        except OSError as error:
+            raise ConversionError(advice(error, target)) from error
+        found = f"it holds {', '.join(sorted(names)[:3])}"
+    elif work.exists():
+        found = "it is a file"
+    else:
+        return
+    raise ConversionError(
+        f"{work} is where an unfinished conversion to {target} lies, but {found}. Expected nothing there, or what such "
+        "a conversion left. Move it away, or choose another --mlx-path."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,13 @@ class Workspace:
     folder: Path
     downloads: Path
     journal: Journal
+
+    def start_afresh(self, reason: str) -> None:
+        """Forget what `journal` recorded, remove what `folder` holds, and warn of the `reason`."""
+        warnings.warn(f"{self.folder.parent} cannot be gone on with: {reason} This one starts afresh.", stacklevel=5)
+        _remove(self.folder)
+        self.folder.mkdir()
+        self.journal.begin()
 
 
 def work_folder(target: Path) -> Path:
@@ -81,16 +94,19 @@ def staged(target: Path, fingerprint: str, *, resume: bool = True, overwrite: bo
     interruption, or an OSError, which becomes a ConversionError, the workspace stays; after any other error it goes.
     """
     work = work_folder(target)
+    check_workspace(target)
     try:
         work.mkdir(parents=True, exist_ok=True)
         with locked(work / _JOURNAL) as descriptor:
-            _restore(work, target)
+            _settle(work, target)
             check_target(target, overwrite=overwrite)  # another process may have made it since the first check
             journal = _prepare(work, Journal(descriptor, fingerprint, resume=resume))
-            space = Workspace(work / "model", work / DOWNLOADS, journal)
+            space = Workspace(work / _MODEL, work / DOWNLOADS, journal)
             try:
                 for folder in (space.folder, space.downloads):
                     folder.mkdir(exist_ok=True)
+                # No reader takes a folder without it for a model, and this one is about to be written to.
+                (space.folder / "config.json").unlink(missing_ok=True)
                 yield space
                 _sync_folder(space.folder)
                 _swap(space.folder, target, work / _REPLACED)
@@ -98,18 +114,19 @@ def staged(target: Path, fingerprint: str, *, resume: bool = True, overwrite: bo
             except (OSError, KeyboardInterrupt, ConversionError):
                 raise
             except BaseException:
-                shutil.rmtree(work, ignore_errors=True)
+                _remove_workspace(work, target, journal)
                 raise
-            shutil.rmtree(work, ignore_errors=True)
+            _remove_workspace(work, target, journal)
     except OSError as error:
-        raise ConversionError(_advice(error, target)) from error
+        raise ConversionError(advice(error, target)) from error
 
 
-def _restore(work: Path, target: Path) -> None:
-    """Bring back a model whose replacement was cut off between two renames."""
-    replaced = work / _REPLACED
-    if replaced.exists() and not target.exists():
-        replaced.rename(target)
+def _settle(work: Path, target: Path) -> None:
+    """End a replacement that was cut off: between its two renames the old model comes back, after them it goes."""
+    replaced, discarded = work / _REPLACED, work / _DISCARDED
+    if replaced.exists():
+        _remove(discarded)
+        replaced.rename(discarded if target.exists() else target)
 
 
 def _prepare(work: Path, journal: Journal) -> Journal:
@@ -121,12 +138,30 @@ def _prepare(work: Path, journal: Journal) -> Journal:
             stacklevel=5,
         )
     if not journal.found:
-        for path in work.iterdir():
-            if path.name != _JOURNAL:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name in _MADE:
+            _remove(work / name)
         journal.begin()
         _sync_folder(work)
     return journal
+
+
+def _remove_workspace(work: Path, target: Path, journal: Journal) -> None:
+    """Remove what a conversion made. The journal goes last, so that what a kill leaves is known for what it is."""
+    with suppress(OSError):
+        _settle(work, target)
+        journal.begin()
+        for name in _MADE:
+            _remove(work / name)
+        if list(work.iterdir()) == [work / _JOURNAL]:
+            shutil.rmtree(work)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -159,7 +194,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _advice(error: OSError, target: Path) -> str:
+def advice(error: OSError, target: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         step = "The disk is full: free some space, or choose another --mlx-path"
     elif error.errno == errno.EFBIG:

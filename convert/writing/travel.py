@@ -105,11 +105,13 @@ def write_model_card(
 
 
 def _front_matter(card: Path) -> "ModelCardData":
-    from huggingface_hub import ModelCard, ModelCardData
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    from huggingface_hub.repocard_data import ModelCardData
 
     if not card.is_file():
         return ModelCardData()
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
     try:
         data = ModelCard(card.read_text(encoding="utf-8")).data
     except (ValueError, YAMLError) as error:

@@ -63,6 +63,11 @@ class SafetensorsWriter:
         for file in self._files:
             file.close()
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether all files are there, in full size and with their headers, as an earlier writer left them."""
+        return all(file.is_begun for file in self._files)
+
     def write(self, name: str, data: npt.NDArray[np.uint8], first_byte: int = 0) -> None:
         """Write `data` into tensor `name`, from its byte `first_byte` on."""
         self._by_tensor[name].write(name, data, first_byte)
@@ -135,11 +140,24 @@ class _File:
         self._entries = entries
         self._lock = Lock()
         self._header, self._starts = header_bytes(entries)
+        self._nbytes = len(self._header) + sum(entry.nbytes for entry in entries)
         self._descriptor: int | None = None
         self._unsynced = True
 
+    @property
+    def is_begun(self) -> bool:
+        header = memoryview(self._header)[PREFIX_BYTES:]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(PREFIX_BYTES)
+                return os.fstat(file.fileno()).st_size == self._nbytes and file.read(len(header)) == header
+        except FileNotFoundError:
+            return False
+
     def open(self) -> None:
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+        # At once in full size, with holes, so that one that lost its end can be told.
+        os.ftruncate(self._descriptor, self._nbytes)
         self._put(memoryview(bytes(PREFIX_BYTES) + self._header[PREFIX_BYTES:]), 0)
 
     def write(self, name: str, data: npt.NDArray[np.uint8], first_byte: int) -> None:

@@ -131,9 +131,9 @@ def _candidates(folder: Path, workdir: Path) -> Iterator[Candidate]:
             convert(folder, target, recipe=recipe, calibration=calibration, progress=False)
             yield Candidate(f"{OURS} {recipe}, gptq, {name}", target)
     for name in FITTED:
-        for how, calibration in (("search", None), ("gptq, own text", own)):
+        for how, seen in (("search", None), ("gptq, own text", own)):
             fitted = Candidate(f"{OURS} of that size ({name}), {how}", target)
-            _fit(folder, fitted, sizes[name], calibration)
+            _fit(folder, fitted, sizes[name], seen)
             yield fitted
 
 
@@ -145,7 +145,7 @@ def _fit(folder: Path, made: Candidate, most: int, calibration: Path | None) -> 
         convert(folder, made.folder, target_size=allowed, calibration=calibration, progress=False, overwrite=True)
         if made.nbytes <= most:
             return
-        allowed -= made.nbytes - most
+        allowed -= max(made.nbytes - most, most // 100)
 
 
 def _peers() -> dict[str, dict[str, Any]]:

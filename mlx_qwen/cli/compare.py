@@ -46,10 +46,13 @@ def command(
     larger than memory can be compared. Shows perplexities, divergence and agreement of predictions, and the errors of
     hidden states and weights.
     """
-    from mlx_qwen.convert.comparison import check_plot, compare, save_plot
+    from mlx_qwen.convert.comparison import check_destination, check_plot, compare, save_plot
 
     if plot is not None:
         check_plot(plot)
+    for file in (json_file, plot):
+        if file is not None:
+            check_destination(file)
     comparison = compare(reference, other, text=text, tokens=tokens, window=window, dtype=dtype)
     click.echo(comparison.table())
     if json_file is not None:

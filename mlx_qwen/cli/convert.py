@@ -97,6 +97,12 @@ def _by_pattern(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     is_flag=True,
     help="Compare the output with the source, as `mlx-qwen compare` does, and say on its model card what that shows.",
 )
+@click.option(
+    "--verify-text",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Text file to --verify on.  [default: a short one of several languages and kinds]",
+)
 @click.option("--upload", metavar="REPO", help="Upload the output to this Hub repository; your login is checked first.")
 @click.option("--revision", help="Branch, tag or commit of the Hub repository.")
 @click.option(
@@ -126,6 +132,7 @@ def command(
     no_resume: bool,
     stream_from_hub: bool,
     verify: bool,
+    verify_text: Path | None,
     upload: str | None,
     revision: str | None,
     dry_run: bool,
@@ -142,6 +149,8 @@ def command(
     _check_one(ways)
     if context is not None and fit is None:
         raise click.UsageError("--context only matters for --fit.")
+    if verify_text is not None and not verify:
+        raise click.UsageError("--verify-text only matters for --verify.")
     if quantize is None:
         given = (q_group_size, quantizer, calibration, *ways.values())
         asked = bool(bits_for) or any(value is not None for value in given)
@@ -172,6 +181,7 @@ def command(
             resume=not no_resume,
             stream_from_hub=stream_from_hub,
             verify=verify,
+            verify_text=verify_text,
             upload=upload,
             revision=revision,
             dry_run=dry_run,

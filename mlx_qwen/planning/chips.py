@@ -47,7 +47,7 @@ def memory_bytes(memory: int | str) -> int:
     else:
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*Gi?B\s*", memory, re.IGNORECASE)
         if found is None:
-            raise PlanningError(f"memory is {memory!r}, expected a size such as 64GB.")
+            raise PlanningError(f"memory is {memory!r}, expected a number of GB or GiB (2^30 bytes), such as 64GB.")
         size = int(float(found[1]) * GIB)
     if size <= 0:
         raise PlanningError(f"memory is {memory!r}, expected more than nothing, such as 64GB.")

@@ -1,15 +1,19 @@
 """What is going to be written is told before: by kind, by tensor, in bytes, and with what the work needs."""
 
+import shutil
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
-from mlx_qwen.convert import Description, convert, describe
+from mlx_qwen.convert import Description, convert, describe, needs
+from mlx_qwen.convert.measures import readable_size
 from mlx_qwen.convert.recipes.kinds import Kind
 from mlx_qwen.convert.synthetic import write_random_checkpoint
 from mlx_qwen.files import checkpoint_tensors, companion_tensors
 from mlx_qwen.sizes import reduced
 from tests.conftest import CheckpointFactory
+from tests.support.tokenizers import add_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +69,32 @@ def test_no_more_memory_is_taken_than_was_said(tmp_path: Path) -> None:
     write_random_checkpoint(config, tmp_path / "source")
     report = convert(tmp_path / "source", tmp_path / "out")
     assert report.peak_memory <= report.description.memory
+
+
+def test_a_calibration_and_verifying_count_as_memory_too(source: Path, tmp_path: Path) -> None:
+    folder = add_tokenizer(shutil.copytree(source, tmp_path / "source"))
+    needed = []
+    for repeats in (10, 100):
+        (tmp_path / "text.txt").write_text("what is the answer and which tool is the one " * repeats)
+        needed.append(describe(folder, calibration=tmp_path / "text.txt").memory)
+    assert describe(folder).memory < needed[0] < needed[1]
+    verified = convert(folder, tmp_path / "out", verify=True, dry_run=True).description
+    assert verified.memory > describe(folder).memory
+    assert f"up to {readable_size(verified.memory)} of memory, " in verified.table()
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_no_more_memory_is_held_by_a_calibration_and_by_verifying_than_was_said(
+    kind: str, checkpoint: CheckpointFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is kept in reserve would hide all that such a small model takes.
+    monkeypatch.setattr(needs, "_KEPT_BYTES", 0)
+    folder = add_tokenizer(shutil.copytree(checkpoint(kind), tmp_path / "source"))
+    (tmp_path / "text.txt").write_text("what is the answer and which tool is the one " * 100)
+    options = {"calibration": tmp_path / "text.txt"}, {"verify": True, "verify_text": tmp_path / "text.txt"}
+    for i, asked in enumerate(options):
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        report = convert(folder, tmp_path / f"out-{i}", progress=False, **asked)  # type: ignore[arg-type]
+        assert mx.get_peak_memory() - before <= report.description.memory

@@ -1,5 +1,6 @@
 """A size that is asked for is met from below, with bits where they avoid most harm."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -71,6 +72,30 @@ def test_the_same_size_always_gives_the_same_bits(source: Path) -> None:
 def test_a_size_that_holds_everything_packs_nothing_but_routers(source: Path) -> None:
     packed = {name for name, kind in chosen(describe(source, target_size="10GB")).items() if kind is not None}
     assert packed == {name for name in packed if name.endswith(("mlp.gate.weight", "shared_expert_gate.weight"))}
+
+
+def test_the_report_names_only_precisions_that_something_has(
+    source: Path, checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    unpacked = convert(source, tmp_path / "none", target_size="10GB")
+    assert "Precision        fitted: 8 bits, groups of 64; the rest bfloat16\n" in unpacked.table()
+    assert json.loads((tmp_path / "none" / "config.json").read_text())["quantization"]["bits"] == 8
+    small = convert(source, tmp_path / "small", target_size="5MB", dry_run=True)
+    kinds = [row.quantization for row in small.description.rows if row.quantization is not None]
+    shown = small.table().partition("fitted: ")[2].partition("; the rest")[0].split("; ")
+    assert len(shown) == len(set(kinds)) > 1
+    assert {part.removeprefix("mostly ").partition(" ")[0] for part in shown} == {str(kind.bits) for kind in kinds}
+
+
+def test_a_size_at_which_nothing_is_packed_leaves_no_word_of_packing(
+    checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    report = convert(checkpoint("dense"), tmp_path / "out", target_size="10GB")
+    assert report.quantization is None
+    assert "Precision        float32\n" in report.table()
+    assert "Nothing is packed" in report.description.table()
+    assert "quantization" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "The weights are stored in float32." in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_size_that_cannot_be_met_is_refused_with_the_least_that_can(source: Path, tmp_path: Path) -> None:
@@ -158,3 +183,9 @@ def test_rows_are_sampled_from_all_experts(checkpoint: CheckpointFactory) -> Non
 )
 def test_sizes_are_read_as_disks_count_them(text: int | str, nbytes: int) -> None:
     assert size_in_bytes(text) == nbytes
+
+
+@pytest.mark.parametrize("size", ["16G", "much", "0GB", "-1", -5, ""])
+def test_a_size_that_is_none_is_told_every_unit(size: int | str) -> None:
+    with pytest.raises(ConversionError, match=r"expected a positive number of bytes, or of kB, MB or GB \(10\^3.* KiB"):
+        size_in_bytes(size)

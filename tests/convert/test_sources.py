@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mlx_qwen.convert import convert
-from mlx_qwen.convert.settings import DType
 from mlx_qwen.errors import CheckpointError, ConfigError, ConversionError
 from tests.conftest import CheckpointFactory
 from tests.support.mlx_folders import equal, main_arrays
@@ -58,26 +57,11 @@ def test_a_config_of_another_family_is_named(source: Path, tmp_path: Path) -> No
         convert(source, tmp_path / "out")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_values_that_are_not_finite_are_warned_of_by_name(
-    value: float, dtype: torch.dtype, source: Path, tmp_path: Path
-) -> None:
-    weight = torch.randn(128, 64).to(dtype)
-    weight[100, 3] = value
-    rewrite(source, "model.layers.2.mlp.up_proj.weight", weight)
-    name = "language_model.model.layers.2.mlp.up_proj.weight"
-    settings: DType = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
-    with pytest.warns(UserWarning, match=name):
-        report = convert(source, tmp_path / "out", dtype=settings)
-    assert report.non_finite == (name,)
-    assert (tmp_path / "out" / "config.json").is_file()
-
-
 def test_weights_that_a_narrower_dtype_cannot_hold_are_warned_of(source: Path, tmp_path: Path) -> None:
     rewrite(source, "model.layers.2.mlp.up_proj.weight", torch.full((128, 64), 1e5))
-    with pytest.warns(UserWarning, match="too narrow"):
-        convert(source, tmp_path / "out", quantize=False, dtype="float16")
+    with pytest.warns(UserWarning, match=r"layers\.2\.mlp\.up_proj\.weight\. The dtype is too narrow"):
+        report = convert(source, tmp_path / "out", quantize=False, dtype="float16")
+    assert report.non_finite == ("language_model.model.layers.2.mlp.up_proj.weight",)
 
 
 @pytest.mark.parametrize("mode", ["affine", "mxfp4", "nvfp4", "mxfp8"])
@@ -133,8 +117,8 @@ def test_norms_already_shifted_are_not_shifted_again(checkpoint: CheckpointFacto
         ({"mode": "mxfp4", "bits": 8}, "bits is 8, but mxfp4 has only 4"),
         ({"mode": "int4"}, "mode is 'int4'"),
         ({"dtype": "float64"}, "dtype is 'float64'"),
-        ({"quantize": False, "bits": 4}, "bits only matter when quantizing"),
-        ({"dequantize": True, "mode": "mxfp4"}, "mode only matter"),
+        ({"quantize": False, "bits": 4}, "bits only matters when quantizing"),
+        ({"dequantize": True, "mode": "mxfp4"}, "mode only matters"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, object], complaint: str, tmp_path: Path) -> None:

@@ -5,14 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
 from torch import Tensor
 
 from mlx_qwen import repository
@@ -23,40 +20,9 @@ from mlx_qwen.convert.writing import staging
 from mlx_qwen.errors import CheckpointError, ConversionError
 from tests.conftest import CheckpointFactory
 from tests.support.foreign import Encoder, Values, foreign_checkpoint
-from tests.support.hub import FakeHub, serve
+from tests.support.hub import REPOSITORY, MakeHub
 from tests.support.integer_codes import little_endian, nearest
 from tests.support.mlx_folders import digests
-
-REPOSITORY = "someone/tiny"
-MakeHub = Callable[[Path], FakeHub]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MakeHub]:
-    """`hub(folder)`: a Hub that has the folder as "someone/tiny", which huggingface_hub asks from now on."""
-    with ExitStack() as stack:
-
-        def make(folder: Path) -> FakeHub:
-            fake = stack.enter_context(serve(FakeHub(REPOSITORY, folder)))
-            # What HF_ENDPOINT and the like say is read once, at import.
-            template = fake.url + "/{repo_id}/resolve/{revision}/{filename}"
-            monkeypatch.setattr(constants, "ENDPOINT", fake.url)
-            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-            monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-            # The first request for a header would otherwise get most of these small files.
-            monkeypatch.setattr(repository, "_FIRST_BYTES", 500)
-            return fake
-
-        yield make
-
-
-@pytest.fixture
-def sharded(checkpoint: CheckpointFactory) -> Path:
-    """A checkpoint of ten shards or more."""
-    folder = checkpoint("moe", with_mtp=True, dtype="bfloat16", shard_size="60KB")
-    assert len(list(folder.glob("*.safetensors"))) >= 8
-    return folder
 
 
 def weight_bytes(folder: Path) -> int:

@@ -129,6 +129,7 @@ def impossible(**changes: object) -> Plan:
         ({"context": 0}, "between 1 and"),
         ({"context": 262_145}, "262,144"),
         ({"memory": "much"}, "64GB"),
+        ({"memory": "10MB"}, r"a number of GB or GiB \(2\^30 bytes\)"),
         ({"memory": "0GB"}, "more than nothing"),
         ({"memory": -1}, "more than nothing"),
         ({"chip": "M9"}, "M5 Max"),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote
 
+REPOSITORY = "someone/tiny"
 COMMIT = "c0ffee" + "0" * 34
 
 
@@ -36,6 +37,9 @@ class FakeHub:
             for file in sorted(self.folder.iterdir())
         ]
         return {"id": self.repository, "modelId": self.repository, "sha": COMMIT, "siblings": siblings}
+
+
+MakeHub = Callable[[Path], FakeHub]
 
 
 @contextmanager

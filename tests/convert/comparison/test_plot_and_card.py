@@ -10,7 +10,8 @@ from PIL import Image
 
 from mlx_qwen.cli import main
 from mlx_qwen.convert import Comparison, compare, convert
-from mlx_qwen.convert.comparison import PLOT_NAME, save_plot, texts, verify_conversion
+from mlx_qwen.convert import comparison as comparison_package
+from mlx_qwen.convert.comparison import PLOT_NAME, check_destination, save_plot, texts, verify_conversion
 from mlx_qwen.errors import ConversionError
 from tests.convert.comparison.conftest import TEXT, Perturb
 
@@ -76,6 +77,30 @@ def test_the_command_refuses_in_one_line_before_any_work(reference: Path, other:
     result = run(reference, other, "--plot", tmp_path / "picture.txt")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: picture.txt does not end in .png")
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+@pytest.mark.parametrize("place", ["missing/a.png", "file/a.png", "/proc/a.png"])
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    option: str, place: str, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compared(*arguments: object, **options: object) -> None:
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(comparison_package, "compare", compared)
+    (tmp_path / "file").touch()
+    result = run(reference, reference, option, tmp_path / place)
+    assert result.exit_code == 1
+    assert f"{tmp_path / place} cannot be written (" in result.stderr
+    assert "Choose a file in a folder that exists" in result.stderr
+
+
+def test_asking_whether_a_file_can_be_written_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    check_destination(tmp_path / "new.json")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old.json").write_text("kept")
+    check_destination(tmp_path / "old.json")
+    assert (tmp_path / "old.json").read_text() == "kept"
 
 
 def test_verifying_writes_figures_worst_tensors_and_a_picture_into_the_card(

@@ -75,3 +75,46 @@ def test_the_command_prints_what_verifying_found(reference: Path, tmp_path: Path
     assert result.exit_code == 0, result.output
     for label in ("Bits per weight", "Perplexity", "KL divergence", "Same top token", "Worst tensors"):
         assert label in result.stdout
+
+
+@pytest.fixture
+def own_text(tmp_path: Path) -> Path:
+    (tmp_path / "own.txt").write_text("the answer and the question " * 12)
+    return tmp_path / "own.txt"
+
+
+def test_another_text_can_be_verified_on(reference: Path, own_text: Path, tmp_path: Path) -> None:
+    report = convert(reference, tmp_path / "mlx", verify=True, verify_text=str(own_text), progress=False)
+    assert report.quality is not None
+    again = compare(reference, tmp_path / "mlx", text=own_text)
+    assert report.quality.tokens == again.tokens != compare(reference, tmp_path / "mlx", text=TEXT).tokens
+    assert report.quality.mean_divergence == again.mean_divergence
+    assert f"over {again.tokens:,} predictions on the text own.txt" in (tmp_path / "mlx" / "README.md").read_text()
+
+
+def test_a_text_that_cannot_be_read_is_refused_before_any_work(reference: Path, tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(bytes(range(128, 256)))
+    (tmp_path / "empty").touch()
+    for name, told in (("missing", "cannot be read"), ("binary", "Give a text file in UTF-8"), ("empty", "0 tokens")):
+        with pytest.raises(ConversionError, match=told):
+            convert(reference, tmp_path / "mlx", verify=True, verify_text=tmp_path / name, progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"binary", "empty"}
+
+
+def test_a_text_to_verify_on_needs_verifying(reference: Path, own_text: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="verify_text only matters with verify"):
+        convert(reference, tmp_path / "mlx", verify_text=own_text)
+    arguments = ["convert", "--hf-path", str(reference), "--mlx-path", str(tmp_path / "mlx")]
+    result = CliRunner().invoke(main, [*arguments, "--verify-text", str(own_text)])
+    assert result.exit_code == 2
+    assert "--verify-text only matters for --verify" in result.stderr
+
+
+def test_the_command_passes_the_text_on(reference: Path, own_text: Path, tmp_path: Path) -> None:
+    arguments = ["convert", "--hf-path", str(reference), "--mlx-path", str(tmp_path / "mlx"), "--verify"]
+    result = CliRunner().invoke(main, [*arguments, "--verify-text", str(own_text)])
+    assert result.exit_code == 0, result.output
+    assert "on the text own.txt" in (tmp_path / "mlx" / "README.md").read_text()
+    missing = CliRunner().invoke(main, [*arguments, "--verify-text", str(tmp_path / "missing.txt")])
+    assert missing.exit_code == 2
+    assert "missing.txt" in missing.stderr

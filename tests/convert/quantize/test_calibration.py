@@ -189,7 +189,7 @@ def test_a_text_that_cannot_be_used_is_refused_before_anything_is_written(
         ({"quantizer": "best"}, "expected one of rtn, search, gptq"),
         ({"quantizer": "search", "calibration": "default"}, "reads no calibration text"),
         ({"quantizer": "gptq", "calibration": "none"}, "needs a calibration text"),
-        ({"quantizer": "rtn", "quantize": False}, "only matter when quantizing"),
+        ({"quantizer": "rtn", "quantize": False}, "only matters when quantizing"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(

@@ -1,0 +1,49 @@
+"""Finds weights of the source that are NaN or infinite, which shows that its files are damaged."""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import dropwhile
+
+from mlx_qwen.checkpoint import Plan, Target
+from mlx_qwen.errors import ConversionError
+
+from .outputs import Output
+from .pieces import DamagedPieceError, Piece, cut, dense_values, is_finite
+from .source.supply import files_of
+from .workers import piece_count
+
+_MOST_NAMES = 5
+
+
+def check_sound(targets: Iterable[Target]) -> None:
+    """Read tensors as they are stored; raises DamagedPieceError for the first value that is NaN or infinite."""
+    with ThreadPoolExecutor(piece_count()) as pool:
+        for piece, is_sound in pool.map(lambda piece: (piece, is_finite(dense_values(piece))), _pieces(targets)):
+            if not is_sound:
+                pool.shutdown(cancel_futures=True)
+                raise DamagedPieceError(piece)
+
+
+def damaged_source(plan: Plan, found: Piece) -> ConversionError:
+    """What to say of the source that `plan` reads, of whose damaged tensors `found` is a part of the first.
+
+    Tensors behind it are looked through until five are known, in the files that hold `found`.
+    """
+    files, first = files_of(found), found.output.target.spec.name
+    names: list[str] = []
+    for target in dropwhile(lambda target: target.spec.name != first, plan.targets):
+        pieces = (piece for piece in _pieces([target]) if files_of(piece) <= files)
+        if not all(is_finite(dense_values(piece)) for piece in pieces):
+            names.append(target.spec.name)
+        if len(names) > _MOST_NAMES:
+            break
+    shown = ", ".join(names[:_MOST_NAMES]) + (" and more" if len(names) > _MOST_NAMES else "")
+    held = ", ".join(sorted(file.name for file in files))
+    return ConversionError(
+        f"{held} is damaged: NaN or infinite values are stored in {shown}. No option converts such weights, as nothing "
+        "that they enter could be computed. Download the file again, and then give the same command."
+    )
+
+
+def _pieces(targets: Iterable[Target]) -> Iterator[Piece]:
+    return (piece for target in targets for piece in cut(Output(target, None, "float32")))
