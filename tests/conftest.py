@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.torchvision_operators import provide_torchvision
+
+# Before anything imports transformers, which looks for it once.
+provide_torchvision()
+
 # Some GPUs multiply fp32 matrices at lower precision unless told not to; set before MLX is imported.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
