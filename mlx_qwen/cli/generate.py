@@ -13,7 +13,9 @@ from mlx_qwen.cli.options import GenerationFlags, chosen_model, generation_flags
 @model_flags
 @click.option("-p", "--prompt", required=True, help="What to ask; - reads it from standard input.")
 @click.option("--image", "images", multiple=True, metavar="PATH|URL", help="Image to ask about; may be repeated.")
-@click.option("--video", "videos", multiple=True, metavar="PATH|URL", help="Video to ask about; may be repeated.")
+@click.option(
+    "--video", "videos", multiple=True, metavar="PATH|URL", help="Video, placed behind all images; may be repeated."
+)
 @generation_flags(max_tokens=2048)
 @click.option("--ignore-chat-template", is_flag=True, help="Use the prompt as it stands.")
 @click.option("--verbose/--quiet", default=True, help="Statistics after the answer.  [default: verbose]")

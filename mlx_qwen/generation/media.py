@@ -32,10 +32,11 @@ class Placed:
 
 
 def place_media(
-    processor: Processor, ids: list[int], media: Sequence[Media], limits: MediaLimits
+    processor: Processor, ids: list[int], media: Sequence[Media], limits: MediaLimits, *, rendered: bool
 ) -> tuple[list[int], tuple[Placed, ...]]:
     """Token ids with as many placeholders as the media have features, and the media in order.
 
+    `rendered` says that a chat template wrote the ids, so that no placeholder is repeated yet.
     Raises PromptError when one cannot be read, the checkpoint does not see, or media and placeholders do not match.
     """
     groups = []
@@ -49,7 +50,7 @@ def place_media(
             raise PromptError(f"The tokenizer has no placeholder for a {kind.name.lower()}. Download it again.")
         groups.append(_Group(processor, kind, token, [prepare(processor, one, limits) for one in own]))
     for group in groups:
-        ids = expand(ids, group.kind, group.token, group.sizes, group.replacement)
+        ids = expand(ids, group.kind, group.token, group.sizes, group.replacement, rendered=rendered)
     placed = [
         Placed(group.kind, patches, start)
         for group in groups
@@ -79,11 +80,17 @@ def describe(processor: Processor, patches: "Patches") -> str:
 
     tokens = f"{_features(processor, patches):,} tokens"
     if not isinstance(patches, VideoPatches):
-        return f"Image: {tokens}"
+        return f"{_called('Image', patches.name)}: {tokens}"
     times = [f"{time:.1f}" for time in patches.timestamps]
     listed = ", ".join(times if len(times) <= 8 else [*times[:4], "…", *times[-3:]])
     frames = f"{patches.sampled:,} of {patches.available:,} frames"
-    return f"Video {patches.name}: {frames}, {tokens}, at {listed} seconds"
+    return f"{_called('Video', patches.name)}: {frames}, {tokens}, at {listed} seconds"
+
+
+def _called(kind: str, name: str) -> str:
+    """Image cat.png, or Image of 9 bytes where the name is The image of 9 bytes."""
+    what = name.removeprefix(f"The {kind.lower()}")
+    return f"{kind} {name}" if what == name else kind + what
 
 
 def _features(processor: Processor, patches: "Patches") -> int:

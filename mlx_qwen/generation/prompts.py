@@ -71,6 +71,7 @@ def prompt_inputs(processor: Processor, prompt: Prompt, options: GenerationOptio
     """
     media = [Media(Kind.IMAGE, image) for image in options.images or ()]
     media += [Media(Kind.VIDEO, video) for video in options.videos or ()]
+    messages: list[Mapping[str, object]] = []
     if isinstance(prompt, str):
         ids = processor.encode(prompt)
     else:
@@ -85,7 +86,7 @@ def prompt_inputs(processor: Processor, prompt: Prompt, options: GenerationOptio
             ids = processor.encode(_rendered(processor, chat, options))
     if not ids:
         raise PromptError("The prompt is empty; give at least one token to continue from.")
-    return PromptInputs(*place_media(processor, ids, media, options.media_limits))
+    return PromptInputs(*place_media(processor, ids, media, options.media_limits, rendered=bool(messages)))
 
 
 def _listed(prompt: object) -> Sequence[object]:

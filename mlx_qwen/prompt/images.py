@@ -12,7 +12,7 @@ from PIL import Image
 
 from mlx_qwen.config import VisionConfig
 from mlx_qwen.errors import CheckpointError
-from mlx_qwen.prompt.image_sources import ImageSource, open_image
+from mlx_qwen.prompt.image_sources import ImageSource, open_named
 from mlx_qwen.prompt.json_types import Json
 from mlx_qwen.prompt.limits import MediaLimits
 from mlx_qwen.prompt.patches import Patches, PixelLayout, area_bounds, check_shape, joined
@@ -52,18 +52,18 @@ class ImageProcessor:
         """Patches of one or more images, one after the other; raises PromptError as `open_image` does."""
         parts = []
         for source in sources:
-            image = open_image(source)
-            height, width = self.resized(image.height, image.width)
+            image, name = open_named(source)
+            height, width = self.resized(image.height, image.width, name)
             resized = image.resize((width, height), Image.Resampling.BICUBIC)
-            parts.append(self.layout.patches(np.asarray(resized)[None]))
+            parts.append(replace(self.layout.patches(np.asarray(resized)[None]), name=name))
         return joined(parts)
 
-    def resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized(self, height: int, width: int, name: str = "The image") -> tuple[int, int]:
         """Height and width after resizing: multiples of a merged square, the area within bounds, nearly the same shape.
 
-        Raises PromptError for an image more than 200 times as long as it is wide.
+        Raises PromptError, which calls the image `name`, when it is more than 200 times as long as it is wide.
         """
-        check_shape(height, width, "The image")
+        check_shape(height, width, name)
         unit = self.layout.unit
         new = [round(side / unit) * unit for side in (height, width)]
         if new[0] * new[1] > self.max_pixels:

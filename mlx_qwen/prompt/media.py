@@ -14,8 +14,11 @@ _NAMES = {
     Kind.VIDEO: ("video", "video_url", "input_video"),
 }
 _UNREAD = ("audio", "audio_url", "input_audio")
-_IMAGE_LIMITS = ("min_pixels", "max_pixels")
 _ADDRESSES = ("url", "path")
+_OPTIONS = {Kind.IMAGE: ("min_pixels", "max_pixels"), Kind.VIDEO: NAMES}
+# OpenAI's word on an image's resolution asks for nothing that could be done here.
+_IGNORED = ("detail",)
+_BESIDE_CONTENT = (*_NAMES[Kind.IMAGE], *_NAMES[Kind.VIDEO], "images", "videos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,27 @@ class Media:
 
 
 def media_kind(part: object, where: str) -> Kind | None:
-    """Whether a content part is an image or a video; None for text. Raises PromptError for audio."""
+    """Whether a content part is an image or a video; None for text.
+
+    Raises PromptError for audio, and for a part that holds several of them, of which one alone would be read.
+    """
     kind = _kind_name(part)
     if kind in _UNREAD:
         raise PromptError(f"{where} holds {kind} content; this model reads text, images and videos.")
+    held = _held(part, kind)
+    if len(held) > 1:
+        raise PromptError(f"{where} has one part with {' and '.join(held)}; make each a part of its own.")
     return next((known for known, names in _NAMES.items() if kind in names), None)
+
+
+def check_fields(message: Message, where: str) -> None:
+    """Raises PromptError for an image or video beside a message's content, where no chat template looks."""
+    for name in _BESIDE_CONTENT:
+        if _is_given(message.get(name)):
+            raise PromptError(
+                f"{where} has {name!r} beside its content; make each image and video a part of the content, like "
+                '{"type": "image", "image": ...}.'
+            )
 
 
 def placeholder_part(kind: Kind) -> Json:
@@ -50,7 +69,7 @@ def placeholder_part(kind: Kind) -> Json:
 def message_media(messages: Messages) -> list[Media]:
     """The images and videos of all messages, in order.
 
-    Raises PromptError for a part without an image or video, or with options that are not its own.
+    Raises PromptError for a part without an image or video, with several, or with options that are not its own.
     """
     found = []
     for index, message in enumerate(messages):
@@ -80,26 +99,43 @@ def _kind_name(part: object) -> object:
     if not isinstance(part, Mapping):
         return None
     names = (*_NAMES[Kind.IMAGE], *_NAMES[Kind.VIDEO], *_UNREAD)
-    return part.get("type") or next((name for name in names if name in part), None)
+    return part.get("type") or next((name for name in names if part.get(name) is not None), None)
+
+
+def _held(part: object, kind: object) -> list[str]:
+    """What a content part holds or says it is, as errors call it."""
+    if not isinstance(part, Mapping):
+        return []
+    fields = {"text": ("text",), "an image": _NAMES[Kind.IMAGE], "a video": _NAMES[Kind.VIDEO], "audio": _UNREAD}
+    return [what for what, names in fields.items() if kind in names or any(_is_given(part.get(name)) for name in names)]
+
+
+def _is_given(value: object) -> bool:
+    """Tables of messages fill the fields that a part lacks with null, "" or []."""
+    return value is not None and not (isinstance(value, Sequence) and not len(value))
 
 
 def _read(part: Mapping[str, object], kind: Kind, where: str) -> Media:
-    name, names = _NAMES[kind][0], (*_NAMES[kind], *_ADDRESSES)
-    source = next((part[key] for key in names if part.get(key) is not None), None)
+    given = {key: value for key, value in part.items() if value is not None and key != "text"}
+    sources = [key for key in (*_NAMES[kind], *_ADDRESSES) if key in given]
+    if len(sources) > 1:
+        raise PromptError(f"{where} gives {_a(kind)} as {sources[0]!r} and as {sources[1]!r}; keep one of them.")
+    source = given[sources[0]] if sources else None
     nested: Mapping[str, object] = {}
     if isinstance(source, Mapping):
         nested, source = source, source.get("url")
     if source is None:
+        name = _NAMES[kind][0]
         raise PromptError(
             f'{where} has {_a(kind)} part without {_a(kind)}; expected {{"type": "{name}", "{name}": ...}} with a '
             "path, URL, bytes, " + ("pillow image or array." if kind is Kind.IMAGE else "list of frames or array.")
         )
-    options = _IMAGE_LIMITS if kind is Kind.IMAGE else NAMES
-    chosen = {key: value for key, value in {**part, **nested}.items() if key in NAMES}
-    unknown = [key for key in part if key not in (*names, *options, "type")] if kind is Kind.VIDEO else []
-    unknown += [key for key in chosen if key not in options]
+    options, ignored = _OPTIONS[kind], (_IGNORED if kind is Kind.IMAGE else ())
+    unknown = [key for key in given if key not in (*sources, *options, *ignored, "type")]
+    unknown += [key for key in nested if key not in ("url", *options, *ignored)]
     if unknown:
         raise PromptError(f"{where} gives {_a(kind)} {unknown[0]!r}; expected {', '.join(options)} or nothing.")
+    chosen = {key: value for key, value in {**given, **nested}.items() if key in NAMES}
     return Media(kind, source, MediaLimits(**chosen))  # type: ignore[arg-type]
 
 

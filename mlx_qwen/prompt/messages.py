@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from mlx_qwen.errors import PromptError
 from mlx_qwen.prompt.json_types import Json, Message, Messages, Tools
-from mlx_qwen.prompt.media import media_kind, placeholder_part
+from mlx_qwen.prompt.media import check_fields, media_kind, placeholder_part
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -21,7 +21,8 @@ def prepare_messages(messages: Messages) -> list[dict[str, Json]]:
     Text parts are joined, tool arguments in JSON strings parsed, and system messages after the first merged into it
     (with a warning). Where a message holds images or videos its content stays a list of parts, {"type": "image"} or
     {"type": "video"} for each of them. Raises PromptError naming the message when a role is unknown, content is
-    neither text, images nor videos, a system message holds images, or no message is a user's question.
+    neither text, images nor videos, a system message holds images, images stand beside the content, or no message is a
+    user's question.
     """
     if not messages:
         raise PromptError('The list of messages is empty; pass at least one, like {"role": "user", "content": "..."}.')
@@ -64,6 +65,7 @@ def _message(message: Message, where: str) -> dict[str, Json]:
     role = message.get("role")
     if role not in ROLES:
         raise PromptError(f"{where} has role {role!r}; expected one of {', '.join(ROLES)}.")
+    check_fields(message, where)
     plain = {str(key): _plain(value, where) for key, value in message.items() if key not in ("content", "tool_calls")}
     plain["content"] = _content(message.get("content"), f"{where} ({role})", has_calls=bool(message.get("tool_calls")))
     if role == "system" and not isinstance(plain["content"], str):
@@ -147,4 +149,6 @@ def _plain(value: object, where: str) -> Json:
         return {str(key): _plain(item, where) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [_plain(item, where) for item in value]
-    raise PromptError(f"{where} holds a {type(value).__name__}; use text, numbers, lists and dictionaries only.")
+    raise PromptError(
+        f"{where} holds a value of type {type(value).__name__}; use text, numbers, lists and dictionaries only."
+    )

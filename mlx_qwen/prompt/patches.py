@@ -16,10 +16,14 @@ MOST_STRETCHED = 200
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """Patches fp32 [N, channels · temporal_patch_size · patch_size²] of images or videos, and their grids."""
+    """Patches fp32 [N, channels · temporal_patch_size · patch_size²] of images or videos, and their grids.
+
+    `name` is what they are called in messages.
+    """
 
     pixel_values: mx.array
     grids: tuple[Grid, ...]
+    name: str = "The image"
 
     @property
     def grid_thw(self) -> mx.array:
@@ -30,7 +34,8 @@ class Patches:
 def joined(parts: Sequence[Patches]) -> Patches:
     """One or more groups of patches as one, in their order."""
     values = [part.pixel_values for part in parts]
-    return Patches(mx.concatenate(values), tuple(grid for part in parts for grid in part.grids))
+    names = ", ".join(part.name for part in parts)
+    return Patches(mx.concatenate(values), tuple(grid for part in parts for grid in part.grids), names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,18 +12,24 @@ _FORMS = {
 
 
 def expand(
-    ids: Sequence[int], kind: Kind, token: int, sizes: Sequence[int], fill: Callable[[int], list[int]]
+    ids: Sequence[int],
+    kind: Kind,
+    token: int,
+    sizes: Sequence[int],
+    fill: Callable[[int], list[int]],
+    *,
+    rendered: bool,
 ) -> list[int]:
     """Token ids in which the i-th placeholder `token` is replaced by `fill(i)`.
 
-    `sizes` are the features of each image or video: ids that hold as many placeholders already stay as they are.
-    Raises PromptError unless there is one placeholder for each.
+    `sizes` are the features of each image or video: ids that hold as many placeholders already stay as they are, unless
+    a chat template `rendered` them, which sets one for each. Raises PromptError unless there is one for each.
     """
     found = list(ids).count(token)
     if found == len(sizes):
         coming = iter(range(found))
         return [new for known in ids for new in (fill(next(coming)) if known == token else [known])]
-    if found == sum(sizes):
+    if found == sum(sizes) and not rendered:
         return list(ids)
     name = kind.name.lower()
     raise PromptError(

@@ -3,12 +3,15 @@
 import base64
 import binascii
 import re
-import urllib.request
 from pathlib import Path
+from urllib.parse import unquote
+from urllib.request import Request, urlopen
 
 from mlx_qwen.errors import PromptError
 
 _SECONDS = 30
+_FILE_URL = re.compile(r"file://(localhost(?=/))?", re.IGNORECASE)
+_WEB_URL = re.compile("https?://", re.IGNORECASE)
 
 
 def locate(source: str | Path | bytes, *, what: str, most_bytes: int) -> tuple[Path | bytes, str]:
@@ -20,11 +23,14 @@ def locate(source: str | Path | bytes, *, what: str, most_bytes: int) -> tuple[P
     if isinstance(source, bytes | bytearray):
         return bytes(source), f"The {what} of {len(source):,} bytes"
     text = str(source)
-    if text.startswith("data:"):
+    if not text:
+        raise PromptError(f"The {what} is an empty text. Give a path, an http(s) or data URL, or the file's bytes.")
+    if text[:5].lower() == "data:":
         return _from_data_url(text, what), f"The {what} in the data URL"
-    if isinstance(source, str) and re.match(r"https?://", text):
+    if isinstance(source, str) and _WEB_URL.match(text):
         return _download(text, most_bytes), text
-    path = Path(text.removeprefix("file://")).expanduser()
+    address = _FILE_URL.match(text)
+    path = Path(unquote(text[address.end() :]) if address else text).expanduser()
     try:
         with path.open("rb"):
             return path, str(path)
@@ -51,9 +57,9 @@ def _from_data_url(url: str, what: str) -> bytes:
 
 
 def _download(url: str, most_bytes: int) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "mlx-qwen"})
+    request = Request(url, headers={"User-Agent": "mlx-qwen"})
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS) as response:
+        with urlopen(request, timeout=_SECONDS) as response:
             data: bytes = response.read(most_bytes + 1)
     except (OSError, ValueError) as error:
         raise PromptError(f"{url} cannot be downloaded ({error}). Check the address, or pass a file.") from error

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 _DEFAULT_RATE = 24.0
-# Containers often announce a few frames more than their streams decode to.
+# Containers often announce a little more than their streams decode to.
 _MISSING = 0.05
+_MICROSECONDS = 1_000_000
 
 
 class VideoFile:
     """A file that ffmpeg decodes; `count` and `rate` are what it says of itself, the rate a mean.
 
-    Raises PromptError when it cannot be read, has no pictures, or PyAV is missing.
+    Raises PromptError when it cannot be read, has no pictures, ends long before it says, or PyAV is missing.
     """
 
     def __init__(self, encoded: Path | bytes, name: str) -> None:
@@ -38,6 +39,10 @@ class VideoFile:
         self._encoded = encoded
         with self._open() as container:
             stream = container.streams.video[0]
+            if not stream.width * stream.height:
+                raise PromptError(
+                    f"{name} holds no picture that says how large it is. Save it again or download it anew."
+                )
             check_size(stream.width, stream.height, name)
             self.count = stream.frames or self._counted(container)
             self.rate = float(stream.average_rate or _DEFAULT_RATE)
@@ -90,12 +95,31 @@ class VideoFile:
 
     def _counted(self, container: "InputContainer") -> int:
         """Frames of a file that does not say how many it holds: one a packet."""
+        count, end = 0, 0.0
         try:
-            return sum(bool(packet.size) for packet in container.demux(video=0))
+            for packet in container.demux():
+                count += bool(packet.size) and packet.stream is container.streams.video[0]
+                if packet.size and packet.pts is not None and packet.time_base is not None:
+                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         except self._av.error.FFmpegError as error:
             raise PromptError(
                 f"{self.name} is damaged ({_reason(error)}). Save it again or download it anew."
             ) from error
+        self._check_end(container, count, end)
+        return count
+
+    def _check_end(self, container: "InputContainer", count: int, end: float) -> None:
+        """Raises PromptError when all streams end, at `end` seconds, long before the time that the file announces.
+
+        Times tell it, not the number of frames: at a variable rate there may be far fewer than the rate lets expect.
+        """
+        announced = (container.duration or 0) / _MICROSECONDS
+        # The last frame may be shown for longer than its packet says, and some files give no times at all.
+        if count and 0 < end * (1 + 1 / count) < announced * (1 - _MISSING):
+            raise PromptError(
+                f"{self.name} ends after {end:.1f} of the {announced:.1f} seconds that it announces. Save it again "
+                "or download it anew."
+            )
 
 
 def _upright(frame: "VideoFrame") -> Image.Image:

@@ -1,5 +1,6 @@
 """Opens videos from wherever they come: files and URLs, GIF, WebP and PNG animations, lists of frames and arrays."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -16,7 +17,8 @@ VideoSource: TypeAlias = str | Path | bytes | Sequence[ImageSource] | np.ndarray
 
 MOST_BYTES = 1 << 30
 _FRAME_SECONDS = 0.1
-_SIGNATURES = (b"GIF8", b"RIFF", b"\x89PNG")
+# AVI begins with RIFF too, and says what it is behind its length.
+_SIGNATURE = re.compile(rb"GIF8|\x89PNG|RIFF....WEBP", re.DOTALL)
 
 
 class Frames(Protocol):
@@ -114,14 +116,18 @@ class Animation:
 def _open_encoded(source: str | Path | bytes) -> Frames:
     found, name = locate(source, what="video", most_bytes=MOST_BYTES)
     if isinstance(found, bytes):
-        start = found[:4]
+        start = found[:12]
     else:
         with found.open("rb") as file:
-            start = file.read(4)
-    if start in _SIGNATURES:
+            start = file.read(12)
+    if _SIGNATURE.match(start):
         image = decode(found if isinstance(found, bytes) else found.read_bytes(), name)
-        if image is not None:
-            return Animation(image, name)
+        if image is None:
+            raise PromptError(
+                f"{name} begins as a GIF, WebP or PNG does, but holds no frame that can be read. Save it again or "
+                "download it anew."
+            )
+        return Animation(image, name)
     # Most prompts hold no videos, and their decoder is an extra.
     from mlx_qwen.prompt.video_files import VideoFile
 

@@ -22,7 +22,7 @@ _LEAST, _MOST = 4096, 25165824
 _FRAME_TOKENS = 768
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VideoPatches(Patches):
     """Patches of one video.
 
@@ -30,13 +30,11 @@ class VideoPatches(Patches):
         timestamps: seconds of each temporal patch, the mean of its first and last frame.
         sampled: frames that were taken.
         available: frames that there were.
-        name: what the video is called in messages.
     """
 
     timestamps: tuple[float, ...]
     sampled: int
     available: int
-    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +122,11 @@ class VideoProcessor:
         indices: list[int] = np.linspace(0, count - 1, wanted).round().astype(int).tolist()
         return indices
 
-    def resized(self, frames: int, height: int, width: int) -> tuple[int, int]:
+    def resized(self, frames: int, height: int, width: int, name: str = "The video") -> tuple[int, int]:
         """Height and width of each of `frames` frames after resizing: multiples of a merged square, the area of all
         frames within bounds, nearly the same shape.
 
-        Raises PromptError for frames more than 200 times as long as they are wide.
+        Raises PromptError, which calls the video `name`, for frames more than 200 times as long as they are wide.
         """
         unit, temporal = self.layout.unit, self.layout.temporal_patch_size
         frames = max(frames, temporal)
@@ -136,7 +134,7 @@ class VideoProcessor:
         if min(height, width) < unit:
             scale = max(unit / height, unit / width)
             height, width = int(height * scale), int(width * scale)
-        check_shape(height, width, "The video")
+        check_shape(height, width, name)
         counted = round(frames / temporal) * temporal
         new = [round(side / unit) * unit for side in (height, width)]
         if counted * new[0] * new[1] > high:
@@ -166,7 +164,7 @@ class VideoProcessor:
         size: tuple[int, int] | None = None
         for image in video.take(indices):
             if size is None:
-                height, width = self.resized(len(indices), image.height, image.width)
+                height, width = self.resized(len(indices), image.height, image.width, video.name)
                 size = width, height
             # Width first, as torch does: values are rounded and clipped in between, which shows at hard edges.
             wide = image.resize((size[0], image.height), Image.Resampling.BICUBIC)

@@ -72,7 +72,7 @@ def test_a_turn_answers_as_generate_does_on_the_whole_history(seeing: Seeing, fi
 def test_the_command_shows_what_is_attached(seeing_folder: Path, files: tuple[str, str]) -> None:
     result = chat(seeing_folder, f"/image {files[0]}", f"/video {files[1]}", "What?", "/quit")
     assert result.exit_code == 0, result.stderr
-    assert "Image: 6 tokens; it goes with your next question." in result.stderr
+    assert f"Image {files[0]}: 6 tokens; it goes with your next question." in result.stderr
     assert "6 of 6 frames, 12 tokens, at 0.2, 1.2, 2.2 seconds" in result.stderr
     parts = [{"type": "image", "image": files[0]}, {"type": "video", "video": files[1]}, "What?"]
     expected = generate(

@@ -96,6 +96,14 @@ def test_every_source_gives_the_same_image(tmp_path: Path, url: str) -> None:
         assert (np.asarray(opened) == np.asarray(image)).all()
 
 
+@pytest.mark.parametrize("start", ["file://", "FILE://", "file://localhost"])
+def test_a_file_url_is_unquoted(tmp_path: Path, start: str) -> None:
+    drawing(20, 30).save(tmp_path / "a b.png")
+    assert open_image(f"{start}{tmp_path}/a%20b.png").size == (20, 30)
+    drawing(30, 20).save(tmp_path / "a%20b.png")
+    assert open_image(f"{tmp_path}/a%20b.png").size == (30, 20)
+
+
 def test_an_image_is_turned_as_its_exif_says() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -122,8 +130,39 @@ def test_a_16_bit_image_keeps_its_brightness() -> None:
         assert np.asarray(open_image(source))[0, :, 0].tolist() == [0, 128, 255]
 
 
-def test_floats_count_from_0_to_1() -> None:
-    assert np.asarray(open_image(np.array([[0, 0.5, 1, 7]])))[0, :, 1].tolist() == [0, 128, 255, 255]
+def test_floats_count_from_0_to_1_and_what_overshoots_a_little_is_clipped() -> None:
+    floats = np.array([[-0.4, 0, 0.5, 1, 1.4]], np.float32)
+    for source in (floats, Image.fromarray(floats), encoded(Image.fromarray(floats), "TIFF")):
+        assert np.asarray(open_image(source))[0, :, 1].tolist() == [0, 0, 128, 255, 255]
+
+
+OTHER_NUMBERS = {
+    "floats_to_255": (np.array([[0, 128.0, 255]]), "values up to 255: floats count from 0 to 1"),
+    "floats_around_0": (np.array([[-1, 0.5, 1.0]]), "values down to -1: floats count from 0 to 1"),
+    "infinite": (np.array([[0, np.inf]]), "values up to inf"),
+    "over_16_bits": (np.array([[0, 100_000]]), "values up to 100,000"),
+    "complex": (np.array([[0, 1j]]), "values of type complex128; expected integers, floats or booleans"),
+    "objects": (np.array([[object()]]), "values of type object"),
+    "texts": (np.array([["a"]]), "values of type <U1"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_NUMBERS)
+def test_numbers_that_are_no_pixels_are_refused(case: str) -> None:
+    pixels, message = OTHER_NUMBERS[case]
+    with pytest.raises(PromptError, match=f"The array holds {message}"):
+        open_image(pixels)
+
+
+def test_a_file_of_floats_that_are_no_pixels_is_refused_by_name(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 128, np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(PromptError, match=r"a\.tiff holds values up to 128: floats count from 0 to 1"):
+        open_image(tmp_path / "a.tiff")
+
+
+def test_16_bits_in_any_byte_order_are_16_bits() -> None:
+    for dtype in ("<u2", ">u2"):
+        assert np.asarray(open_image(np.array([[200]], dtype)))[0, 0, 0] == 1
 
 
 def test_cmyk_becomes_rgb() -> None:
@@ -144,19 +183,31 @@ def bomb() -> bytes:
     return encoded(Image.new("1", (10_000, 10_000)))
 
 
+def sideless(kind: str, place: int) -> bytes:
+    """A file of 0 x 9 pixels, which pillow does not write; 4 bytes from `place` on are its width."""
+    data = encoded(drawing(9, 9), kind)
+    return data[:place] + bytes(4) + data[place + 4 :]
+
+
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "bomb": (bomb, "100,000,000 pixels, more than 89,478,485"),
     "truncated": (lambda: encoded(drawing(90, 90), "JPEG")[:1500], "truncated or damaged"),
     "truncated_png": (lambda: encoded(drawing(90, 90))[:-600], "truncated or damaged"),
     "no_image": (lambda: b"hello", "no image that can be read"),
     "empty": (lambda: b"", "no image that can be read"),
+    "empty_text": (lambda: "", "The image is an empty text"),
+    "folder": (Path, "Is a directory"),
     "missing": (lambda: "/nowhere/a.png", "cannot be read"),
     "zero_area": (lambda: Image.new("RGB", (0, 5)), "0 x 5 pixels"),
+    "sideless_png": (lambda: sideless("PNG", 16), "bytes is 0 x 9 pixels large, expected at least 1 x 1"),
+    "sideless_gif": (lambda: b"GIF89a\x00\x00\x09\x00\x00\x00\x00;", "bytes is 0 x 9 pixels large"),
+    "sideless_bmp": (lambda: sideless("BMP", 18), "bytes is 0 x 9 pixels large"),
     "zero_array": (lambda: np.zeros((4, 0, 3)), "at least 1 x 1"),
     "channels_first": (lambda: np.zeros((3, 8, 8)), "channels last"),
     "data_url": (lambda: "data:image/png;base64,!!", "data URL"),
     "plain_data_url": (lambda: "data:image/png,abc", ";base64"),
     "unreachable": (lambda: "http://127.0.0.1:9/a.png", "cannot be downloaded"),
+    "shouted": (lambda: "HTTP://127.0.0.1:9/a.png", "cannot be downloaded"),
 }
 
 
@@ -173,6 +224,8 @@ def test_a_download_that_never_ends_is_cut_off(url: str, monkeypatch: pytest.Mon
         open_image(f"{url}/a.png")
 
 
-def test_an_image_as_thin_as_a_thread_is_refused() -> None:
-    with pytest.raises(PromptError, match="200 times"):
-        ImageProcessor()([drawing(1, 201)])
+def test_an_image_as_thin_as_a_thread_is_refused_by_name(tmp_path: Path) -> None:
+    drawing(1, 201).save(tmp_path / "thin.png")
+    for source, name in ((drawing(1, 201), "The image"), (tmp_path / "thin.png", r"thin\.png")):
+        with pytest.raises(PromptError, match=f"{name} is 1 x 201 pixels, more than 200 times"):
+            ImageProcessor()([drawing(64, 64), source])
