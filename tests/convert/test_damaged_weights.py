@@ -1,5 +1,6 @@
 """Weights that are NaN or infinite where they are stored show a damaged file, of which nothing is converted."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mlx_qwen.errors import ConversionError, MLXQwenError
 from tests.conftest import CheckpointFactory
 from tests.support.foreign import edit_tensors, foreign_checkpoint
 from tests.support.hub import REPOSITORY, MakeHub
+from tests.support.mlx_folders import digests
 from tests.support.tokenizers import add_tokenizer
 
 PROJECTION = "model.layers.{}.mlp.up_proj.weight"
@@ -116,6 +118,7 @@ def test_scales_of_packed_weights_count_too(mode: Mode, checkpoint: CheckpointFa
             convert(tmp_path / "packed", tmp_path / f"out-{dequantize}", dequantize=dequantize)
 
 
+@pytest.mark.filterwarnings("ignore:.*packed again")
 def test_weights_in_fp8_count_by_what_they_stand_for(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
     def encode(weight: Tensor) -> tuple[dict[str, Tensor], object]:
         return {"weight": weight.to(torch.float8_e4m3fn), "weight_scale_inv": torch.ones(1)}, weight.numpy()
@@ -168,7 +171,27 @@ def test_a_damaged_shard_of_the_hub_is_downloaded_again_by_the_same_command(
     assert isinstance(stored, dict)
     mx.save_safetensors(str(shard), {name: array * mx.nan for name, array in stored.items()})
     hub(source)
-    with pytest.raises(ConversionError, match=rf"{shard.name}.* damaged"):
+    with pytest.raises(ConversionError, match=rf"{shard.name}.* damaged.* same command again, which downloads"):
         convert(REPOSITORY, tmp_path / "out", stream_from_hub=True)
     assert not (tmp_path / "out.partial" / "downloads" / shard.name).exists()
     assert_nothing_loads(tmp_path)
+
+
+def test_a_damaged_shard_in_the_cache_is_downloaded_again_once_it_is_removed_as_told(
+    sharded: Path, tmp_path: Path, hub: MakeHub
+) -> None:
+    hub(sharded)
+    convert(REPOSITORY, tmp_path / "whole")
+    shard = sorted((tmp_path / "cache").rglob("*.safetensors"))[2]
+    stored = mx.load(str(shard))
+    assert isinstance(stored, dict)
+    mx.save_safetensors(str(tmp_path / "nan.safetensors"), {name: array * mx.nan for name, array in stored.items()})
+    shutil.copyfile(tmp_path / "nan.safetensors", shard)
+    with pytest.raises(ConversionError, match=rf"{shard.name} is damaged") as caught:
+        convert(REPOSITORY, tmp_path / "out")
+    told = re.search(r"Remove (\S+), and then give the same command", str(caught.value))
+    assert told is not None
+    Path(told[1]).unlink()
+    with pytest.warns(UserWarning, match="starts afresh"):
+        convert(REPOSITORY, tmp_path / "out")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")

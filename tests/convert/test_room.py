@@ -12,9 +12,10 @@ from huggingface_hub import constants
 from mlx_qwen.convert import convert, describe
 from mlx_qwen.convert.measures import readable_size
 from mlx_qwen.convert.writing import room
-from mlx_qwen.errors import CheckpointError, ConversionError
+from mlx_qwen.errors import CheckpointError, ConversionError, MLXQwenError
 from tests.conftest import CheckpointFactory
 from tests.support.hub import REPOSITORY, MakeHub
+from tests.support.tokenizers import add_tokenizer
 
 Free = Callable[[dict[str, int]], None]
 
@@ -102,6 +103,18 @@ def test_a_repository_that_cannot_be_converted_is_found_before_the_download(
     with pytest.raises(CheckpointError, match="of someone/tiny cannot be read as safetensors"):
         convert(REPOSITORY, tmp_path / "out")
     assert fake.served_weights() < 10_000
+
+
+@pytest.mark.parametrize(("has_tokenizer", "complaint"), [(False, "has no tokenizer.json"), (True, "0 tokens")])
+def test_that_verifying_is_impossible_is_found_before_the_download(
+    has_tokenizer: bool, complaint: str, sharded: Path, tmp_path: Path, hub: MakeHub
+) -> None:
+    source = shutil.copytree(sharded, tmp_path / "source")
+    fake = hub(add_tokenizer(source) if has_tokenizer else source)
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(MLXQwenError, match=complaint):
+        convert(REPOSITORY, tmp_path / "out", verify=True, verify_text=tmp_path / "empty.txt")
+    assert fake.served_weights() < sum(shard_bytes(sharded)) / 4
 
 
 def test_a_dry_run_tells_what_the_download_takes(sharded: Path, tmp_path: Path, hub: MakeHub) -> None:

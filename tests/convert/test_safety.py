@@ -18,6 +18,10 @@ from tests.conftest import CheckpointFactory
 from tests.support.mlx_folders import digests
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def left_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -166,6 +170,33 @@ def test_overwriting_never_removes_the_source(below: str, checkpoint: Checkpoint
     with pytest.raises(ConversionError, match="holds the source"):
         convert(source, target, overwrite=True)
     assert (source / "model.safetensors").is_file()
+
+
+def test_the_source_is_found_under_another_name_too(
+    checkpoint: CheckpointFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As "Model" and "model" are on a disk that ignores case, which no path tells.
+    source = shutil.copytree(checkpoint("dense"), tmp_path / "Model")
+    (tmp_path / "model").symlink_to(source)
+    monkeypatch.setattr(Path, "resolve", Path.absolute)
+    for target in (tmp_path / "model", source):
+        with pytest.raises(ConversionError, match="holds the source"):
+            staging.check_apart(target, source)
+    staging.check_apart(tmp_path / "another", source)
+
+
+@pytest.mark.parametrize(("inner", "name"), [("", "."), ("", "../model"), ("inner", "..")])
+def test_the_present_folder_is_not_replaced(
+    inner: str, name: str, checkpoint: CheckpointFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = shutil.copytree(checkpoint("dense"), tmp_path / "model")
+    (target / inner).mkdir(exist_ok=True)
+    before = contents(target)
+    monkeypatch.chdir(target / inner)
+    with pytest.raises(ConversionError, match="holds the folder that you are in"):
+        convert(checkpoint("dense"), name, overwrite=True)
+    assert contents(target) == before
+    assert left_in(tmp_path) == ["model"]
 
 
 def test_a_full_disk_is_found_before_anything_is_written(

@@ -1,6 +1,7 @@
 """The folder of an unfinished conversion: nobody's files are lost with it, whenever a conversion ends."""
 
 import itertools
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from mlx_qwen.convert import convert
-from mlx_qwen.convert.writing.staging import staged
+from mlx_qwen.convert.writing import journal
+from mlx_qwen.convert.writing.journal import Journal, Record, locked
+from mlx_qwen.convert.writing.staging import check_workspace, staged
 from mlx_qwen.errors import ConversionError
 from tests.conftest import CheckpointFactory
 from tests.convert.conftest import Interrupt
@@ -149,6 +152,34 @@ def test_wherever_it_is_killed_a_whole_model_stays_and_the_next_conversion_goes_
         if finished:
             break
     assert step > 15, "too few operations were seen"
+
+
+@pytest.mark.parametrize("done", range(3))
+@pytest.mark.parametrize("fingerprint", ["work", "other"])
+def test_a_journal_that_begins_anew_is_one_at_every_moment(
+    fingerprint: str, done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = itertools.count()
+
+    def until_killed(operation: Callable[..., int | None]) -> Callable[..., int | None]:
+        def call(*arguments: object) -> int | None:
+            if next(calls) == done:
+                raise Killed
+            return operation(*arguments)
+
+        return call
+
+    with suppress(KeyboardInterrupt), staged(tmp_path / "out", "work") as space:
+        space.journal.commit(Record(3))
+        (space.folder / "weights").touch()
+        raise KeyboardInterrupt
+    with locked(tmp_path / "out.partial" / "journal") as descriptor:
+        begun = Journal(descriptor, fingerprint, resume=True)
+        with monkeypatch.context() as context, pytest.raises(Killed):
+            for name in ("write", "pwrite", "ftruncate", "fsync"):
+                context.setattr(journal.os, name, until_killed(getattr(os, name)))
+            begun.begin()
+    check_workspace(tmp_path / "out")
 
 
 def test_a_journal_cut_off_in_its_first_line_begins_anew(tmp_path: Path) -> None:

@@ -63,6 +63,15 @@ def test_no_group_loses_more_than_by_mlx_and_the_whole_loses_less(bits: int, gro
     assert ours.sum() < 0.97 * theirs.sum()
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_whose_scales_float16_rounds_to_zero_lose_no_more_than_by_mlx(bits: int) -> None:
+    w = (weights() * 1e-6).astype(mx.float16)
+    ours = group_errors(w, *as_mlx(searched_rows(w, Quantization(bits, 64), "float16")), 64, bits)
+    theirs = group_errors(w, *mx.quantize(w, group_size=64, bits=bits), 64, bits)
+    assert (theirs > 0).any()
+    assert (ours <= theirs * 1.0001).all()
+
+
 def test_four_bits_lose_a_tenth_less_and_two_bits_a_quarter() -> None:
     w = weights(rows=256).astype(mx.bfloat16)
     for bits, most in ((4, 0.9), (2, 0.75)):
