@@ -133,7 +133,7 @@ def convert(
         check_streaming(hf_path, settings, verify=verify)
     reading = _reading(settings, dry_run=dry_run, stream=stream_from_hub)
     if reading == "files":
-        check_before_download(hf_path, revision, settings, target)
+        check_before_download(hf_path, revision, settings, target, verify=verify, text=text)
     origin = open_origin(hf_path, revision, reading, work_folder(target) / DOWNLOADS)
     download = origin.download_bytes(stream=stream_from_hub)
     job = plan_job(origin, settings, progress, verify=verify, download=download)

@@ -71,7 +71,7 @@ class Job:
         try:
             written = write_weights(space, self.outputs, self.origin.remote, progress, calibration)
         except DamagedPieceError as error:
-            advice = damaged_source(self.plan, error.piece)
+            advice = damaged_source(self.plan, error.piece, self.origin)
             for file in files_of(error.piece):
                 if file.parent == space.downloads:  # the same command then downloads it again
                     file.unlink()
@@ -109,7 +109,7 @@ def plan_job(
     try:
         chosen = choose(settings, config, plan, windows, progress)
     except DamagedPieceError as error:
-        raise damaged_source(plan, error.piece) from error
+        raise damaged_source(plan, error.piece, origin) from error
     outputs = plan_outputs(plan, chosen.settings)
     if not any(output.quantization for output in outputs.all):
         chosen = replace(chosen, settings=replace(chosen.settings, recipe=None))

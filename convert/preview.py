@@ -7,17 +7,26 @@ from pathlib import Path
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.hub import local_folder
 
+from .comparison import check_verifiable
 from .job import plan_job
 from .settings import AUTO, Settings
 from .source.origin import is_offline, open_origin
 from .writing.room import check_space
 
 
-def check_before_download(hf_path: str | Path, revision: str | None, settings: Settings, target: Path) -> None:
+def check_before_download(
+    hf_path: str | Path,
+    revision: str | None,
+    settings: Settings,
+    target: Path,
+    *,
+    verify: bool = False,
+    text: Path | None = None,
+) -> None:
     """Raise ConversionError when the disks have no room for what is to be downloaded and for the output.
 
-    Reads headers, so that a repository that cannot be converted is found too: raises as `convert` does. Files that the
-    Hub's cache holds count as nothing.
+    Reads headers, so that a repository that cannot be converted is found too: raises as `convert` does, and with
+    `verify` as `check_verifiable` does for `text`. Files that the Hub's cache holds count as nothing.
     """
     if local_folder(hf_path, revision) is not None or is_offline():
         return
@@ -30,7 +39,10 @@ def check_before_download(hf_path: str | Path, revision: str | None, settings: S
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there is to remark is remarked on by the conversion itself
-        needed = plan_job(origin, _without_values(settings), progress=False).output_bytes
+        job = plan_job(origin, _without_values(settings), progress=False)
+    if verify:
+        check_verifiable(job.source, job.config, text)
+    needed = job.output_bytes
     if settings.target_size is not None:
         needed = min(needed, settings.target_size)
     check_space(target, needed, download=download)

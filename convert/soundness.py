@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import dropwhile
+from pathlib import Path
 
 from mlx_qwen.checkpoint import Plan, Target
 from mlx_qwen.errors import ConversionError
 
 from .outputs import Output
 from .pieces import DamagedPieceError, Piece, cut, dense_values, is_finite
+from .source.origin import Origin
 from .source.supply import files_of
 from .workers import piece_count
 
@@ -24,8 +26,8 @@ def check_sound(targets: Iterable[Target]) -> None:
                 raise DamagedPieceError(piece)
 
 
-def damaged_source(plan: Plan, found: Piece) -> ConversionError:
-    """What to say of the source that `plan` reads, of whose damaged tensors `found` is a part of the first.
+def damaged_source(plan: Plan, found: Piece, origin: Origin) -> ConversionError:
+    """What to say of `origin`, which `plan` reads, and of whose damaged tensors `found` is a part of the first.
 
     Tensors behind it are looked through until five are known, in the files that hold `found`.
     """
@@ -41,8 +43,18 @@ def damaged_source(plan: Plan, found: Piece) -> ConversionError:
     held = ", ".join(sorted(file.name for file in files))
     return ConversionError(
         f"{held} is damaged: NaN or infinite values are stored in {shown}. No option converts such weights, as nothing "
-        "that they enter could be computed. Download the file again, and then give the same command."
+        f"that they enter could be computed. {_next_step(origin, files)}"
     )
+
+
+def _next_step(origin: Origin, files: Iterable[Path]) -> str:
+    if origin.remote is not None:
+        return "Give the same command again, which downloads the file anew."
+    if origin.repository is None:
+        return "Download the file again, and then give the same command."
+    # Of the Hub's cache, which does not ask for a file twice: what the links in it lead to.
+    stored = " and ".join(str(file.resolve()) for file in sorted(files))
+    return f"Remove {stored}, and then give the same command, which downloads the file again."
 
 
 def _pieces(targets: Iterable[Target]) -> Iterator[Piece]:

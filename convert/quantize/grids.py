@@ -89,7 +89,8 @@ def searched_grids(groups: Floats, bits: int, dtype: DType, importance: Floats |
     error = rounding.error(found) if refits == 0 else np.float32(np.inf)
     for _ in range(refits):
         found, error = rounding.fitted(found)
-    better = error < rounding.error(first)
+    # A scale that the dtype rounds to zero leaves no codes, and an error in steps of it says nothing.
+    better = (found.scales != 0) & (error < rounding.error(first))
     scales, biases = (np.where(better, *pair) for pair in zip(found.parts, first.parts, strict=True))
     return Grids(scales, biases, dtype)
 

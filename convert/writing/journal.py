@@ -38,24 +38,26 @@ class Journal:
         self._fingerprint = fingerprint
 
     def begin(self) -> None:
-        """Make it an empty journal of this work."""
+        """Make it an empty journal of this work, in place, so that it is a journal whenever a kill comes."""
         self.last = Record()
-        os.ftruncate(self._descriptor, 0)
-        self._append({"fingerprint": self._fingerprint})
+        line = _encoded({"fingerprint": self._fingerprint})
+        self._write(line, 0)
+        os.ftruncate(self._descriptor, len(line))
+        os.fsync(self._descriptor)
 
     def commit(self, record: Record) -> None:
         """Remember `record`, whose bytes must be on the disk already."""
         self.last = record
-        self._append(asdict(record))
-
-    def _append(self, line: dict[str, object]) -> None:
         # A line that a killed process left unfinished is closed off, and never parses.
         end = os.lseek(self._descriptor, 0, os.SEEK_END)
         torn = end > 0 and os.pread(self._descriptor, 1, end - 1) != b"\n"
-        data = memoryview((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
-        while data:
-            data = data[os.write(self._descriptor, data) :]
+        self._write((b"\n" if torn else b"") + _encoded(asdict(record)), end)
         os.fsync(self._descriptor)
+
+    def _write(self, data: bytes, position: int) -> None:
+        while data:
+            written = os.pwrite(self._descriptor, data, position)
+            data, position = data[written:], position + written
 
 
 def is_journal(path: Path, *, alone: bool) -> bool:
@@ -101,6 +103,10 @@ def _lock(descriptor: int, path: Path) -> None:
             f"Another process is converting into {path.parent} already. Wait until it ends, or choose another "
             "--mlx-path."
         ) from error
+
+
+def _encoded(line: dict[str, object]) -> bytes:
+    return json.dumps(line).encode() + b"\n"
 
 
 def _whole_lines(descriptor: int) -> list[dict[str, object]]:

@@ -31,12 +31,15 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         raise ConversionError(f"{target} exists. Choose another --mlx-path, or replace it with --overwrite.")
     if not target.is_dir() or (any(target.iterdir()) and not (target / "config.json").is_file()):
         raise ConversionError(f"{target} is no model folder, so --overwrite does not replace it. Choose another path.")
+    with suppress(FileNotFoundError):  # somebody removed the present folder
+        if _holds(target, Path.cwd()):
+            raise ConversionError(f"{target} holds the folder that you are in. Change to one outside it first.")
 
 
 def check_apart(target: Path, source: Path) -> None:
     """Raise ConversionError when replacing `target`, or clearing its workspace, would remove the source."""
-    for folder in (target.resolve(), work_folder(target).resolve()):
-        if folder == source.resolve() or folder in source.resolve().parents:
+    for folder in (target, work_folder(target)):
+        if folder.exists() and _holds(folder, source):
             raise ConversionError(f"{folder} holds the source {source}. Choose another --mlx-path.")
 
 
@@ -121,6 +124,12 @@ def staged(target: Path, fingerprint: str, *, resume: bool = True, overwrite: bo
         raise ConversionError(advice(error, target)) from error
 
 
+def _holds(folder: Path, path: Path) -> bool:
+    """Whether `path` is `folder` or lies in it."""
+    # Not by name: disks of a Mac take upper and lower case for the same.
+    return any(folder.samefile(place) for place in (path.resolve(), *path.resolve().parents))
+
+
 def _settle(work: Path, target: Path) -> None:
     """End a replacement that was cut off: between its two renames the old model comes back, after them it goes."""
     replaced, discarded = work / _REPLACED, work / _DISCARDED
@@ -195,6 +204,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def advice(error: OSError, target: Path) -> str:
+    """What to tell somebody whose conversion to `target` ended with `error`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         step = "The disk is full: free some space, or choose another --mlx-path"
     elif error.errno == errno.EFBIG:

@@ -99,7 +99,7 @@ def _kind_name(part: object) -> object:
     if not isinstance(part, Mapping):
         return None
     names = (*_NAMES[Kind.IMAGE], *_NAMES[Kind.VIDEO], *_UNREAD)
-    return part.get("type") or next((name for name in names if part.get(name) is not None), None)
+    return part.get("type") or next((name for name in names if _is_given(part.get(name))), None)
 
 
 def _held(part: object, kind: object) -> list[str]:
@@ -116,14 +116,16 @@ def _is_given(value: object) -> bool:
 
 
 def _read(part: Mapping[str, object], kind: Kind, where: str) -> Media:
-    given = {key: value for key, value in part.items() if value is not None and key != "text"}
-    sources = [key for key in (*_NAMES[kind], *_ADDRESSES) if key in given]
+    given = {key: value for key, value in part.items() if _is_given(value) and key != "text"}
+    named = [key for key in (*_NAMES[kind], *_ADDRESSES) if part.get(key) is not None]
+    # One that is empty is left to whoever opens it, who says what is wrong.
+    sources = [key for key in named if key in given] or named[:1]
     if len(sources) > 1:
         raise PromptError(f"{where} gives {_a(kind)} as {sources[0]!r} and as {sources[1]!r}; keep one of them.")
-    source = given[sources[0]] if sources else None
+    source = part[sources[0]] if sources else None
     nested: Mapping[str, object] = {}
     if isinstance(source, Mapping):
-        nested, source = source, source.get("url")
+        nested, source = {key: value for key, value in source.items() if _is_given(value)}, source.get("url")
     if source is None:
         name = _NAMES[kind][0]
         raise PromptError(

@@ -175,11 +175,11 @@ def test_overwriting_never_removes_the_source(below: str, checkpoint: Checkpoint
 def test_the_source_is_found_under_another_name_too(
     checkpoint: CheckpointFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As "Model" and "model" are on a disk that ignores case, which no path tells.
-    source = shutil.copytree(checkpoint("dense"), tmp_path / "Model")
-    (tmp_path / "model").symlink_to(source)
+    # As "Model" and "model" are the same on a disk that ignores case, which no path tells.
+    source = shutil.copytree(checkpoint("dense"), tmp_path / "source")
+    (tmp_path / "alias").symlink_to(source)
     monkeypatch.setattr(Path, "resolve", Path.absolute)
-    for target in (tmp_path / "model", source):
+    for target in (tmp_path / "alias", source):
         with pytest.raises(ConversionError, match="holds the source"):
             staging.check_apart(target, source)
     staging.check_apart(tmp_path / "another", source)
