@@ -12,9 +12,12 @@ from mlx_qwen.tensors import decoder_layer
 
 from .arrays import FLOATS
 from .batching import BATCH_TOKENS
+from .comparison.distributions import VOCABULARY_BLOCK
+from .comparison.texts import TOKENS, WINDOW
 from .outputs import Output, Outputs
 from .pieces import cut
 from .quantize.correction import MOST_COLUMNS
+from .quantize.inputs import REMEMBERED
 from .workers import piece_count
 
 # A piece is there as read, in fp32, in the output's dtype, packed, and as bytes.
@@ -22,9 +25,7 @@ _COPIES = 6
 _KEPT_BYTES = 64 << 20
 _FP32 = 4
 # Corrections that are remembered, and one that is being made in fp64.
-_CORRECTIONS = 6 + 3 * 2
-_VERIFIED_TOKENS, _WINDOW = 4096, 512
-_HEAD_BLOCK = 8192
+_CORRECTIONS = REMEMBERED + 3 * 2
 
 
 def packing_bytes(outputs: Outputs) -> int:
@@ -59,8 +60,8 @@ def calibration_bytes(text: TextConfig, outputs: Outputs, tokens: int) -> int:
 
 def verifying_bytes(text: TextConfig, outputs: Outputs) -> int:
     """What comparing source and output takes: the states of both, a layer of each, and blocks of both heads."""
-    states = 2 * 2 * _VERIFIED_TOKENS * text.hidden_size * 2 * _FP32
-    head = 2 * min(_HEAD_BLOCK, text.vocab_size) * (2 * text.hidden_size + 4 * _WINDOW) * _FP32
+    states = 2 * 2 * TOKENS * text.hidden_size * 2 * _FP32
+    head = 2 * min(VOCABULARY_BLOCK, text.vocab_size) * (2 * text.hidden_size + 4 * WINDOW) * _FP32
     before = _largest_layer((output, output.target.quantization) for output in outputs.main)
     after = _largest_layer((output, output.quantization) for output in outputs.main)
     return states + before + after + max(_running(text, _FP32), head) + _KEPT_BYTES
@@ -100,7 +101,7 @@ def _running(text: TextConfig, item: int) -> int:
     """The widest part of a layer at work on a batch of windows."""
     rows = BATCH_TOKENS
     q, kv = text.num_attention_heads * text.head_dim, 2 * text.num_key_value_heads * text.head_dim
-    attention = item * (5 * q + 2 * kv) + 2 * _FP32 * text.num_attention_heads * _WINDOW
+    attention = item * (5 * q + 2 * kv) + 2 * _FP32 * text.num_attention_heads * WINDOW
     conv, value = text.linear_conv_dim, text.linear_value_dim
     linear = (item + _FP32) * (2 * conv + 2 * value)
     feed = 3 * item * text.intermediate_size

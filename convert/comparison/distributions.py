@@ -10,7 +10,7 @@ from mlx_qwen.layerwise import LayerwiseModel
 from mlx_qwen.model.layers import AnyLinear
 
 _TOKENS = 512
-_VOCABULARY = 8192
+VOCABULARY_BLOCK = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ def predictions(
     spans = [(start, min(start + _TOKENS, N)) for start in range(0, N, _TOKENS)]
     sums = [_Sums(next_ids[start:stop]) for start, stop in spans]
     first_row = 0
-    for head_a, head_b in zip(a.head(_VOCABULARY), b.head(_VOCABULARY), strict=True):
+    for head_a, head_b in zip(a.head(VOCABULARY_BLOCK), b.head(VOCABULARY_BLOCK), strict=True):
         for (start, stop), part in zip(spans, sums, strict=True):
             part.add(first_row, _logits(head_a, normed_a[start:stop]), _logits(head_b, normed_b[start:stop]))
-        first_row += _VOCABULARY
+        first_row += VOCABULARY_BLOCK
     parts = [part.result() for part in sums]
     return Predictions(
         np.concatenate([part.surprise_a for part in parts]),

@@ -23,7 +23,7 @@ from .distributions import Predictions, predictions
 from .result import Comparison
 from .source import open_decoded
 from .tensors import TensorError, bytes_to_read, matched, sum_of_squares, tensor_error
-from .texts import FEWEST_TOKENS, batches, read_text, token_ids
+from .texts import FEWEST_TOKENS, TOKENS, WINDOW, batches, read_text, token_ids
 
 # What may differ between checkpoints that compute the same function.
 _FREE_FIELDS = ("max_position_embeddings", "mtp_num_hidden_layers", "eos_token_ids", "tie_word_embeddings")
@@ -34,8 +34,8 @@ def compare(
     b: str | Path,
     *,
     text: str | Path | None = None,
-    tokens: int = 4096,
-    window: int = 512,
+    tokens: int = TOKENS,
+    window: int = WINDOW,
     dtype: DType = "float32",
     progress: bool | None = None,
 ) -> Comparison:

@@ -11,6 +11,8 @@ from mlx_qwen.convert.batching import window_batches
 from mlx_qwen.errors import ConversionError
 from mlx_qwen.prompt import Processor
 
+# Compared unless the caller says otherwise: so many tokens, in windows of so many.
+TOKENS, WINDOW = 4096, 512
 FEWEST_TOKENS = 2
 
 

@@ -19,7 +19,7 @@ from .grids import Floats
 _SHARED_TOKENS = 1 / 16
 _MOST_SHARED_ROWS = 4096
 # Enough for the experts that a few threads work on, as gate and up of one expert follow each other.
-_CACHED = 6
+REMEMBERED = 6
 
 Moments = list[npt.NDArray[np.floating]]
 
@@ -107,7 +107,7 @@ class Corrections:
         with self._lock:
             if key not in self._made:
                 self._made[key] = make()
-            while len(self._made) > _CACHED:
+            while len(self._made) > REMEMBERED:
                 self._made.popitem(last=False)
             return self._made[key]
 

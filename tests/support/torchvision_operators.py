@@ -19,6 +19,14 @@ def provide_torchvision() -> None:
     if find_spec("torchvision") is None:
         return
     try:
+        _import()
+    except (ImportError, OSError):
+        # Of another torch or system altogether: as if it were not there.
+        sys.path.remove(str(FOLDER))
+
+
+def _import() -> None:
+    try:
         import torchvision
     except RuntimeError:
         _declare("nms", "qnms")

@@ -43,7 +43,7 @@ def other(reference: Path, perturbed: Perturb) -> Path:
 def test_every_figure_is_that_of_transformers_logits(
     reference: Path, other: Path, blocks: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributions, "_VOCABULARY", blocks[0])
+    monkeypatch.setattr(distributions, "VOCABULARY_BLOCK", blocks[0])
     monkeypatch.setattr(distributions, "_TOKENS", blocks[1])
     found = compare(reference, other, text=TEXT, window=WINDOW)
     (log_p, ids), (log_q, _) = log_probabilities(reference, TEXT), log_probabilities(other, TEXT)
