@@ -155,8 +155,7 @@ def _copied(piece: Piece) -> Result:
     weight, *rest = _packed(piece)
     kind = FLOATS[piece.output.dtype]
     if all(array.dtype == mx.uint8 for array in rest):
-        if not is_finite(dense_values(piece)):
-            raise DamagedPieceError(piece)
+        sound_values(piece)
         return Result(tuple(as_bytes(array) for array in (weight, *rest)), finite=True)
     cast = [array.astype(kind.mlx) for array in rest]
     exact = all(
@@ -167,6 +166,14 @@ def _copied(piece: Piece) -> Result:
     if not finite and not all(map(is_finite, rest)):
         raise DamagedPieceError(piece)
     return Result((as_bytes(weight), *floats), finite, exact)
+
+
+def sound_values(piece: Piece) -> mx.array:
+    """`dense_values`; raises DamagedPieceError where one is NaN or infinite."""
+    values = dense_values(piece)
+    if not is_finite(values):
+        raise DamagedPieceError(piece)
+    return values
 
 
 def dense_values(piece: Piece) -> mx.array:

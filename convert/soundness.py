@@ -9,7 +9,7 @@ from mlx_qwen.checkpoint import Plan, Target
 from mlx_qwen.errors import ConversionError
 
 from .outputs import Output
-from .pieces import DamagedPieceError, Piece, cut, dense_values, is_finite
+from .pieces import Piece, cut, dense_values, is_finite, sound_values
 from .source.origin import Origin
 from .source.supply import files_of
 from .workers import piece_count
@@ -20,10 +20,8 @@ _MOST_NAMES = 5
 def check_sound(targets: Iterable[Target]) -> None:
     """Read tensors as they are stored; raises DamagedPieceError for the first value that is NaN or infinite."""
     with ThreadPoolExecutor(piece_count()) as pool:
-        for piece, is_sound in pool.map(lambda piece: (piece, is_finite(dense_values(piece))), _pieces(targets)):
-            if not is_sound:
-                pool.shutdown(cancel_futures=True)
-                raise DamagedPieceError(piece)
+        for _ in pool.map(_check_piece, _pieces(targets)):  # the first that is not ends it, and what has not begun
+            pass
 
 
 def damaged_source(plan: Plan, found: Piece, origin: Origin) -> ConversionError:
@@ -55,6 +53,10 @@ def _next_step(origin: Origin, files: Iterable[Path]) -> str:
     # Of the Hub's cache, which does not ask for a file twice: what the links in it lead to.
     stored = " and ".join(str(file.resolve()) for file in sorted(files))
     return f"Remove {stored}, and then give the same command, which downloads the file again."
+
+
+def _check_piece(piece: Piece) -> None:
+    sound_values(piece)
 
 
 def _pieces(targets: Iterable[Target]) -> Iterator[Piece]:

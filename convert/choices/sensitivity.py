@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlx_qwen.checkpoint import Quantization, Target
 from mlx_qwen.convert.outputs import Output
-from mlx_qwen.convert.pieces import DamagedPieceError, Piece, dense_values, is_finite
+from mlx_qwen.convert.pieces import Piece, sound_values
 from mlx_qwen.convert.progress import Progress
 from mlx_qwen.convert.recipes.kinds import Kind, kind_of
 from mlx_qwen.convert.workers import piece_count
@@ -100,14 +100,7 @@ def sampled_rows(target: Target) -> mx.array:
 
     Raises DamagedPieceError for values that are NaN or infinite.
     """
-    return mx.concatenate([_sound_values(piece).astype(mx.float32) for piece in _blocks(target)])
-
-
-def _sound_values(piece: Piece) -> mx.array:
-    values = dense_values(piece)
-    if not is_finite(values):
-        raise DamagedPieceError(piece)
-    return values
+    return mx.concatenate([sound_values(piece).astype(mx.float32) for piece in _blocks(target)])
 
 
 def _error(rows: mx.array, choice: Quantization, importance: mx.array | None) -> float:
