@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mlx_qwen.checkpoint import Mode, parameter_count
+from mlx_qwen.checkpoint.layout import Mode, parameter_count
 from mlx_qwen.errors import ConversionError
 
 from .comparison import Comparison, check_verifiable, verify_conversion
@@ -11,14 +11,14 @@ from .description import Description
 from .formats import keeps_codes
 from .job import Job, plan_job
 from .measures import Cost, measured_cost
+from .model_folder.upload import check_upload, upload_folder
 from .preview import check_before_download
 from .report import ConversionReport
 from .settings import AskedDType, Quantizer, Settings, check_settings
 from .source.origin import Reading, check_streaming, open_origin
-from .weights import Written, source_bytes
+from .work.write import Written, source_bytes
 from .writing.room import check_space, check_writable
 from .writing.staging import DOWNLOADS, check_apart, check_target, check_workspace, staged, work_folder
-from .writing.upload import check_upload, upload_folder
 
 
 def convert(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from mlx_qwen.checkpoint import Quantization
+from mlx_qwen.checkpoint.layout import Quantization
 
 from .measures import readable_size
 from .outputs import Output, Outputs

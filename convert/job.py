@@ -9,26 +9,27 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mlx_qwen.checkpoint import Plan, plan_checkpoint
+from mlx_qwen.checkpoint.layout import Plan, plan_checkpoint
 from mlx_qwen.config import ModelConfig
 
 from .choices.choose import choose
 from .description import Description, described
 from .formats import decodable, is_encoded
+from .model_folder.config_json import converted_config
+from .model_folder.fingerprint import fingerprint
+from .model_folder.travel import copy_files, write_model_card
 from .needs import memory_needed
 from .outputs import Output, Outputs, plan_outputs
-from .pieces import DamagedPieceError
-from .quantize.calibration import Calibration
 from .quantize.texts import calibration_windows
 from .settings import Settings
-from .soundness import damaged_source
+from .source.folder import copied_files
 from .source.origin import Origin
-from .source.supply import files_of
-from .weights import Written, write_weights
-from .writing.config_json import converted_config
-from .writing.fingerprint import fingerprint
+from .work.calibration import Calibration
+from .work.damage import damaged_source
+from .work.pieces import DamagedPieceError
+from .work.supply import files_of
+from .work.write import Written, write_weights
 from .writing.staging import Workspace, write_text
-from .writing.travel import copied_files, copy_files, write_model_card
 
 
 @dataclass(frozen=True, slots=True)

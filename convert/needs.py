@@ -6,18 +6,18 @@ from math import prod
 
 import mlx.core as mx
 
-from mlx_qwen.checkpoint import Quantization
+from mlx_qwen.checkpoint.layout import Quantization
+from mlx_qwen.checkpoint.names import decoder_layer
 from mlx_qwen.config import TextConfig
-from mlx_qwen.tensors import decoder_layer
 
 from .arrays import FLOATS
-from .batching import BATCH_TOKENS
 from .comparison.distributions import VOCABULARY_BLOCK
 from .comparison.texts import TOKENS, WINDOW
+from .layerwise.batching import BATCH_TOKENS
 from .outputs import Output, Outputs
-from .pieces import cut
 from .quantize.correction import MOST_COLUMNS
 from .quantize.inputs import REMEMBERED
+from .work.pieces import cut
 from .workers import piece_count
 
 # A piece is there as read, in fp32, in the output's dtype, packed, and as bytes.

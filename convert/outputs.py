@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_qwen.checkpoint import Plan, Quantization, Target
+from mlx_qwen.checkpoint.layout import Plan, Quantization, Target
+from mlx_qwen.checkpoint.names import EXACT_ROLES, MTP_PREFIX
 from mlx_qwen.errors import ConversionError
-from mlx_qwen.tensors import EXACT_ROLES, MTP_PREFIX
 
 from .arrays import FLOATS
 from .formats import is_encoded, keeps_codes

@@ -4,8 +4,8 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+from mlx_qwen.checkpoint.hub import local_folder
 from mlx_qwen.errors import CheckpointError
-from mlx_qwen.hub import local_folder
 
 from .comparison import check_verifiable
 from .job import plan_job

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_qwen.checkpoint import Quantization
+from mlx_qwen.checkpoint.layout import Quantization
 
 from .comparison import Comparison
 from .description import Description

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from mlx_qwen.checkpoint import Mode, Quantization
+from mlx_qwen.checkpoint.layout import Mode, Quantization
 from mlx_qwen.errors import ConversionError
 
 from .recipes.precisions import precision

@@ -281,3 +281,8 @@ def _vision_config(fields: Fields) -> VisionConfig:
         num_position_embeddings=fields.integer("num_position_embeddings", 2304),
         out_hidden_size=fields.integer("out_hidden_size"),
     )
+
+
+def is_small(text: TextConfig) -> bool:
+    """Whether the model has the shape of Qwen3.5-0.8B or -2B, which answer without thinking unless asked to."""
+    return text.moe is None and text.hidden_size <= 2048 and text.num_hidden_layers == 24

@@ -19,3 +19,7 @@ class PromptError(MLXQwenError, ValueError):
 
 class ConversionError(MLXQwenError, RuntimeError):
     """A conversion that cannot start or finish; no output was left under the final name."""
+
+
+class PlanningError(MLXQwenError, ValueError):
+    """A model, precision, context, chip or memory size that cannot be planned for."""

@@ -4,17 +4,16 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_qwen.assembly import assemble
-from mlx_qwen.checkpoint import FORMAT_KEY, FORMAT_VERSION, Layout, Plan, foreign_quantization, plan_checkpoint
+from mlx_qwen.checkpoint.hub import resolve
+from mlx_qwen.checkpoint.layout import FORMAT_KEY, FORMAT_VERSION, Layout, Plan, foreign_quantization, plan_checkpoint
+from mlx_qwen.checkpoint.matrices import read_matrices
+from mlx_qwen.checkpoint.shards import TensorInfo, checkpoint_tensors, companion_tensors
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import CheckpointError
-from mlx_qwen.files import TensorInfo, checkpoint_tensors, companion_tensors
-from mlx_qwen.hub import resolve
 from mlx_qwen.model import Model
-from mlx_qwen.norms import check_norms
+from mlx_qwen.model.weights import assemble, check_norms
 from mlx_qwen.prompt import Processor
-from mlx_qwen.reading import read_matrices
 
 
 def load(

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from mlx_qwen.checkpoint import Plan
+from mlx_qwen.checkpoint.layout import Plan
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert.settings import AUTO, Settings
 
+from ..settings import AUTO, Settings
 from .dtypes import dtype_for_chip
 from .fitting import fitted_recipe
 from .importance import input_squares

@@ -6,14 +6,15 @@ from math import inf, prod
 
 import mlx.core as mx
 
-from mlx_qwen.checkpoint import Target
-from mlx_qwen.chips import CHIP_NAMES, chip_named, this_chip
-from mlx_qwen.convert.outputs import Output
-from mlx_qwen.convert.pieces import cut, dense_values
-from mlx_qwen.convert.progress import Progress
-from mlx_qwen.convert.settings import DType
-from mlx_qwen.convert.workers import piece_count
+from mlx_qwen.checkpoint.layout import Target
 from mlx_qwen.errors import ConversionError
+
+from ..outputs import Output
+from ..planning.chips import CHIP_NAMES, chip_named, this_chip
+from ..progress import Progress
+from ..settings import DType
+from ..work.pieces import cut, dense_values
+from ..workers import piece_count
 
 FLOAT16_LIMIT = 65504.0
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-from mlx_qwen.checkpoint import Plan, Quantization
-from mlx_qwen.convert.measures import readable_size
-from mlx_qwen.convert.outputs import Output, plan_outputs
-from mlx_qwen.convert.recipes.kinds import Kind, joined_with, kind_of
-from mlx_qwen.convert.recipes.precisions import AFFINE_BITS, precision
-from mlx_qwen.convert.recipes.recipe import Recipe, uniform
-from mlx_qwen.convert.settings import Settings
+from mlx_qwen.checkpoint.layout import Plan, Quantization
 from mlx_qwen.errors import ConversionError
 
+from ..measures import readable_size
+from ..outputs import Output, plan_outputs
+from ..recipes.kinds import Kind, joined_with, kind_of
+from ..recipes.precisions import AFFINE_BITS, precision
+from ..recipes.recipe import Recipe, uniform
+from ..settings import Settings
 from .sensitivity import Sensitivity, measure
 
 

@@ -4,12 +4,13 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_qwen.checkpoint import Plan
+from mlx_qwen.checkpoint.layout import Plan
+from mlx_qwen.checkpoint.names import decoder_layer, text_prefix
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert.batching import window_batches
-from mlx_qwen.convert.soundness import check_sound
-from mlx_qwen.layerwise import LayerwiseModel, LinearInput
-from mlx_qwen.tensors import decoder_layer, text_prefix
+
+from ..layerwise import LayerwiseModel, LinearInput
+from ..layerwise.batching import window_batches
+from ..work.damage import check_sound
 
 
 def input_squares(config: ModelConfig, plan: Plan, windows: npt.NDArray[np.int64]) -> dict[str, mx.array]:

@@ -9,13 +9,14 @@ from math import prod
 
 import mlx.core as mx
 
-from mlx_qwen.checkpoint import Quantization, Target
-from mlx_qwen.convert.outputs import Output
-from mlx_qwen.convert.pieces import Piece, sound_values
-from mlx_qwen.convert.progress import Progress
-from mlx_qwen.convert.recipes.kinds import Kind, kind_of
-from mlx_qwen.convert.workers import piece_count
-from mlx_qwen.tensors import Role, TensorSpec, decoder_layer
+from mlx_qwen.checkpoint.layout import Quantization, Target
+from mlx_qwen.checkpoint.names import Role, TensorSpec, decoder_layer
+
+from ..outputs import Output
+from ..progress import Progress
+from ..recipes.kinds import Kind, kind_of
+from ..work.pieces import Piece, sound_values
+from ..workers import piece_count
 
 SAMPLED_ROWS = 256
 _BLOCK_ROWS = 8

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert.writing.staging import write_text
 from mlx_qwen.prompt import Processor
 
+from ..writing.staging import write_text
 from .plot import save_plot
 from .result import Comparison
 from .run import compare

@@ -6,8 +6,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_qwen.layerwise import LayerwiseModel
 from mlx_qwen.model.layers import AnyLinear
+
+from ..layerwise import LayerwiseModel
 
 _TOKENS = 512
 VOCABULARY_BLOCK = 8192

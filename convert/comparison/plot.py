@@ -4,10 +4,10 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
-from mlx_qwen.convert.recipes.kinds import Kind
+from mlx_qwen.canvas import FAINT, RULE, Canvas, blend
 from mlx_qwen.errors import ConversionError
 
-from .canvas import FAINT, RULE, Canvas, blend
+from ..recipes.kinds import Kind
 from .result import Comparison, relative_error
 from .tensors import TensorError
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlx_qwen.config import Json
-from mlx_qwen.convert.recipes.kinds import Kind
 
+from ..recipes.kinds import Kind
 from .tensors import TensorError
 
 _WORST = 8

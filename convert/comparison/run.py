@@ -9,16 +9,16 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen.convert.arrays import FLOATS
-from mlx_qwen.convert.progress import Progress
-from mlx_qwen.convert.settings import DType
+from mlx_qwen.checkpoint.hub import resolve
+from mlx_qwen.checkpoint.names import decoder_layer
 from mlx_qwen.errors import ConversionError
-from mlx_qwen.hub import resolve
-from mlx_qwen.layerwise import LayerwiseModel
 from mlx_qwen.model.decoder import Residual
 from mlx_qwen.prompt import Processor
-from mlx_qwen.tensors import decoder_layer
 
+from ..arrays import FLOATS
+from ..layerwise import LayerwiseModel
+from ..progress import Progress
+from ..settings import DType
 from .distributions import Predictions, predictions
 from .result import Comparison
 from .source import open_decoded

@@ -6,19 +6,20 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_qwen.checkpoint.hub import resolve
+from mlx_qwen.checkpoint.shards import checkpoint_tensors
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert.formats import decodable
-from mlx_qwen.files import checkpoint_tensors
-from mlx_qwen.hub import resolve
-from mlx_qwen.layerwise import LayerwiseModel, little_cache
 from mlx_qwen.loading import plan_model
+
+from ..formats import decodable
+from ..layerwise import LayerwiseModel, little_cache
 
 
 @contextmanager
 def open_decoded(
     path_or_repo: str | Path, *, revision: str | None = None, dtype: mx.Dtype | None = None
 ) -> Iterator[LayerwiseModel]:
-    """As `mlx_qwen.layerwise.open_layerwise`, and takes FP8, GPTQ, AWQ and compressed-tensors checkpoints too.
+    """As `mlx_qwen.convert.layerwise.open_layerwise`, and takes FP8, GPTQ, AWQ and compressed-tensors checkpoints too.
 
     Codes that MLX can hold stay packed; other matrices are decoded to fp32 while their layer is read.
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen.checkpoint import Plan, Target
-from mlx_qwen.convert.recipes.kinds import Kind, kind_of
-from mlx_qwen.reading import read_rows
-from mlx_qwen.tensors import decoder_layer
+from mlx_qwen.checkpoint.layout import Plan, Target
+from mlx_qwen.checkpoint.matrices import read_rows
+from mlx_qwen.checkpoint.names import decoder_layer
+
+from ..recipes.kinds import Kind, kind_of
 
 _BLOCK_BYTES = 8 << 20
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen.convert.batching import window_batches
 from mlx_qwen.errors import ConversionError
 from mlx_qwen.prompt import Processor
+
+from ..layerwise.batching import window_batches
 
 # Compared unless the caller says otherwise: so many tokens, in windows of so many.
 TOKENS, WINDOW = 4096, 512

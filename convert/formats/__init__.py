@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 
-from mlx_qwen.checkpoint import Quantization, Target, foreign_quantization
+from mlx_qwen.checkpoint.layout import Quantization, Target, foreign_quantization
+from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import CheckpointError
-from mlx_qwen.files import TensorInfo
 
 from . import auto_round, awq, compressed_tensors, fp8, gptq
 from .encoded import Encoded, Format, Matrix, RowReader, Stack, encoded

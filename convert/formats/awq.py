@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.config import Json
 from mlx_qwen.errors import CheckpointError
-from mlx_qwen.files import TensorInfo
 
 from .encoded import Matrix, Tensors, expect_shape, matrix_shape, required
 from .integers import IntegerMatrix, pack, unpack

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
+from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.config import Json
 from mlx_qwen.errors import CheckpointError
-from mlx_qwen.files import TensorInfo
 
 from .encoded import Matrix, Tensors, expect_shape, is_elsewhere, matrix_shape, powers_of_two, required
 from .fp8 import E4M3, block_scaled

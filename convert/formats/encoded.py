@@ -8,10 +8,10 @@ from typing import Protocol
 
 import mlx.core as mx
 
+from mlx_qwen.checkpoint.remote import RemoteTensor
+from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.config import Json
 from mlx_qwen.errors import CheckpointError
-from mlx_qwen.files import TensorInfo
-from mlx_qwen.repository import RemoteTensor
 
 RowReader = Callable[[int, int], mx.array]
 Tensors = Mapping[str, TensorInfo]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
+from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.config import Json
 from mlx_qwen.errors import CheckpointError
-from mlx_qwen.files import TensorInfo
 
 from .encoded import Matrix, Stack, Tensors, expect_shape, matrix_shape, powers_of_two, required
 

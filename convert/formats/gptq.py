@@ -12,9 +12,9 @@ from math import prod
 
 import mlx.core as mx
 
+from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.config import Json
 from mlx_qwen.errors import CheckpointError
-from mlx_qwen.files import TensorInfo
 
 from .encoded import Matrix, Tensors, expect_shape, is_elsewhere, matrix_shape, required
 from .integers import IntegerMatrix, act_order, unpack

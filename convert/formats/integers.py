@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_qwen.checkpoint import Quantization
+from mlx_qwen.checkpoint.layout import Quantization
+from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.errors import CheckpointError
-from mlx_qwen.files import TensorInfo
 
 _MLX_GROUPS = (128, 64, 32)
 _MLX_BITS = (2, 4, 8)

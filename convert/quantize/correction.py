@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mlx_qwen.checkpoint import Quantization
-from mlx_qwen.convert.settings import DType
+from mlx_qwen.checkpoint.layout import Quantization
 
-from .grids import Floats, nearest_codes, searched_grids
+from ..settings import DType
 from .packing import packed
 from .rows import PackedRows
+from .scales import Floats, nearest_codes, searched_grids
 
 DAMPING = 0.01
 # Beyond this many columns, which take 0.5 GB in fp64, errors are made up for within blocks of columns only.

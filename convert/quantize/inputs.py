@@ -9,11 +9,10 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_qwen.convert.arrays import as_float32
-from mlx_qwen.layerwise import LinearInput
-
+from ..arrays import as_float32
+from ..layerwise import LinearInput
 from .correction import DAMPING, Correction, column_blocks, correction
-from .grids import Floats
+from .scales import Floats
 
 # An expert leans on what all experts of its layer see as if it were this share of its columns in tokens.
 _SHARED_TOKENS = 1 / 16

@@ -7,12 +7,12 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_qwen.checkpoint import Quantization
-from mlx_qwen.convert.arrays import FLOATS, patterns, stored_bytes, widened
-from mlx_qwen.convert.settings import DType
+from mlx_qwen.checkpoint.layout import Quantization
 
-from .grids import Floats, nearest_codes, searched_grids
+from ..arrays import FLOATS, patterns, stored_bytes, widened
+from ..settings import DType
 from .packing import packed
+from .scales import Floats, nearest_codes, searched_grids
 
 # Larger than caches like it, so that threads seldom wait for the interpreter's lock between two passes.
 _BLOCK_WEIGHTS = 1 << 19

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert.settings import DEFAULT_TEXT
 from mlx_qwen.errors import ConversionError, PromptError
-from mlx_qwen.prompt import Messages, Processor
+from mlx_qwen.json_types import Messages
+from mlx_qwen.prompt import Processor
+
+from ..settings import DEFAULT_TEXT
 
 _WINDOW = 512
 _MOST_TOKENS = 1 << 15

@@ -2,7 +2,7 @@
 
 from enum import Enum
 
-from mlx_qwen.tensors import MTP_PREFIX, Role, TensorSpec
+from mlx_qwen.checkpoint.names import MTP_PREFIX, Role, TensorSpec
 
 
 class Kind(Enum):

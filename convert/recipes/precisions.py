@@ -2,7 +2,7 @@
 
 import re
 
-from mlx_qwen.checkpoint import Mode, Quantization
+from mlx_qwen.checkpoint.layout import Mode, Quantization
 from mlx_qwen.errors import ConversionError
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)

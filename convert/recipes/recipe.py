@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
-from mlx_qwen.checkpoint import Mode, Quantization
+from mlx_qwen.checkpoint.layout import Mode, Quantization
+from mlx_qwen.checkpoint.names import TensorSpec
 from mlx_qwen.errors import ConversionError
-from mlx_qwen.tensors import TensorSpec
 
 from .kinds import Kind, can_pack, kind_of
 from .precisions import AFFINE_BITS, precision

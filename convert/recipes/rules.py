@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from mlx_qwen.checkpoint import Quantization
+from mlx_qwen.checkpoint.layout import Quantization
+from mlx_qwen.checkpoint.names import VISION_PREFIX, TensorSpec
 from mlx_qwen.errors import ConversionError
-from mlx_qwen.tensors import VISION_PREFIX, TensorSpec
 
 from .kinds import can_pack, kind_of
 from .precisions import written_precision

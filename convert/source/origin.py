@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mlx_qwen.convert.settings import Settings
-from mlx_qwen.convert.writing.fingerprint import source_lines
-from mlx_qwen.convert.writing.travel import check_links
+from mlx_qwen.checkpoint.hub import local_folder, resolve
+from mlx_qwen.checkpoint.remote import RemoteTensor, Repository, UnreadTensor, find_repository
+from mlx_qwen.checkpoint.shards import Shelf, TensorInfo, checkpoint_tensors, companion_tensors
 from mlx_qwen.errors import ConversionError
-from mlx_qwen.files import Shelf, TensorInfo, checkpoint_tensors, companion_tensors
-from mlx_qwen.hub import local_folder, resolve
-from mlx_qwen.repository import RemoteTensor, Repository, UnreadTensor, find_repository
 
-from .supply import space_needed
+from ..settings import Settings
+from .folder import check_links, source_lines
 
 Reading = Literal["files", "stream", "headers"]
 # A file in it can never exist.
 _NOWHERE = Path(os.devnull)
 _REQUESTS = 8
+# One shard is converted while the next one comes.
+AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +113,8 @@ def is_offline() -> bool:
 def _checked(origin: Origin) -> Origin:
     check_links(origin.folder)
     return origin
+
+
+def space_needed(sizes: Iterable[int]) -> int:
+    """The most bytes that files of these sizes take on the disk at a time."""
+    return sum(sorted(sizes, reverse=True)[:AHEAD])

@@ -5,9 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlx_qwen.convert.measures import readable_size
 from mlx_qwen.errors import ConversionError
 
+from ..measures import readable_size
 from .staging import advice, work_folder
 
 

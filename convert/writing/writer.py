@@ -11,8 +11,8 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from mlx_qwen.files import TensorInfo
-from mlx_qwen.headers import ITEM_SIZES, PREFIX_BYTES
+from mlx_qwen.checkpoint.headers import ITEM_SIZES, PREFIX_BYTES
+from mlx_qwen.checkpoint.shards import TensorInfo
 
 SHARD_BYTES = 5 * 10**9
 _ALIGNMENT = 8

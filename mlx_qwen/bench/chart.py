@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mlx_qwen.bench.speed import Bar, Speed
-from mlx_qwen.convert.comparison.canvas import FAINT, INK, RULE, Canvas
+from mlx_qwen.canvas import FAINT, INK, RULE, Canvas
 from mlx_qwen.errors import MLXQwenError
 
 COLORS = ("#1d5a96", "#8fb8de", "#d9662b", "#3c9a5f")

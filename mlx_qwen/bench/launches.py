@@ -13,18 +13,19 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from mlx_qwen.assembly import Matrix, assemble
 from mlx_qwen.bench.as_on_gpu import Launches, as_on_gpu, weightless
 from mlx_qwen.bench.graph import COPY, count_copies, count_nodes
-from mlx_qwen.bench.peer import cache_arrays, peer_model
 from mlx_qwen.bench.table import Table
-from mlx_qwen.bench.turns import OURS, PEER
-from mlx_qwen.checkpoint import Quantization
+from mlx_qwen.bench.timing import OURS, PEER
+from mlx_qwen.checkpoint.layout import Quantization
+from mlx_qwen.checkpoint.matrices import Matrix
+from mlx_qwen.checkpoint.names import Role, TensorSpec, tensor_specs, text_prefix
+from mlx_qwen.checkpoint.released import reduced, released
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert.recipes import uniform
 from mlx_qwen.model import Model
-from mlx_qwen.sizes import reduced, released
-from mlx_qwen.tensors import Role, TensorSpec, tensor_specs, text_prefix
+from mlx_qwen.model.weights import assemble
+from tools.benchmarks.peer import cache_arrays, peer_model
 
 COUNTED_SIZES = ("0.8B", "9B", "35B-A3B")
 _PERIOD = 4

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_qwen.bench.turns import OURS, PEER
+from mlx_qwen.bench.timing import OURS, PEER
 
 VISION_PEER = "mlx-vlm"
 
@@ -16,11 +16,11 @@ Writer = Callable[[list[int], int], Iterator[int]]
 def ours(folder: Path) -> Writer:
     """This project's model, by the path that `stream_generate` takes."""
     from mlx_qwen.config import ModelConfig
-    from mlx_qwen.generation.decode import Row, decode
-    from mlx_qwen.generation.defaults import GREEDY
-    from mlx_qwen.generation.prefill import prefill
-    from mlx_qwen.generation.sampling import TokenSampler
+    from mlx_qwen.engine.prefill import prefill
+    from mlx_qwen.engine.sampling import TokenSampler
+    from mlx_qwen.engine.step import Row, decode
     from mlx_qwen.loading import load_model
+    from mlx_qwen.recommended import GREEDY
 
     config = ModelConfig.from_directory(folder)
     model = load_model(folder, config)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_qwen.bench.report import Section, section_of
+from mlx_qwen.bench.section import Section, section_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,70 +62,70 @@ def _speed(run: Run) -> Section:
 
 
 def _rule(run: Run) -> Section:
-    from mlx_qwen.bench.gated_delta import bench_rule
+    from tools.benchmarks.delta_rule import bench_rule
 
     return section_of([bench_rule(repeats=run.repeats)])
 
 
 def _model(run: Run) -> Section:
-    from mlx_qwen.bench.model import bench_model
+    from tools.benchmarks.small_model import bench_model
 
     return section_of([bench_model(repeats=run.repeats)])
 
 
 def _host(run: Run) -> Section:
-    from mlx_qwen.bench.model import bench_host_time
+    from tools.benchmarks.small_model import bench_host_time
 
     return section_of([bench_host_time(repeats=3 * run.repeats)])
 
 
 def _start(run: Run) -> Section:
-    from mlx_qwen.bench.startup import bench_startup
+    from tools.benchmarks.startup import bench_startup
 
     return section_of([bench_startup(run.folder, repeats=run.repeats)])
 
 
 def _convert(run: Run) -> Section:
-    from mlx_qwen.bench.convert import bench_conversion
+    from tools.benchmarks.conversions import bench_conversion
 
     return section_of([bench_conversion("0.8B", run.folder, repeats=run.repeats)])
 
 
 def _convert_moe(run: Run) -> Section:
-    from mlx_qwen.bench.convert import bench_conversion
+    from tools.benchmarks.conversions import bench_conversion
 
     return section_of([bench_conversion("35B-slice", run.folder, repeats=run.repeats)])
 
 
 def _convert_memory(run: Run) -> Section:
-    from mlx_qwen.bench.convert import bench_conversion_memory
+    from tools.benchmarks.conversions import bench_conversion_memory
 
     return section_of([bench_conversion_memory(run.folder)])
 
 
 def _quality(run: Run) -> Section:
-    from mlx_qwen.bench.quality import bench_quality
+    from tools.benchmarks.quality import bench_quality
 
     assert run.model is not None and run.text is not None, "the command asked for both"
     return section_of([bench_quality(Path(run.model), run.text, run.folder)])
 
 
 def _vision(_: Run) -> Section:
-    from mlx_qwen.bench.vision import bench_vision
+    from tools.benchmarks.vision_tower import bench_vision
 
     return section_of([bench_vision()])
 
 
 def _recipes(run: Run) -> Section:
-    from mlx_qwen.bench.recipes import bench_recipes
+    from tools.benchmarks.recipes import bench_recipes
 
     assert run.model is not None and run.text is not None, "the command asked for both"
     return section_of([bench_recipes(Path(run.model), run.text, run.folder)])
 
 
 def _kernels(_: Run) -> Section:
-    from mlx_qwen.bench.kernel_bytes import bench_kernel_bytes
     from mlx_qwen.bench.launches import bench_launches
+    from tools.benchmarks.kernel_bytes import bench_kernel_bytes
 
     return section_of([bench_launches(), bench_kernel_bytes()])
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from metal_kernels import OpStats
+from mlx_qwen.bench.process import Timed, Turn
 from mlx_qwen.bench.runtimes import RUNTIMES
-from mlx_qwen.bench.turn import Timed, Turn
-from mlx_qwen.bench.turns import OURS
+from mlx_qwen.bench.timing import OURS
 from mlx_qwen.errors import MLXQwenError
 
 KERNELS_OFF = f"{OURS}, kernels off"
@@ -118,7 +118,7 @@ def _turn(name: str, folder: Path, sizes: Sequence[int], count: int) -> Turn:
     runtime = name if name in RUNTIMES else OURS
     environment = {**os.environ, **({_SWITCH: "reference"} if name == KERNELS_OFF else {})}
     arguments = [runtime, str(folder), str(count), *map(str, sizes)]
-    command = [sys.executable, "-m", "mlx_qwen.bench.turn", *arguments]
+    command = [sys.executable, "-m", "mlx_qwen.bench.process", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

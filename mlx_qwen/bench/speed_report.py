@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import median
 
+from mlx_qwen.bench.process import Turn
 from mlx_qwen.bench.speed import KERNELS_OFF, Bar, Speed
 from mlx_qwen.bench.table import Table
-from mlx_qwen.bench.turn import Turn
-from mlx_qwen.bench.turns import OURS
+from mlx_qwen.bench.timing import OURS
 
 
 def speed_table(speed: Speed, notes: Sequence[str]) -> Table:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_qwen.checkpoint.hub import resolve
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import convert
 from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import MLXQwenError
-from mlx_qwen.hub import resolve
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,13 @@ import click
 
 from mlx_qwen.cli.options import GenerationFlags
 from mlx_qwen.cli.printer import AnswerPrinter
-from mlx_qwen.generation.caching import kv_cache_summary
-from mlx_qwen.generation.media import describe
-from mlx_qwen.generation.options import GenerationOptions
-from mlx_qwen.generation.prompts import Prompt, prompt_inputs
-from mlx_qwen.generation.stream import stream_answer
+from mlx_qwen.engine.caching import kv_cache_summary
+from mlx_qwen.engine.stream import stream_answer
 from mlx_qwen.model import Model
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
+from mlx_qwen.prompt.inputs import Prompt, prompt_inputs
+from mlx_qwen.prompt.placed import describe
 
 
 def options_from_flags(flags: GenerationFlags) -> GenerationOptions:

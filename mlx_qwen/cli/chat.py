@@ -8,7 +8,7 @@ from mlx_qwen.cli.options import GenerationFlags, chosen_model, generation_flags
 from mlx_qwen.errors import PromptError
 
 if TYPE_CHECKING:
-    from mlx_qwen.cli.conversation import Conversation
+    from mlx_qwen.conversation import Conversation
 
 _HELP = """/image PATH     show an image with the next question; several at once, one a line; a URL works too
 /video PATH     show a video with the next question
@@ -29,8 +29,8 @@ def command(
     path = chosen_model(model)
 
     from mlx_qwen.cli.answering import options_from_flags
-    from mlx_qwen.cli.conversation import Conversation
-    from mlx_qwen.generation.caching import kv_cache_summary
+    from mlx_qwen.conversation import Conversation
+    from mlx_qwen.engine.caching import kv_cache_summary
     from mlx_qwen.loading import load
 
     options = options_from_flags(flags)
@@ -76,7 +76,7 @@ def _obey(line: str, conversation: "Conversation") -> bool:
 
 
 def _attach(conversation: "Conversation", kind: str, source: str) -> None:
-    from mlx_qwen.grids import Kind
+    from mlx_qwen.media.grids import Kind
 
     if not source:
         click.echo(f"/{kind} needs the path or URL of the {kind}.", err=True)

@@ -6,7 +6,7 @@ from typing import get_args
 
 import click
 
-from mlx_qwen.checkpoint import Mode
+from mlx_qwen.checkpoint.layout import Mode
 from mlx_qwen.convert.description import Description
 from mlx_qwen.convert.recipes import DEFAULT_RECIPE, RECIPES
 from mlx_qwen.convert.settings import AUTO, AskedDType, DType, Quantizer
@@ -210,6 +210,6 @@ def _check_one(ways: Mapping[str, object]) -> None:
 
 def _room(hf_path: str, fit: str, context: int | None, revision: str | None) -> int:
     """Bytes that the weights may take so that the model runs with this context in this memory."""
-    from mlx_qwen.planning import room_for_weights
+    from mlx_qwen.convert.planning import room_for_weights
 
     return room_for_weights(hf_path, memory=fit, context=context, revision=revision)

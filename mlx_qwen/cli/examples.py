@@ -6,12 +6,13 @@ from textwrap import indent
 
 import click
 
+from mlx_qwen.answer import AnswerParser
 from mlx_qwen.demo.tasks import Example
 from mlx_qwen.demo.tasks.drawing import draw_clip, draw_scene
 from mlx_qwen.demo.tasks.example import Message, Part, call_text
 from mlx_qwen.generation import generate
 from mlx_qwen.model import Model
-from mlx_qwen.prompt import AnswerParser, Processor
+from mlx_qwen.prompt import Processor
 
 _MOST_TOKENS = 256
 

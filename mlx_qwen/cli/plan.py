@@ -33,7 +33,7 @@ def command(
     Nothing is loaded and no weights are downloaded. Weights are counted as `convert` would write them. Speeds are upper
     bounds from bandwidth and arithmetic, never measurements.
     """
-    from mlx_qwen.planning import plan
+    from mlx_qwen.convert.planning import plan
 
     result = plan(
         model,

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from mlx_qwen.prompt import ReasoningSplitter
+from mlx_qwen.answer import ReasoningSplitter
 
 
 class AnswerPrinter:

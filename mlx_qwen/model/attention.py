@@ -6,10 +6,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from metal_kernels.attention import attention_epilogue, attention_prologue
-from mlx_qwen.cache import KVCache, Quantized, QuantizedKVCache, keys_and_values
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.layers import AnyLinear, FusedLinear, RMSNorm
 from mlx_qwen.model.rope import Positions, rotary
+from mlx_qwen.model.state import KVCache, Quantized, QuantizedKVCache, keys_and_values
 
 # MLX has no fused kernel for many queries at these head sizes: scores of a long context would fill the memory.
 MOST_SCORE_BYTES = 1 << 30

@@ -5,13 +5,13 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_qwen.cache import GatedDeltaCache, KVCache, LayerCache, QuantizedKVCache
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.attention import Attention
 from mlx_qwen.model.gated_delta_net import GatedDeltaNet
 from mlx_qwen.model.layers import RMSNorm
 from mlx_qwen.model.mlp import MLP, SparseMoE
 from mlx_qwen.model.rope import Positions
+from mlx_qwen.model.state import GatedDeltaCache, KVCache, LayerCache, QuantizedKVCache
 
 _CACHE_ORDER = "a cache has one entry a layer, in the layers' order"
 

@@ -7,7 +7,7 @@ from hashlib import blake2b
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen.grids import Grid
+from mlx_qwen.media.grids import Grid
 from mlx_qwen.model.vision import VisionTower
 
 _MOST_BYTES = 256 << 20

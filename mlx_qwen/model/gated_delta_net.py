@@ -7,9 +7,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from metal_kernels.gated_delta import Heads, Mixer, gated_delta_decode
-from mlx_qwen.cache import RECORDED_TOKENS, GatedDeltaCache
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.layers import AnyLinear, FusedLinear
+from mlx_qwen.model.state import RECORDED_TOKENS, GatedDeltaCache
 
 
 class _Weight(nn.Module):

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from mlx_qwen.errors import PromptError
-from mlx_qwen.grids import Grid, Kind
+from mlx_qwen.media.grids import Grid, Kind
 
 
 def rope_positions(kinds: np.ndarray, grids: dict[Kind, Iterator[Grid]], merge: int, *, start: int = 0) -> np.ndarray:

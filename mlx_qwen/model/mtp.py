@@ -3,11 +3,11 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_qwen.cache import KVCache
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.decoder import DecoderLayer, Residual
 from mlx_qwen.model.layers import AnyLinear, RMSNorm
 from mlx_qwen.model.rope import Positions
+from mlx_qwen.model.state import KVCache
 
 
 class MTP(nn.Module):

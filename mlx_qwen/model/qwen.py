@@ -8,16 +8,16 @@ import mlx.nn as nn
 import numpy as np
 
 from metal_kernels import backend
-from mlx_qwen.cache import HybridCache, KVCache, make_cache
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import PromptError
-from mlx_qwen.model.decode import DecodeStep, can_compile
 from mlx_qwen.model.decoder import DecoderLayer, Masks, Residual
-from mlx_qwen.model.embedding import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
 from mlx_qwen.model.features import FeatureCache
 from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
 from mlx_qwen.model.mtp import MTP
+from mlx_qwen.model.multimodal import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
+from mlx_qwen.model.replay import DecodeStep, can_compile
 from mlx_qwen.model.rope import Positions
+from mlx_qwen.model.state import HybridCache, KVCache, make_cache
 from mlx_qwen.model.vision import VisionTower
 
 NO_VISION = (

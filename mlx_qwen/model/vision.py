@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_qwen.config import VisionConfig
-from mlx_qwen.grids import Grid
+from mlx_qwen.media.grids import Grid
 from mlx_qwen.model.layers import AnyLinear
 
 _EPS = 1e-6

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from mlx_qwen.errors import PromptError
-from mlx_qwen.prompt.json_types import Json, Message, Messages, Tools
-from mlx_qwen.prompt.media import check_fields, media_kind, placeholder_part
+from mlx_qwen.json_types import Json, Message, Messages, Tools
+from mlx_qwen.prompt.media_parts import check_fields, media_kind, placeholder_part
 
 ROLES = ("system", "user", "assistant", "tool")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from mlx_qwen.errors import PromptError
-from mlx_qwen.grids import Kind
+from mlx_qwen.media.grids import Kind
 
 _FORMS = {
     Kind.IMAGE: "<|vision_start|><|image_pad|><|vision_end|>",

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from mlx_qwen.config import ModelConfig, VisionConfig
+from mlx_qwen.answer.reasoning import THINK_END, THINK_START
+from mlx_qwen.answer.text import TextStream
+from mlx_qwen.config import ModelConfig, VisionConfig, is_small
 from mlx_qwen.errors import CheckpointError, PromptError
 from mlx_qwen.json_files import read_json_object
-from mlx_qwen.prompt.json_types import Json, Messages, Tools
+from mlx_qwen.json_types import Json, Messages, Tools
 from mlx_qwen.prompt.messages import prepare_messages, prepare_tools
-from mlx_qwen.prompt.reasoning import THINK_END, THINK_START
-from mlx_qwen.prompt.sizes import is_small
-from mlx_qwen.prompt.stream import TextStream
 from mlx_qwen.prompt.template import ChatTemplate, token_text
 
 if TYPE_CHECKING:
-    from mlx_qwen.prompt.images import ImageProcessor
-    from mlx_qwen.prompt.videos import VideoProcessor
+    from mlx_qwen.media.images import ImageProcessor
+    from mlx_qwen.media.videos import VideoProcessor
 
 _END_OF_TURN = "<|im_end|>"
 _END_OF_TEXT = "<|endoftext|>"
@@ -104,7 +103,7 @@ class Processor:
         if self._vision is None:
             return None
         # Prompts without images need not wait for the imaging library.
-        from mlx_qwen.prompt.images import ImageProcessor
+        from mlx_qwen.media.images import ImageProcessor
 
         return ImageProcessor.from_config(self._vision, self._image_settings)
 
@@ -113,7 +112,7 @@ class Processor:
         """Makes patches of videos; None when the checkpoint has no vision tower."""
         if self._vision is None:
             return None
-        from mlx_qwen.prompt.videos import VideoProcessor
+        from mlx_qwen.media.videos import VideoProcessor
 
         return VideoProcessor.from_config(self._vision, self._video_settings)
 

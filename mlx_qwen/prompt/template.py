@@ -7,8 +7,8 @@ from jinja2 import TemplateError, TemplateSyntaxError
 
 from mlx_qwen.errors import CheckpointError, PromptError
 from mlx_qwen.json_files import read_json_object
+from mlx_qwen.json_types import Json
 from mlx_qwen.prompt.jinja import compile_template
-from mlx_qwen.prompt.json_types import Json
 
 # The trailing space tells whether the template trims the content that it is given.
 _CUT_HERE = "<<|cut here|>> "

@@ -10,10 +10,10 @@ from PIL import Image, ImageColor
 
 from mlx_qwen.bench import speed
 from mlx_qwen.bench.chart import COLORS
+from mlx_qwen.bench.process import Timed, Turn, measure
 from mlx_qwen.bench.runtimes import RUNTIMES
 from mlx_qwen.bench.speed import KERNELS_OFF, Speed, compare_speed
 from mlx_qwen.bench.speed_report import speed_table
-from mlx_qwen.bench.turn import Timed, Turn, measure
 from mlx_qwen.cli import main
 from mlx_qwen.errors import MLXQwenError
 from tests.conftest import CheckpointFactory

@@ -8,11 +8,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlx_qwen.cli import main
-from mlx_qwen.cli.conversation import Conversation
 from mlx_qwen.cli.printer import AnswerPrinter
-from mlx_qwen.generation import GenerationOptions, generate
+from mlx_qwen.conversation import Conversation
+from mlx_qwen.generation import generate
 from mlx_qwen.loading import load
 from mlx_qwen.model import Model
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.template import ChatTemplate
 from tests.support.tokenizers import tiny_tokenizer

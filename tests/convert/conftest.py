@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from mlx_qwen import repository
-from mlx_qwen.convert import weights
+from mlx_qwen.checkpoint import remote as repository
+from mlx_qwen.convert.work import write as weights
 from tests.conftest import CheckpointFactory
 from tests.support.hub import REPOSITORY, FakeHub, MakeHub, serve
 

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlx_qwen.cli import main
-from mlx_qwen.convert import weights
 from mlx_qwen.convert.progress import Progress
+from mlx_qwen.convert.work import write as weights
 from tests.conftest import CheckpointFactory
 from tests.support.mlx_folders import digests
 

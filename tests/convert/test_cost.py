@@ -10,10 +10,11 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_qwen.convert import convert, weights
-from mlx_qwen.convert.synthetic import write_random_checkpoint
-from mlx_qwen.sizes import reduced
+from mlx_qwen.checkpoint.released import reduced
+from mlx_qwen.convert import convert
+from mlx_qwen.convert.work import write as weights
 from tests.conftest import CheckpointFactory
+from tools.benchmarks.synthetic import write_random_checkpoint
 
 CORES = 4
 # As many threads and as small pieces everywhere, so that a small checkpoint has many times what is read at once.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from mlx_qwen import load
-from mlx_qwen.checkpoint import Mode
+from mlx_qwen.checkpoint.layout import Mode
 from mlx_qwen.convert import convert, describe
-from mlx_qwen.convert.quantize import calibration
 from mlx_qwen.convert.settings import DType
+from mlx_qwen.convert.work import calibration
 from mlx_qwen.errors import ConversionError, MLXQwenError
 from tests.conftest import CheckpointFactory
 from tests.support.foreign import edit_tensors, foreign_checkpoint

@@ -6,14 +6,14 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from mlx_qwen.checkpoint.released import reduced
+from mlx_qwen.checkpoint.shards import checkpoint_tensors, companion_tensors
 from mlx_qwen.convert import Description, convert, describe, needs
 from mlx_qwen.convert.measures import readable_size
 from mlx_qwen.convert.recipes.kinds import Kind
-from mlx_qwen.convert.synthetic import write_random_checkpoint
-from mlx_qwen.files import checkpoint_tensors, companion_tensors
-from mlx_qwen.sizes import reduced
 from tests.conftest import CheckpointFactory
 from tests.support.tokenizers import add_tokenizer
+from tools.benchmarks.synthetic import write_random_checkpoint
 
 
 @pytest.fixture(scope="module")

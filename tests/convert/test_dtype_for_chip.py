@@ -7,9 +7,9 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_qwen import chips
-from mlx_qwen.chips import CHIPS
 from mlx_qwen.convert import convert, describe
+from mlx_qwen.convert.planning import chips
+from mlx_qwen.convert.planning.chips import CHIPS
 from mlx_qwen.errors import ConversionError
 from tests.conftest import CheckpointFactory
 from tests.support.checkpoints import stored_tensors

@@ -8,19 +8,19 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen.checkpoint import Plan, Quantization, plan_checkpoint
+from mlx_qwen.checkpoint.layout import Plan, Quantization, plan_checkpoint
+from mlx_qwen.checkpoint.released import reduced
+from mlx_qwen.checkpoint.shards import checkpoint_tensors
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import Description, convert, describe
 from mlx_qwen.convert.choices.sensitivity import harm_weights, measure, sampled_rows
 from mlx_qwen.convert.recipes.kinds import joined_with
 from mlx_qwen.convert.settings import size_in_bytes
-from mlx_qwen.convert.synthetic import write_random_checkpoint
 from mlx_qwen.errors import ConversionError
-from mlx_qwen.files import checkpoint_tensors
 from mlx_qwen.loading import load_model
-from mlx_qwen.sizes import reduced
 from tests.conftest import CheckpointFactory
 from tests.support.foreign import logits
+from tools.benchmarks.synthetic import write_random_checkpoint
 
 LADDER = [Quantization(bits, 64) for bits in (2, 3, 4, 5, 6, 8)]
 

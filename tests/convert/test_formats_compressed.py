@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlx_qwen.convert import convert, pieces
+from mlx_qwen.convert import convert
+from mlx_qwen.convert.work import pieces
 from mlx_qwen.errors import CheckpointError
 from tests.conftest import CheckpointFactory
 from tests.support.checkpoints import stored_tensors

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert import convert, pieces
+from mlx_qwen.convert import convert
+from mlx_qwen.convert.work import pieces
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.loading import load_model
 from tests.conftest import CheckpointFactory

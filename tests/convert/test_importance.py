@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from mlx_qwen.checkpoint import Plan, plan_checkpoint
+from mlx_qwen.checkpoint.layout import Plan, plan_checkpoint
+from mlx_qwen.checkpoint.shards import checkpoint_tensors
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert.choices.choose import choose
 from mlx_qwen.convert.choices.fitting import fitted_recipe
 from mlx_qwen.convert.choices.importance import input_squares
 from mlx_qwen.convert.choices.sensitivity import measure, sampled_rows
 from mlx_qwen.convert.settings import check_settings
-from mlx_qwen.files import checkpoint_tensors
 from tests.conftest import CheckpointFactory
 from tests.support.checkpoints import reference_model
 

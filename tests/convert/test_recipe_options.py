@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlx_qwen.cli import main
-from mlx_qwen.planning import room_for_weights
+from mlx_qwen.convert.planning import room_for_weights
 from tests.conftest import CheckpointFactory
 
 
@@ -82,7 +82,7 @@ def test_fitting_a_mac_leaves_room_for_the_context(
         return 200_000
 
     assert room_for_weights(source, memory="8GB", context=2048) < 16 / 3 * 2**30
-    monkeypatch.setattr("mlx_qwen.planning.room_for_weights", room)
+    monkeypatch.setattr("mlx_qwen.convert.planning.room_for_weights", room)
     run("--hf-path", source, "--mlx-path", tmp_path / "out", "--fit", "24GB", "--context", "1000")
     assert asked == [(str(source), "24GB", 1000)]
     assert sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors")) <= 200_000

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from mlx_qwen.checkpoint import Quantization
+from mlx_qwen.checkpoint.layout import Quantization
+from mlx_qwen.checkpoint.names import TensorSpec, tensor_specs
+from mlx_qwen.checkpoint.released import SIZES, released
 from mlx_qwen.convert import RECIPES, convert, describe
 from mlx_qwen.convert.recipes import DEFAULT_RECIPE, named
 from mlx_qwen.convert.recipes.kinds import Kind, joined_with, kind_of
 from mlx_qwen.errors import ConversionError
-from mlx_qwen.sizes import SIZES, released
-from mlx_qwen.tensors import TensorSpec, tensor_specs
 from tests.conftest import CheckpointFactory
 
 FOUR, EIGHT = Quantization(4, 64), Quantization(8, 64)

@@ -14,17 +14,18 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from mlx_qwen.checkpoint.released import reduced
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert import convert, weights
-from mlx_qwen.convert.synthetic import write_random_checkpoint
+from mlx_qwen.convert import convert
+from mlx_qwen.convert.work import write as weights
 from mlx_qwen.convert.writing.journal import Journal, Record, locked
 from mlx_qwen.convert.writing.staging import staged
 from mlx_qwen.errors import ConversionError
-from mlx_qwen.sizes import reduced
 from tests.conftest import CheckpointFactory
 from tests.convert.conftest import Interrupt
 from tests.support.foreign import edit_tensors
 from tests.support.mlx_folders import digests
+from tools.benchmarks.synthetic import write_random_checkpoint
 
 KILLS = 20
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError, safe_open
 
-from mlx_qwen.convert import convert, weights
+from mlx_qwen.convert import convert
+from mlx_qwen.convert.work import write as weights
 from mlx_qwen.convert.writing import staging, writer
 from mlx_qwen.errors import ConversionError
 from tests.conftest import CheckpointFactory

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlx_qwen import repository
-from mlx_qwen.convert import convert, weights
-from mlx_qwen.convert.source import supply
-from mlx_qwen.convert.source.supply import Supply
+from mlx_qwen.checkpoint import remote as repository
+from mlx_qwen.convert import convert
+from mlx_qwen.convert.work import supply
+from mlx_qwen.convert.work import write as weights
+from mlx_qwen.convert.work.supply import Supply
 from mlx_qwen.convert.writing import staging
 from mlx_qwen.errors import CheckpointError, ConversionError
 from tests.conftest import CheckpointFactory

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from mlx_qwen.convert import conversion, convert
-from mlx_qwen.convert.writing.upload import check_upload
+from mlx_qwen.convert.model_folder.upload import check_upload
 from mlx_qwen.errors import ConversionError
 from tests.conftest import CheckpointFactory
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_qwen.checkpoint import Mode
-from mlx_qwen.convert import convert, pieces
+from mlx_qwen.checkpoint.layout import Mode
+from mlx_qwen.convert import convert
+from mlx_qwen.convert.work import pieces
 from tests.conftest import CheckpointFactory
 from tests.support.checkpoints import KINDS
 from tests.support.mlx_folders import companion_arrays, digests, equal, expected_arrays, main_arrays

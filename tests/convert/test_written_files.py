@@ -9,8 +9,9 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert import convert, weights
+from mlx_qwen.convert import convert
 from mlx_qwen.convert.source import origin
+from mlx_qwen.convert.work import write as weights
 from mlx_qwen.convert.writing import writer
 from tests.conftest import CheckpointFactory
 from tests.support.checkpoints import KINDS

@@ -8,9 +8,9 @@ import pytest
 
 from mlx_qwen.demo.prompts import question
 from mlx_qwen.demo.tasks import TASKS
-from mlx_qwen.generation.options import GenerationOptions
-from mlx_qwen.generation.prompts import prompt_inputs
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
+from mlx_qwen.prompt.inputs import prompt_inputs
 from tools.demo_training.architecture import VOCAB_SIZE
 from tools.demo_training.batches import IGNORED, KINDS, PARTS, batch, encoded
 from tools.demo_training.pixels import clip_pixels, patches, scene_patches

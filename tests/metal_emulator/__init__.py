@@ -9,7 +9,7 @@ atomics. It does not model caches, coalescing, occupancy, the rounding of transc
 knows the place of a SIMD operation by its line: one helper called from both sides of a branch looks like one place.
 """
 
-from .kernel import EmulatedKernel, emulated, metal_kernel
-from .report import KernelError, LaunchRecord, Report, Traffic
+from tests.metal_emulator.kernel import EmulatedKernel, emulated, metal_kernel
+from tests.metal_emulator.report import KernelError, LaunchRecord, Report, Traffic
 
 __all__ = ["EmulatedKernel", "KernelError", "LaunchRecord", "Report", "Traffic", "emulated", "metal_kernel"]

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from shlex import split
 
-from .sites import with_site_table
+from tests.metal_emulator.sites import with_site_table
 
 RUNTIME = Path(__file__).parent / "runtime"
 _INCLUDE = [f"-I{RUNTIME / 'msl'}"]

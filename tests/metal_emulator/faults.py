@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from .launch import Binding, FailureRecord
-from .report import ErrorKind, KernelError
-from .signature import KernelSource
-from .translate import readable_diagnostics, source_line
+from tests.metal_emulator.launch import Binding, FailureRecord
+from tests.metal_emulator.report import ErrorKind, KernelError
+from tests.metal_emulator.signature import KernelSource
+from tests.metal_emulator.translate import readable_diagnostics, source_line
 
 _KINDS: tuple[ErrorKind, ...] = (
     "compile",

@@ -10,11 +10,11 @@ from unittest.mock import patch
 import mlx.core as mx
 import numpy as np
 
-from . import compiler, launch, memory
-from .faults import diagnosed, error_of
-from .report import ErrorKind, LaunchRecord, Report, Traffic
-from .signature import KernelSource, Signature, TemplateValue, make_signature
-from .translate import translation_unit
+from tests.metal_emulator import compiler, launch, memory
+from tests.metal_emulator.faults import diagnosed, error_of
+from tests.metal_emulator.report import ErrorKind, LaunchRecord, Report, Traffic
+from tests.metal_emulator.signature import KernelSource, Signature, TemplateValue, make_signature
+from tests.metal_emulator.translate import translation_unit
 
 _LINE_BYTES = 64
 

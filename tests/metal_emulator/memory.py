@@ -7,7 +7,7 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
-from .launch import INITIALISED, MAY_STAY_UNWRITTEN, WRITABLE, Binding
+from tests.metal_emulator.launch import INITIALISED, MAY_STAY_UNWRITTEN, WRITABLE, Binding
 
 # Unused bytes around every buffer, so that a stray index meets no other buffer.
 _MARGIN = 1 << 16

@@ -3,7 +3,7 @@
 import re
 from itertools import count
 
-from .signature import KernelSource, Signature
+from tests.metal_emulator.signature import KernelSource, Signature
 
 # Lines of the kernel's texts are numbered from these, so that a line number alone tells where it stands.
 HEADER_LINES = 1_000_000

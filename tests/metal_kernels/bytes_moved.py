@@ -16,8 +16,8 @@ from metal_kernels.gated_delta.prefill import gated_delta_prefill
 from metal_kernels.moe_dispatch import ExpertWeights, Routing, SparseWeights, route, sparse_mlp
 from metal_kernels.norm import add_rms_norm
 from mlx_qwen.bench.table import Table
+from mlx_qwen.checkpoint.released import released
 from mlx_qwen.config import TextConfig
-from mlx_qwen.sizes import released
 from tests.metal_emulator import emulated
 from tests.metal_emulator.report import LaunchRecord
 from tests.metal_kernels.decode_calls import call, layer_inputs

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mlx_qwen.cache import KVCache
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.loading import load_model
+from mlx_qwen.model.state import KVCache
 from tests.model.mtp_reference import mtp_logits
 from tests.support.checkpoints import Kind, stored_tensors
 

@@ -9,7 +9,7 @@ import pytest
 
 from mlx_qwen.cli import COMMANDS, main
 from mlx_qwen.convert import RECIPES
-from mlx_qwen.prompt.images import ImageProcessor
+from mlx_qwen.media.images import ImageProcessor
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

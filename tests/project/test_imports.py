@@ -25,7 +25,7 @@ def part_of(module: str) -> str | None:
     for prefix, part in (
         ("mlx_qwen.cli", "cli"),
         ("mlx_qwen.bench", "cli"),
-        ("mlx_qwen.planning", "cli"),
+        ("mlx_qwen.convert.planning", "cli"),
         ("mlx_qwen.convert", "convert"),
         ("mlx_qwen", "mlx_qwen"),
         ("metal_kernels", "metal_kernels"),

@@ -22,7 +22,7 @@ PUBLIC = {
     "mlx_qwen.convert",
     "mlx_qwen.demo",
     "mlx_qwen.demo.tasks",
-    "mlx_qwen.planning",
+    "mlx_qwen.convert.planning",
 }
 OTHERS = {"matplotlib.pyplot", "mlx.core", "numpy", "PIL"}
 MODEL_LINES = {"2-convert": "source = demo_folder()"}

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from mlx_qwen.errors import PromptError
-from mlx_qwen.grids import Kind
-from mlx_qwen.prompt.limits import MediaLimits
-from mlx_qwen.prompt.media import Media, message_media
+from mlx_qwen.media.grids import Kind
+from mlx_qwen.media.limits import MediaLimits
+from mlx_qwen.prompt.media_parts import Media, message_media
 from mlx_qwen.prompt.messages import prepare_messages
 
 CAT, DOG = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_qwen.answer import TextStream
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import CheckpointError, PromptError
-from mlx_qwen.prompt import Processor, TextStream
+from mlx_qwen.prompt import Processor
 from tests.support.configs import text_config
 from tests.support.tokenizers import add_tokenizer, tiny_tokenizer
 

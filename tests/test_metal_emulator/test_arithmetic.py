@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from .kernels import floats, run
+from tests.test_metal_emulator.kernels import floats, run
 
 Values = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 

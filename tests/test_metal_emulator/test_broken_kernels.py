@@ -7,8 +7,7 @@ import pytest
 
 from tests.metal_emulator import KernelError
 from tests.metal_emulator.launch import Order
-
-from .kernels import ORDERS, run
+from tests.test_metal_emulator.kernels import ORDERS, run
 
 I = "uint i = thread_position_in_grid.x;\n"  # noqa: E741
 L = "uint t = thread_index_in_threadgroup;\n"

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from tests.metal_emulator.signature import METAL_TYPES
-
-from .kernels import run
+from tests.test_metal_emulator.kernels import run
 
 COPY = "uint i = thread_position_in_grid.x; out[i] = x[i];"
 REAL_TYPES = [dtype for dtype in METAL_TYPES if dtype != mx.complex64]

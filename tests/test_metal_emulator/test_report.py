@@ -4,8 +4,7 @@ import mlx.core as mx
 import pytest
 
 from tests.metal_emulator import KernelError, Traffic, emulated, metal_kernel
-
-from .kernels import numbers, run
+from tests.test_metal_emulator.kernels import numbers, run
 
 COPY = "uint i = thread_position_in_grid.x; out[i] = x[i];"
 

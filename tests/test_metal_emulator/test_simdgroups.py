@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tests.metal_emulator.launch import Order
-
-from .kernels import ORDERS, floats, run
+from tests.test_metal_emulator.kernels import ORDERS, floats, run
 
 Values = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
 LANES = np.arange(32)

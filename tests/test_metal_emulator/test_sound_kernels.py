@@ -4,8 +4,7 @@ import mlx.core as mx
 import pytest
 
 from tests.metal_emulator.launch import Order
-
-from .kernels import ORDERS, run
+from tests.test_metal_emulator.kernels import ORDERS, run
 
 SOUND = {
     "a SIMD barrier between lanes of one SIMD group": """

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from tests.metal_emulator.launch import Order
-
-from .kernels import ORDERS, floats, numbers, run
+from tests.test_metal_emulator.kernels import ORDERS, floats, numbers, run
 
 
 def test_positions_are_those_of_a_clipped_grid() -> None:

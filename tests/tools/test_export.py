@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 import mlx_qwen
 from mlx_qwen.convert import convert
-from mlx_qwen.model.embedding import pixels_of
+from mlx_qwen.model.multimodal import pixels_of
 from tools.demo_training.data import load
 from tools.demo_training.export import new_model, write_folder
 from tools.demo_training.model import Batch, DemoModel

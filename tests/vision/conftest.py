@@ -7,8 +7,8 @@ import mlx.core as mx
 import pytest
 from tokenizers import AddedToken
 
-from mlx_qwen.grids import Grid
 from mlx_qwen.loading import load
+from mlx_qwen.media.grids import Grid
 from mlx_qwen.model import Model
 from mlx_qwen.model.vision import VisionTower
 from mlx_qwen.prompt import Processor

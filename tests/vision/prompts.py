@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import torch
 
-from mlx_qwen.grids import Grid
+from mlx_qwen.media.grids import Grid
 
 IMAGE, VIDEO, START, END = 300, 301, 302, 303
 PATCH_PIXELS = 96

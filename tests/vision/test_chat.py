@@ -7,12 +7,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlx_qwen.cli import main
-from mlx_qwen.cli.conversation import Conversation
+from mlx_qwen.conversation import Conversation
 from mlx_qwen.errors import PromptError
-from mlx_qwen.generation import GenerationOptions, generate
-from mlx_qwen.grids import Grid, Kind
+from mlx_qwen.generation import generate
 from mlx_qwen.loading import load
+from mlx_qwen.media.grids import Grid, Kind
 from mlx_qwen.model import Model
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from tests.vision.drawing import drawing
 from tests.vision.films import animation, film

@@ -9,8 +9,8 @@ import pytest
 
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.generation import generate
-from mlx_qwen.grids import Grid
 from mlx_qwen.loading import load_model
+from mlx_qwen.media.grids import Grid
 from mlx_qwen.model import Model
 from mlx_qwen.model.features import FeatureCache
 from mlx_qwen.model.vision import VisionTower

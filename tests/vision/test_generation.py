@@ -14,11 +14,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from mlx_qwen.cli import main
 from mlx_qwen.errors import PromptError
 from mlx_qwen.generation import batch_generate, generate, stream_generate
-from mlx_qwen.generation.options import GenerationOptions
-from mlx_qwen.generation.prompts import PromptInputs, prompt_inputs
 from mlx_qwen.loading import load
 from mlx_qwen.model import Model
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
+from mlx_qwen.prompt.inputs import PromptInputs, prompt_inputs
 from tests.support.checkpoints import reference_model
 from tests.vision.drawing import drawing
 from tests.vision.prompts import IMAGE, type_ids, without_media_tokens

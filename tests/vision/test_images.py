@@ -14,11 +14,11 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mlx_qwen.errors import CheckpointError, PromptError
-from mlx_qwen.grids import Grid
-from mlx_qwen.prompt import image_sources
-from mlx_qwen.prompt.image_sources import open_image
-from mlx_qwen.prompt.images import ImageProcessor
-from mlx_qwen.prompt.limits import MediaLimits
+from mlx_qwen.media import image_sources
+from mlx_qwen.media.grids import Grid
+from mlx_qwen.media.image_sources import open_image
+from mlx_qwen.media.images import ImageProcessor
+from mlx_qwen.media.limits import MediaLimits
 from tests.vision.drawing import VISION, drawing
 
 SIZES = [(64, 64), (33, 97), (97, 33), (1, 1), (5, 900), (640, 480), (200, 1), (31, 32)]

@@ -8,10 +8,10 @@ import mlx.core as mx
 import numpy as np
 import torch
 
-from mlx_qwen.cache import KVCache
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.loading import load_model
-from mlx_qwen.model.embedding import pixels_of
+from mlx_qwen.model.multimodal import pixels_of
+from mlx_qwen.model.state import KVCache
 from tests.model.mtp_reference import mtp_logits
 from tests.support.checkpoints import stored_tensors
 from tests.vision.prompts import conversations, ours

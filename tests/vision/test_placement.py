@@ -8,11 +8,11 @@ from click.testing import CliRunner
 
 from mlx_qwen.cli import main
 from mlx_qwen.errors import PromptError
-from mlx_qwen.generation.media import describe
-from mlx_qwen.generation.options import GenerationOptions
-from mlx_qwen.generation.prompts import prompt_inputs
 from mlx_qwen.model import Model
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
+from mlx_qwen.prompt.inputs import prompt_inputs
+from mlx_qwen.prompt.placed import describe
 from tests.vision.drawing import drawing
 from tests.vision.films import animation, film
 

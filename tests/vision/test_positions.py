@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mlx_qwen.errors import PromptError
-from mlx_qwen.grids import Grid, Kind
-from mlx_qwen.model.embedding import Embedded
+from mlx_qwen.media.grids import Grid, Kind
 from mlx_qwen.model.mrope import rope_positions
+from mlx_qwen.model.multimodal import Embedded
 from tests.support.checkpoints import reference_model
 from tests.vision.prompts import IMAGE, VIDEO, Prompt, conversations, type_ids
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.grids import Grid
 from mlx_qwen.loading import load_model
+from mlx_qwen.media.grids import Grid
 from mlx_qwen.model import vision
 from mlx_qwen.model.vision import VisionTower
 from tests.support.checkpoints import Kind, reference_model, stored_tensors

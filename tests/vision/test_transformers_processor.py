@@ -13,11 +13,11 @@ from transformers.video_utils import load_video
 
 import mlx_qwen
 from mlx_qwen.demo import DEMO_FOLDER
-from mlx_qwen.generation.options import GenerationOptions
-from mlx_qwen.generation.prompts import prompt_inputs
+from mlx_qwen.media.images import ImageProcessor
 from mlx_qwen.model import Model
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
-from mlx_qwen.prompt.images import ImageProcessor
+from mlx_qwen.prompt.inputs import prompt_inputs
 from tests.support.checkpoints import reference_model
 from tests.vision.drawing import drawing
 from tests.vision.films import film, video_file

@@ -11,11 +11,11 @@ from PIL import Image
 from mlx_qwen.cli import main
 from mlx_qwen.errors import PromptError
 from mlx_qwen.generation import batch_generate, generate, stream_generate
-from mlx_qwen.generation.options import GenerationOptions
-from mlx_qwen.generation.prompts import PromptInputs, prompt_inputs
-from mlx_qwen.grids import Grid
+from mlx_qwen.media.grids import Grid
 from mlx_qwen.model import Model
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
+from mlx_qwen.prompt.inputs import PromptInputs, prompt_inputs
 from tests.support.checkpoints import reference_model
 from tests.vision.drawing import drawing
 from tests.vision.films import animation, film

@@ -14,10 +14,10 @@ from PIL import Image
 
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import CheckpointError, PromptError
+from mlx_qwen.media.limits import MediaLimits
+from mlx_qwen.media.video_sources import open_video
+from mlx_qwen.media.videos import VideoProcessor
 from mlx_qwen.prompt import Processor
-from mlx_qwen.prompt.limits import MediaLimits
-from mlx_qwen.prompt.video_sources import open_video
-from mlx_qwen.prompt.videos import VideoProcessor
 from tests.vision.drawing import VISION
 from tests.vision.films import animation, film, video_file
 from tests.vision.video_reference import Reference

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from mlx_qwen.errors import PromptError
-from mlx_qwen.prompt.video_sources import open_video
-from mlx_qwen.prompt.videos import VideoProcessor
+from mlx_qwen.media.video_sources import open_video
+from mlx_qwen.media.videos import VideoProcessor
 from tests.vision.films import animation, film, video_file
 
 FILM = film(40, 64, 48)

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen.model import Model
-from mlx_qwen.model.embedding import pixels_of
+from mlx_qwen.model.multimodal import pixels_of
 from tools.demo_training.grading import Batch, Engine
 
 _MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")

@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from mlx_qwen.demo.tasks.clips import Clip
 from mlx_qwen.demo.tasks.drawing import draw_clip, draw_scene
+from mlx_qwen.demo.tasks.example import Clip
 from mlx_qwen.demo.tasks.scenes import Scene
 
 PATCH, MERGE = 16, 2

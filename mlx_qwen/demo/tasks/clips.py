@@ -1,10 +1,10 @@
 """Short frame sequences of a scene in which one thing happens, and questions about it."""
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
-from mlx_qwen.demo.tasks.example import Example, Message, asked
+from mlx_qwen.demo.tasks.example import Clip, Example, Message, asked
 from mlx_qwen.demo.tasks.scenes import Question, Scene, Thing, random_scene
 from mlx_qwen.demo.tasks.words import COLOURS, SHAPES
 
@@ -13,19 +13,6 @@ VIDEO: dict[str, object] = {"type": "video"}
 FRAMES_A_STEP = 2
 STEPS = (2, 3, 4)
 _DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """Scenes one after the other, each shown for two frames, and how fast."""
-
-    scenes: tuple[Scene, ...]
-    frames_per_second: float
-
-    @property
-    def content(self) -> str:
-        """Everything that questions can ask about."""
-        return " > ".join(scene.content for scene in self.scenes)
 
 
 class _Event(NamedTuple):

@@ -5,7 +5,8 @@ import random
 
 from PIL import Image, ImageDraw
 
-from mlx_qwen.demo.tasks.clips import FRAMES_A_STEP, Clip
+from mlx_qwen.demo.tasks.clips import FRAMES_A_STEP
+from mlx_qwen.demo.tasks.example import Clip
 from mlx_qwen.demo.tasks.scenes import Scene
 
 # Side of a cell as the model sees it: one merged square of patches.

@@ -3,18 +3,29 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 from zlib import crc32
 
-if TYPE_CHECKING:
-    from mlx_qwen.demo.tasks.clips import Clip
-    from mlx_qwen.demo.tasks.scenes import Scene
+from mlx_qwen.demo.tasks.scenes import Scene
 
 Part: TypeAlias = dict[str, object]
 Message: TypeAlias = dict[str, object]
 
 # One content in this many is kept out of training.
 HELD_OUT_SHARE = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Scenes one after the other, each shown for two frames, and how fast."""
+
+    scenes: tuple[Scene, ...]
+    frames_per_second: float
+
+    @property
+    def content(self) -> str:
+        """Everything that questions can ask about."""
+        return " > ".join(scene.content for scene in self.scenes)
 
 
 @dataclass(frozen=True, slots=True)

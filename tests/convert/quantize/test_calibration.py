@@ -13,9 +13,11 @@ from click.testing import CliRunner
 
 from mlx_qwen.cli import main
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert import convert, pieces, weights
+from mlx_qwen.convert import convert
 from mlx_qwen.convert.quantize import texts
 from mlx_qwen.convert.quantize.texts import calibration_windows
+from mlx_qwen.convert.work import pieces
+from mlx_qwen.convert.work import write as weights
 from mlx_qwen.errors import ConversionError
 from mlx_qwen.loading import load_model
 from mlx_qwen.prompt import Processor

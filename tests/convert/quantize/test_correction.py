@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen.checkpoint import Quantization
+from mlx_qwen.checkpoint.layout import Quantization
 from mlx_qwen.convert.quantize import correction as module
 from mlx_qwen.convert.quantize.correction import column_blocks, corrected_rows, correction
 from mlx_qwen.convert.quantize.packing import unpacked

@@ -1,0 +1,1 @@
+"""What stands beside the weights in a folder that a conversion writes."""

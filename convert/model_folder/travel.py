@@ -1,0 +1,89 @@
+"""What travels with the weights: tokenizer, chat template, processor configs, licence and model card."""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlx_qwen import __version__
+from mlx_qwen.checkpoint.shards import COMPANION_PATTERN
+
+from ..description import Description
+from ..source.folder import copied_files
+from ..writing.staging import write_text
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+_BODY = """# {name} for MLX
+
+Converted from {origin} with mlx-qwen {version}.
+
+{weights}
+
+`{companion}` holds what only mlx-qwen reads: the norms in float32 and the layer for multi-token prediction, where the
+source had one. Other MLX runtimes ignore it.
+
+```
+mlx-qwen generate --model <this folder> --prompt "Hello"
+```
+"""
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Copy them, on the disk when this returns."""
+    for path in copied_files(source):
+        copy = folder / path.name
+        shutil.copyfile(path, copy)
+        with copy.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def write_model_card(
+    source: Path,
+    folder: Path,
+    *,
+    repository: str | None,
+    description: Description,
+    has_vision: bool,
+) -> None:
+    """Write README.md: the front matter of the source's card with what changed, and a body saying what was done.
+
+    `repository` is the Hub id that `source` was downloaded from, None for a folder of the user's own.
+    """
+    data = _front_matter(source / "README.md")
+    data.library_name = "mlx"
+    data.pipeline_tag = data.pipeline_tag or ("image-text-to-text" if has_vision else "text-generation")
+    data.tags = list(dict.fromkeys([*(data.tags or []), "mlx"]))
+    if repository is not None:
+        data.base_model = repository
+        if description.recipe is not None:
+            data["base_model_relation"] = "quantized"
+    name = source.resolve().name if repository is None else repository.split("/")[-1]
+    origin = name if repository is None else f"[{repository}](https://huggingface.co/{repository})"
+    body = _BODY.format(
+        name=name,
+        origin=origin,
+        version=__version__,
+        weights=description.markdown(),
+        companion=COMPANION_PATTERN,
+    )
+    write_text(folder / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def _front_matter(card: Path) -> "ModelCardData":
+    from huggingface_hub.repocard_data import ModelCardData
+
+    if not card.is_file():
+        return ModelCardData()
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    try:
+        data = ModelCard(card.read_text(encoding="utf-8")).data
+    except (ValueError, YAMLError) as error:
+        warnings.warn(f"The front matter of {card} is not kept, as it cannot be read: {error}", stacklevel=5)
+        return ModelCardData()
+    assert isinstance(data, ModelCardData), "model cards have model card data"
+    return data

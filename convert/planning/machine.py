@@ -1,0 +1,70 @@
+"""How much of a machine's memory a model may take."""
+
+import os
+import re
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlx_qwen.errors import PlanningError
+
+from .chips import CHIP_NAMES, Chip, chip_named, this_chip
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """`memory` in bytes, how much of it a model may take, and the chip, if it is known."""
+
+    memory: int
+    usable: int
+    chip: Chip | None
+
+
+def machine(chip: str | None, memory: int | str | None) -> Machine:
+    """The machine asked for, or this one when nothing is asked.
+
+    A Mac's GPU may take two thirds of up to 32 GiB, and three quarters of more, as macOS has set it by default; recent
+    versions allow some more (74 % of 24 GiB and 84 % of 128 were reported), which is left as a reserve. This machine is
+    asked for its own limit. Without a Metal GPU all memory counts.
+
+    Raises:
+        PlanningError: the chip is unknown, the memory no size, or a chip is named without its memory.
+    """
+    if chip is None and memory is None:
+        return _this_machine()
+    named = None if chip is None else _known_chip(chip)
+    if memory is None:
+        raise PlanningError(f"The {chip} comes with several sizes of memory. Say which, such as --memory 64GB.")
+    size = memory_bytes(memory)
+    return Machine(size, size * 2 // 3 if size <= 32 * GIB else size * 3 // 4, named)
+
+
+def memory_bytes(memory: int | str) -> int:
+    """Bytes of a memory size: a number of bytes, or text such as "64GB", which is 64 · 2^30 as memory is sold."""
+    if isinstance(memory, int):
+        size = memory
+    else:
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*Gi?B\s*", memory, re.IGNORECASE)
+        if found is None:
+            raise PlanningError(f"memory is {memory!r}, expected a number of GB or GiB (2^30 bytes), such as 64GB.")
+        size = int(float(found[1]) * GIB)
+    if size <= 0:
+        raise PlanningError(f"memory is {memory!r}, expected more than nothing, such as 64GB.")
+    return size
+
+
+def _known_chip(name: str) -> Chip:
+    chip = chip_named(name)
+    if chip is None:
+        raise PlanningError(f"{name!r} is no chip of the table, expected one of {', '.join(CHIP_NAMES)}.")
+    return chip
+
+
+def _this_machine() -> Machine:
+    info = mx.device_info()
+    if not mx.metal.is_available():
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return Machine(memory, memory, None)
+    return Machine(int(info["memory_size"]), int(info["max_recommended_working_set_size"]), this_chip())

@@ -1,0 +1,145 @@
+"""`plan`: from a model and a machine to what fits and how fast it could be at most."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from mlx_qwen.config import TextConfig
+from mlx_qwen.errors import PlanningError
+
+from .bounds import bound, work_of
+from .chips import CHIPS, Chip
+from .described import Described, describe
+from .machine import machine
+from .memory import Needs, held_kv_bytes, state_bytes
+from .planned import Plan, resident_bytes, size
+from .weight_sizes import LADDER, recipe_named, weights_of
+
+DEFAULT_CONTEXT = 32768
+
+
+def plan(
+    model: str | Path,
+    *,
+    bits: int | None = None,
+    recipe: str | None = None,
+    context: int | None = None,
+    memory: int | str | None = None,
+    chip: str | None = None,
+    tflops: float | None = None,
+    kv_bits: int | None = None,
+    prefill_step_size: int = 2048,
+    vision: bool = False,
+    revision: str | None = None,
+) -> Plan:
+    """Work out the memory of a model, whether it fits, and bounds of its speed, without loading it.
+
+    Weights are counted as the converter would write them. Bounds are what bandwidth and arithmetic allow at most; they
+    are no measurements.
+
+    Args:
+        model: a released size such as "35B-A3B", a model folder, or a Hub repository, of which only the configuration
+            is read.
+        bits: bits per weight of most matrices alike: 2, 3, 4, 5, 6 or 8, or 16 to pack none.
+        recipe: instead, a recipe of the converter such as "mixed-4-8", which it is without bits; or "unpacked".
+        context: tokens of prompt and answer together; by default 32,768, or the model's own limit if that is less.
+        memory: of the machine, as "64GB" or in bytes; this machine's when neither it nor `chip` is given.
+        chip: an Apple chip such as "M4 Max" for the bounds; with `memory`.
+        tflops: the GPU's fp16 arithmetic rate, 10^12 operations a second, for chips without a published one.
+        kv_bits: 8 or 4 packs keys and values.
+        prefill_step_size: tokens of the prompt read at once.
+        vision: count the vision tower, which text alone does not load.
+        revision: branch, tag or commit of the Hub repository.
+
+    Raises:
+        PlanningError: the model, bits, recipe, context, chip or memory cannot be planned for.
+        PromptError: the model's keys and values cannot be packed to `kv_bits`.
+        ConfigError, CheckpointError: the model's configuration or files cannot be used.
+    """
+    target = machine(chip, memory)
+    described = describe(model, revision=revision)
+    text = described.config.text
+    tokens = _checked(context, prefill_step_size, text)
+    if tflops is not None and tflops <= 0:
+        raise PlanningError(f"tflops is {tflops}, expected more than 0.")
+    weights = weights_of(described, recipe_named(recipe, bits))
+    needs = Needs(text, prefill_step_size, kv_bits)
+    room = target.usable - resident_bytes(weights, vision=vision)
+    work = work_of(text, weights, tokens, step=prefill_step_size, kv_bits=kv_bits)
+    chips = CHIPS if target.chip is None else (target.chip,)
+    return Plan(
+        model=str(model),
+        context=tokens,
+        prefill_step_size=prefill_step_size,
+        weights=weights,
+        kv=held_kv_bytes(text, tokens, kv_bits=kv_bits),
+        kv_bits=kv_bits,
+        state=state_bytes(text),
+        activations=needs.activations(tokens),
+        vision=vision,
+        machine=target,
+        largest_context=_largest(needs.beside_weights, room, text.max_position_embeddings),
+        best_recipe=_best(described, target.usable - needs.beside_weights(tokens), vision=vision),
+        work=work,
+        bounds=tuple(bound(work, _with_rate(each, tflops)) for each in chips),
+        has_files=described.has_files,
+    )
+
+
+def room_for_weights(
+    model: str | Path,
+    *,
+    memory: int | str,
+    context: int | None = None,
+    kv_bits: int | None = None,
+    prefill_step_size: int = 2048,
+    revision: str | None = None,
+) -> int:
+    """Bytes that a model's weights may take on a Mac of this memory: what its GPU may use, less all else that is there.
+
+    All else are keys, values and state at the end of the context and activations while the prompt is read. Arguments
+    are those of `plan`.
+
+    Raises:
+        PlanningError: as `plan` does, and when not even the context fits.
+    """
+    target = machine(None, memory)
+    text = describe(model, revision=revision).config.text
+    tokens = _checked(context, prefill_step_size, text)
+    beside = Needs(text, prefill_step_size, kv_bits).beside_weights(tokens)
+    if beside >= target.usable:
+        raise PlanningError(
+            f"A context of {tokens:,} tokens takes {size(beside)} without any weights, but of {size(target.memory)} of "
+            f"memory {size(target.usable)} are for the model. Ask for a shorter context or more memory."
+        )
+    return target.usable - beside
+
+
+def _best(described: Described, room: int, *, vision: bool) -> str | None:
+    """The recipe of the ladder with the most bytes that still has room; None when not even the smallest has."""
+    sizes = {name: resident_bytes(weights_of(described, name), vision=vision) for name in LADDER}
+    return max((name for name in LADDER if sizes[name] <= room), key=lambda name: sizes[name], default=None)
+
+
+def _checked(context: int | None, step: int, text: TextConfig) -> int:
+    """The context in tokens; raises PlanningError for one that the model was not made for, or an impossible step."""
+    limit = text.max_position_embeddings
+    tokens = min(DEFAULT_CONTEXT, limit) if context is None else context
+    if not 1 <= tokens <= limit:
+        raise PlanningError(f"context is {tokens:,}, expected between 1 and this model's limit of {limit:,} tokens.")
+    if step < 1:
+        raise PlanningError(f"prefill_step_size is {step}, expected at least 1 token.")
+    return tokens
+
+
+def _largest(needed: Callable[[int], int], room: int, limit: int) -> int | None:
+    """The most tokens, up to `limit`, whose `needed` bytes are no more than `room`; `needed` never falls."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if needed(middle) <= room else (low, middle - 1)
+    return low or None
+
+
+def _with_rate(chip: Chip, tflops: float | None) -> Chip:
+    return chip if tflops is None else replace(chip, tflops=tflops)

@@ -1,0 +1,115 @@
+"""Bytes of a model's weights, as the converter would write them."""
+
+from dataclasses import dataclass
+
+from mlx_qwen.checkpoint.layout import parameter_count
+from mlx_qwen.checkpoint.names import MTP_PREFIX, Role, TensorSpec
+from mlx_qwen.config import TextConfig
+from mlx_qwen.errors import PlanningError
+
+from ..outputs import plan_outputs
+from ..recipes import DEFAULT_RECIPE, RECIPES
+from ..settings import Settings, check_settings
+from ..work.write import source_bytes
+from .described import Described
+
+UNPACKED = "unpacked"
+UNPACKED_BITS = 16
+# Those that "best" chooses from: the more bytes, the closer to the original.
+LADDER = (UNPACKED, "8bit", "6bit", "5bit", "mixed-4-8", "4bit", "mixed-3-6", "3bit", "2bit")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes of the tensors of a converted checkpoint, by part.
+
+    Attributes:
+        recipe: how it is quantized; "unpacked" leaves all in the source's dtype.
+        text: the language model, with the companion's exact norms.
+        mtp: the layer for multi-token prediction.
+        vision: the vision tower.
+        source: the tensors before conversion, None where only a quantized model's configuration is known.
+        per_token: what decoding a token has to read of them: everything but the embedding's other rows, the experts
+            that are not chosen, MTP and vision.
+        active: how many weights those are.
+        parameters: how many weights there are in all.
+    """
+
+    recipe: str
+    text: int
+    mtp: int
+    vision: int
+    source: int | None
+    per_token: int
+    active: int
+    parameters: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts: the tensors on the disk."""
+        return self.text + self.mtp + self.vision
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.total / self.parameters
+
+
+def recipe_named(recipe: str | None, bits: int | None) -> str:
+    """The recipe that is asked for by name or by the bits of all matrices alike, 16 packing none; else the converter's.
+
+    Raises PlanningError for unknown ones and for both at once.
+    """
+    if recipe is not None and bits is not None:
+        raise PlanningError(
+            f"recipe is {recipe!r} and bits is {bits}, but each decides about every matrix. Choose one."
+        )
+    if bits is not None:
+        names = {int(name.removesuffix("bit")): name for name in RECIPES if name.endswith("bit")}
+        names[UNPACKED_BITS] = UNPACKED
+        if bits not in names:
+            raise PlanningError(f"bits is {bits}, expected one of {', '.join(map(str, sorted(names)))}.")
+        return names[bits]
+    if recipe is not None and recipe not in (*RECIPES, UNPACKED):
+        raise PlanningError(f"recipe is {recipe!r}, expected one of {', '.join((*RECIPES, UNPACKED))}.")
+    return recipe or DEFAULT_RECIPE
+
+
+def weights_of(model: Described, recipe: str = DEFAULT_RECIPE) -> Weights:
+    """What the converter would write of `model` with a recipe of this name, one of `RECIPES` or "unpacked"."""
+    settings = _settings(recipe)
+    plan, text = model.tensors(settings), model.config.text
+    outputs = plan_outputs(plan, settings)
+    parts = {"text": 0, "mtp": 0, "vision": 0}
+    for output in outputs.all:
+        parts[_part(output.target.spec)] += output.nbytes
+    read = [output for output in outputs.main if _part(output.target.spec) == "text"]
+    return Weights(
+        recipe=recipe,
+        **parts,
+        source=source_bytes(plan) if model.is_published else None,
+        per_token=sum(_read(output.nbytes, output.target.spec, text) for output in read),
+        active=sum(_read(parameter_count([output.target.spec]), output.target.spec, text) for output in read),
+        parameters=parameter_count(target.spec for target in plan.targets),
+    )
+
+
+def _settings(recipe: str) -> Settings:
+    """What `convert` makes of the recipe; its own counts as not asked for, which keeps what a source has already."""
+    if recipe == UNPACKED:
+        return check_settings(quantize=False)
+    return check_settings() if recipe == DEFAULT_RECIPE else check_settings(recipe=recipe)
+
+
+def _part(spec: TensorSpec) -> str:
+    if spec.role is Role.VISION:
+        return "vision"
+    return "mtp" if spec.name.startswith(MTP_PREFIX) else "text"
+
+
+def _read(amount: int, spec: TensorSpec, text: TextConfig) -> int:
+    """The share of `amount` of this tensor that one token needs."""
+    if spec.role is Role.EXPERT and text.moe is not None:
+        return amount * text.moe.num_experts_per_tok // text.moe.num_experts
+    if spec.role is Role.EMBEDDING and not text.tie_word_embeddings:
+        return amount // text.vocab_size
+    return amount

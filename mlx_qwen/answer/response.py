@@ -1,0 +1,75 @@
+"""What `stream_generate` yields."""
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+import mlx.core as mx
+
+from mlx_qwen.json_types import ToolCall
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResponse:
+    """One token of an answer, with mlx-lm's field names.
+
+    Attributes:
+        text: the text that the token completes, raw (reasoning tags and tool calls included); may be empty.
+        token: its id.
+        logprobs: fp32 [V], log-probabilities after penalties and before temperature; computed when they are used.
+        from_draft: whether a draft proposed the token.
+        prompt_tokens: tokens of the prompt, without those that the cache already held.
+        prompt_tps: prompt tokens per second.
+        generation_tokens: tokens generated so far, this one included.
+        generation_tps: generated tokens per second.
+        peak_memory: highest memory use so far, in GB (10^9 bytes).
+        finish_reason: on the last response only: "stop" (end token or stop string) or "length".
+        cached_tokens: tokens that the cache held before the prompt.
+        reasoning: on the last response: the text of the think block, None when there was none.
+        tool_calls: on the last response: the tools that the model calls.
+    """
+
+    text: str
+    token: int
+    logprobs: mx.array
+    from_draft: bool
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+    peak_memory: float
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    def statistics(self) -> str:
+        """Three lines on tokens, speed and memory, as mlx-lm prints them."""
+        return (
+            f"Prompt: {self.prompt_tokens} tokens, {self.prompt_tps:.3f} tokens-per-sec\n"
+            f"Generation: {self.generation_tokens} tokens, {self.generation_tps:.3f} tokens-per-sec\n"
+            f"Peak memory: {self.peak_memory:.3f} GB"
+        )
+
+
+class Clock:
+    """Times one answer: the prompt until its logits are there, then the tokens."""
+
+    def __init__(self) -> None:
+        self._start = perf_counter()
+        self._prompt_seconds = 0.0
+
+    def prompt_done(self) -> None:
+        """The prompt has been read; from now on tokens are counted."""
+        now = perf_counter()
+        self._prompt_seconds, self._start = now - self._start, now
+
+    def prompt_tps(self, tokens: int) -> float:
+        """Prompt tokens per second."""
+        return tokens / max(self._prompt_seconds, 1e-9)
+
+    def generation_tps(self, tokens: int) -> float:
+        """Generated tokens per second so far."""
+        return tokens / max(perf_counter() - self._start, 1e-9)

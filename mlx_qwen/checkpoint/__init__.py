@@ -1,0 +1,1 @@
+"""A checkpoint on disk or on the Hub: its files, headers, tensor names and layouts."""

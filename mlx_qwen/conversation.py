@@ -1,0 +1,109 @@
+"""A conversation that reads every token once, as long as each prompt goes on where the last answer ended."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from mlx_qwen.answer import AnswerParser
+from mlx_qwen.answer.response import GenerationResponse
+from mlx_qwen.engine.caching import new_cache, seen_tokens
+from mlx_qwen.engine.stream import stream_answer
+from mlx_qwen.json_types import Message
+from mlx_qwen.media.grids import Kind
+from mlx_qwen.model import Model
+from mlx_qwen.options import GenerationOptions
+from mlx_qwen.prompt import Processor
+from mlx_qwen.prompt.inputs import prompt_inputs
+from mlx_qwen.prompt.media_parts import Media
+from mlx_qwen.prompt.placed import describe, prepare
+
+
+class Conversation:
+    """Messages so far and the cache that has read them; `system` is the system message, if any."""
+
+    def __init__(
+        self, model: Model, processor: Processor, options: GenerationOptions, *, system: str | None = None
+    ) -> None:
+        self.system = system
+        self.turns: list[Message] = []
+        self._attached: list[dict[str, object]] = []
+        self._model = model
+        self._processor = processor
+        self._options = replace(options, kv_bits=None)
+        self._kv_bits = options.kv_bits
+        self._cache = new_cache(model, options.kv_bits)
+
+    def reset(self) -> None:
+        """Forgets all turns and what is attached; the system message stays."""
+        self.turns.clear()
+        self._attached.clear()
+        self._forget()
+
+    def attach(self, kind: Kind, source: str) -> str:
+        """Puts an image or video, by path or URL, in front of the next question; returns what the model will see.
+
+        It is decoded here, once for all turns. Raises PromptError when it cannot be, or the model does not see.
+        """
+        patches = prepare(self._processor, Media(kind, source), self._options.media_limits)
+        self._attached.append(Media(kind, patches).part)
+        return describe(self._processor, patches)
+
+    def ask(self, question: str) -> "Turn":
+        """Begins the next turn; raises PromptError when the conversation no longer fits."""
+        content = [*self._attached, {"type": "text", "text": question}] if self._attached else question
+        asked: Message = {"role": "user", "content": content}
+        inputs = prompt_inputs(self._processor, [*self._system_message(), *self.turns, asked], self._options)
+        seen = seen_tokens(self._cache)
+        if len(inputs.ids) <= len(seen) or inputs.ids[: len(seen)] != seen:
+            self._forget()
+        options = replace(self._options, prompt_cache=self._cache)
+        responses = stream_answer(self._model, self._processor, inputs.after(self._cache.offset), options)
+        return Turn(asked, inputs.ids, responses, inside_thinking=self._processor.opens_thinking(inputs.ids))
+
+    def remember(self, turn: "Turn") -> None:
+        """Makes a turn part of the history, also one that was interrupted after its first token."""
+        if turn.tokens:
+            self.turns += [turn.question, turn.answer()]
+            self._attached.clear()
+        if self._cache.offset > len(self._cache.tokens):  # an interrupted step had read a token that never arrived here
+            self._forget()
+
+    def _system_message(self) -> list[Message]:
+        return [] if self.system is None else [{"role": "system", "content": self.system}]
+
+    def _forget(self) -> None:
+        self._cache = new_cache(self._model, self._kv_bits)
+
+
+class Turn:
+    """One question and its answer in the making: iterate it, then `Conversation.remember` it."""
+
+    def __init__(
+        self,
+        question: Message,
+        ids: list[int],
+        responses: Iterator[GenerationResponse],
+        *,
+        inside_thinking: bool,
+    ) -> None:
+        self.question = question
+        self.ids = ids
+        self.tokens: list[int] = []
+        self.inside_thinking = inside_thinking
+        self.last: GenerationResponse | None = None
+        self._responses = responses
+        self._text: list[str] = []
+
+    def __iter__(self) -> Iterator[GenerationResponse]:
+        for response in self._responses:
+            self.last = response
+            self.tokens.append(response.token)
+            self._text.append(response.text)
+            yield response
+
+    def answer(self) -> dict[str, str]:
+        """The answer so far as a message, reasoning apart."""
+        parser = AnswerParser(inside_thinking=self.inside_thinking)
+        parser.push("".join(self._text))
+        parser.finish()
+        message = {"role": "assistant", "content": parser.content}
+        return message if parser.reasoning is None else {**message, "reasoning_content": parser.reasoning}

@@ -1,0 +1,1 @@
+"""From files, URLs and arrays to pictures and frames, and from these to patches and grids."""

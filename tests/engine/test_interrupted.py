@@ -1,0 +1,65 @@
+"""An interrupted answer, as by the stop button of a notebook, leaves everything usable."""
+
+import signal
+
+import mlx.core as mx
+import pytest
+
+from mlx_qwen.generation import generate, stream_generate
+from tests.engine.conftest import Loaded
+
+PROMPT = list(range(10, 60))
+
+
+def interrupting(after: int) -> object:
+    """A logits processor that interrupts the process when so many tokens were chosen."""
+    calls: list[int] = []
+
+    def process(tokens: mx.array, logits: mx.array) -> mx.array:
+        calls.append(1)
+        if len(calls) == after:
+            signal.raise_signal(signal.SIGINT)
+        return logits
+
+    return process
+
+
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_an_answer_after_an_interrupted_one_is_as_before(loaded: Loaded, after: int) -> None:
+    model, processor, _ = loaded
+    before = generate(model, processor, PROMPT, temperature=0, max_tokens=12)
+    with pytest.raises(KeyboardInterrupt):
+        generate(
+            model,
+            processor,
+            PROMPT,
+            temperature=0,
+            max_tokens=12,
+            logits_processors=[interrupting(after)],  # type: ignore[list-item]
+        )
+    assert generate(model, processor, PROMPT, temperature=0, max_tokens=12) == before
+
+
+def test_an_interrupted_stream_leaves_whole_tokens_in_its_cache(loaded: Loaded) -> None:
+    model, processor, _ = loaded
+    whole = [r.token for r in stream_generate(model, processor, PROMPT, temperature=0, max_tokens=12)]
+    cache, written = model.make_cache(), []
+    with pytest.raises(KeyboardInterrupt):
+        for response in stream_generate(model, processor, PROMPT, temperature=0, max_tokens=12, prompt_cache=cache):
+            written.append(response.token)
+            if len(written) == 5:
+                signal.raise_signal(signal.SIGINT)
+    assert written == whole[:5]
+    read = cache.offset - len(PROMPT)
+    assert 5 <= read < 12
+    following = model(mx.array([[whole[read]]]), cache)[:, -1]
+    assert mx.argmax(following, axis=-1).item() == whole[read + 1]
+
+
+def test_a_stream_that_is_dropped_half_way_disturbs_no_later_answer(loaded: Loaded) -> None:
+    model, processor, _ = loaded
+    before = generate(model, processor, PROMPT, temperature=0, max_tokens=8)
+    for response in stream_generate(model, processor, PROMPT, temperature=0, max_tokens=8):
+        if response.generation_tokens == 3:
+            break
+    assert generate(model, processor, PROMPT, temperature=0, max_tokens=8) == before

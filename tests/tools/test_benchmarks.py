@@ -1,0 +1,95 @@
+"""The benchmarks compare like with like, and print what they measured."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mlx_qwen.bench.table import Table
+from mlx_qwen.bench.timing import median_times
+from mlx_qwen.checkpoint.released import reduced
+from mlx_qwen.cli import main
+from tests.support.checkpoints import tiny_checkpoint
+from tests.support.tokenizers import add_tokenizer
+from tools.benchmarks.conversions import bench_conversion_memory
+from tools.benchmarks.delta_rule import random_problem
+from tools.benchmarks.peer import random_pair
+from tools.benchmarks.quality import bench_quality
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "vocab_size": 256,
+}
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_both_models_of_a_comparison_compute_the_same(bits: int | None) -> None:
+    ours, theirs = random_pair(reduced("0.8B", num_layers=4, changes=SMALL), bits=bits)
+    ids = mx.array([[1, 2, 3, 4, 5, 6, 7]])
+    expected = np.array(theirs(ids))
+    assert np.abs(np.array(ours(ids)) - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
+def test_precision_is_compared_with_transformers_and_mlx_lm(tmp_path: Path) -> None:
+    folder = add_tokenizer(tiny_checkpoint(tmp_path / "source", "dense", dtype="bfloat16"))
+    (tmp_path / "text.txt").write_text("what is the answer, and which tool is the one? " * 40)
+    table = bench_quality(folder, tmp_path / "text.txt", tmp_path, windows=1)
+    names = [row[0] for row in table.rows]
+    assert names[:2] == ["transformers, fp32", "transformers, bf16"]
+    assert [name for name in names if name.startswith("mlx-qwen")] == [
+        f"mlx-qwen, {p}" for p in ("bf16", "8 bits", "4 bits")
+    ]
+    assert sum(name.startswith("mlx-lm") for name in names) == 3
+    agreement = {row[0]: float(row[2].rstrip("%")) for row in table.rows}
+    assert agreement["transformers, fp32"] == 100
+    assert agreement["mlx-qwen, bf16"] > 90
+    assert agreement["mlx-qwen, 8 bits"] > 80
+
+
+def test_candidates_take_turns_after_one_that_is_not_timed() -> None:
+    calls: list[str] = []
+    times = median_times({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * 4
+    assert set(times) == {"a", "b"}
+
+
+def test_a_table_is_markdown_with_aligned_columns() -> None:
+    lines = str(Table("Title", "A note.", ("", "ours"), [("long name", "1")])).splitlines()
+    assert lines[0] == "### Title"
+    assert {len(line) for line in lines if line.startswith("|")} == {len("| long name | ours |")}
+
+
+def test_the_rules_inputs_decay_as_in_a_trained_layer() -> None:
+    problem = random_problem(8, Hk=1, Hv=2, Dk=16, Dv=16)
+    assert problem.q.shape == (1, 8, 1, 16)
+    assert mx.all(mx.isfinite(problem.A_log)).item()
+
+
+def test_launches_and_bytes_are_printed_beside_mlx_lms() -> None:
+    result = CliRunner().invoke(main, ["bench", "--kernels"])
+    assert result.exit_code == 0, result.output
+    assert "Kernel launches" in result.output
+    assert "gated_delta_decode" in result.output
+    assert "mlx-lm: gated_delta_step_packed" in result.output
+
+
+def test_quality_without_a_model_says_what_it_needs() -> None:
+    result = CliRunner().invoke(main, ["bench", "--only", "quality"])
+    assert result.exit_code == 2
+    assert "--model" in result.output
+
+
+def test_memory_of_a_conversion_is_measured_at_three_sizes(tmp_path: Path) -> None:
+    table = bench_conversion_memory(tmp_path, layers=1, vocab_size=1024)
+    assert [row[0] for row in table.rows] == ["1×", "2×", "4×", "4× / 1×"]
+    assert list(tmp_path.iterdir()) == []

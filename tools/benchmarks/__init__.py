@@ -1,0 +1,1 @@
+"""Measurements for developers; what users measure is in mlx_qwen/bench."""
