@@ -38,8 +38,10 @@ _EPILOGUE = MetalKernel(
 )
 
 
-def prologue_unsupported(qkv: mx.array, q_weight: mx.array, k_weight: mx.array) -> str | None:
+def prologue_unsupported(qkv: mx.array, q_weight: mx.array, k_weight: mx.array, num_heads: int) -> str | None:
     """Why the prologue's kernel does not take these inputs, or None when it does."""
+    if num_heads == 0:
+        return "no queries"
     if qkv.dtype not in _DTYPES or q_weight.dtype != mx.float32 or k_weight.dtype != mx.float32:
         return "dtype"
     # MLX passes arrays of fewer than 8 elements in another address space.

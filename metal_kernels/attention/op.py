@@ -31,7 +31,7 @@ def attention_prologue(
         positions: int; [] or [B], the position of each sequence's first token; or [3, B, T], of every token in time,
             height and width.
         rotary: dims at most D.
-        num_heads, num_kv_heads: H, Hkv.
+        num_heads, num_kv_heads: H, Hkv; without heads of q, keys and values alone, in plain MLX.
         eps: of the norms, added to the mean of squares.
 
     Returns:
@@ -41,7 +41,7 @@ def attention_prologue(
         ValueError: shapes do not fit together.
     """
     _check_prologue_shapes(qkv, q_weight, k_weight, positions, rotary, num_heads + 2 * num_kv_heads)
-    unsupported = kernel.prologue_unsupported(qkv, q_weight, k_weight)
+    unsupported = kernel.prologue_unsupported(qkv, q_weight, k_weight, num_heads)
     prologue = reference.attention_prologue
     if takes_kernel("attention_prologue", unsupported):
         prologue = kernel.attention_prologue

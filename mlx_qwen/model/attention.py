@@ -56,17 +56,26 @@ class Attention(nn.Module):
     def heads(self, x: mx.array, positions: Positions) -> Heads:
         """Project x [B, T, hidden], normalise q and k per head in fp32 and turn them to their positions."""
         qkv = self.qkv_proj(x)
-        q, kv = attention_prologue(
+        q, kv = self._placed(qkv, positions, self.num_heads)
+        return Heads(q, kv, qkv[..., -self.num_heads * self.head_dim :])
+
+    def keys_and_values(self, x: mx.array, positions: Positions) -> mx.array:
+        """The keys and values of `heads` alone, [2, B, Hkv, T, D], without computing queries and gates."""
+        first = self.num_heads * self.head_dim
+        rows = self.qkv_proj.rows(first, first + 2 * self.num_kv_heads * self.head_dim)
+        return self._placed(rows(x), positions, 0)[1]
+
+    def _placed(self, qkv: mx.array, positions: Positions, num_heads: int) -> tuple[mx.array, mx.array]:
+        return attention_prologue(
             qkv,
             self.q_norm.weight,
             self.k_norm.weight,
             positions.array,
             rotary=self._rotary,
-            num_heads=self.num_heads,
+            num_heads=num_heads,
             num_kv_heads=self.num_kv_heads,
             eps=self.q_norm.eps,
         )
-        return Heads(q, kv, qkv[..., -self.num_heads * self.head_dim :])
 
     def attend(self, heads: Heads, cache: KVCache | QuantizedKVCache | None, mask: mx.array | None) -> mx.array:
         """Softmax attention over the cache and the new tokens: [B, H, T, D].

@@ -1,5 +1,7 @@
 """Small modules that every block uses."""
 
+from copy import copy
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -37,6 +39,25 @@ class FusedLinear(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         outputs: list[mx.array] = [part(x) for part in self.parts]
         return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=-1)
+
+    def rows(self, first: int, last: int) -> "FusedLinear":
+        """The projections first to last - 1 alone, whose weights are views of this one's."""
+        picked = FusedLinear(1, [])
+        for part in self.parts:
+            size = part.weight.shape[0]
+            if first < size and last > 0:
+                picked.parts.append(_rows_of(part, max(first, 0), min(last, size)))
+            first, last = first - size, last - size
+        return picked
+
+
+def _rows_of(part: AnyLinear, first: int, last: int) -> AnyLinear:
+    """A module of the same kind that holds some rows of each of its arrays."""
+    picked = copy(part)
+    for name in ("weight", "scales", "biases", "bias"):
+        if name in part:
+            picked[name] = part[name][first:last]
+    return picked
 
 
 class ExpertLinear(nn.Module):

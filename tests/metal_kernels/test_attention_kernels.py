@@ -91,6 +91,18 @@ def test_every_kind_of_position_is_read(positions, B, order):
         check_prologue(positions, B=B, T=T)
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+def test_keys_and_values_alone_are_those_beside_queries(dtype):
+    qkv, weights = normal(2, 3, 8 * 32, dtype=dtype), (normal(32, seed=1), normal(32, seed=2))
+    options = {"rotary": SMALL, "num_kv_heads": 2, "eps": EPS}
+    with emulated(checked=True):
+        _, beside = attention_prologue(qkv, *weights, mx.array([7, 70]), num_heads=4, **options)
+        q, alone = attention_prologue(qkv[..., 4 * 32 :], *weights, mx.array([7, 70]), num_heads=0, **options)
+    assert stats() == {"attention_prologue": OpStats(kernel=1, reference={"no queries": 1})}
+    assert q.shape == (2, 0, 3, 32)
+    assert_close(alone, beside)
+
+
 def test_strided_rows_are_read_in_place():
     wide = normal(2, 6, 800)
     with emulated(checked=True) as report:
