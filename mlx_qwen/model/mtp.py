@@ -1,4 +1,10 @@
-"""Multi-token prediction: one more decoder layer that guesses the token after the next (DeepSeek-V3, 2024)."""
+"""Multi-token prediction: one more decoder layer that guesses the token after the next (DeepSeek-V3, 2024).
+
+It reads the state that the model's final norm gives, as the released heads expect it, and in a chain of drafts what it
+gave itself at the step before: both have gone through a norm.
+"""
+
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -8,6 +14,22 @@ from mlx_qwen.model.decoder import DecoderLayer, Residual
 from mlx_qwen.model.layers import AnyLinear, RMSNorm
 from mlx_qwen.model.rope import Positions
 from mlx_qwen.model.state import KVCache
+
+# What the first draft reads of the model's last state: its final norm, or the residual sums themselves.
+MTPReads = Literal["normed", "residual"]
+
+
+class Draft(NamedTuple):
+    """One step of the MTP layer.
+
+    Attributes:
+        logits: [B, T, vocab_size] in the model's dtype, for the tokens after those that the step was given.
+        normed: [B, T, hidden_size] in the model's dtype, the layer's output behind its norm: what the next step of the
+            same chain reads in place of the model's state.
+    """
+
+    logits: mx.array
+    normed: mx.array
 
 
 class MTP(nn.Module):
@@ -23,17 +45,28 @@ class MTP(nn.Module):
         self.norm = RMSNorm(hidden, eps)
 
     def __call__(
-        self, hidden: mx.array, embeddings: mx.array, positions: Positions, cache: KVCache | None = None
+        self, states: mx.array, embeddings: mx.array, positions: Positions, cache: KVCache | None = None
     ) -> mx.array:
-        """Hidden states for the head, [B, T, hidden].
+        """What the head reads, and the next step of a chain: [B, T, hidden] in the embeddings' dtype.
 
         Args:
-            hidden: fp32 [B, T, hidden], the model's states before its final norm.
+            states: [B, T, hidden] of any dtype, the model's states as this layer's checkpoint expects them, or what an
+                earlier step returned.
             embeddings: [B, T, hidden] in the model's dtype, of the tokens that follow each of them.
-            positions: of the tokens in `hidden`.
+            positions: of the tokens in `states`.
             cache: this layer's own keys and values.
         """
-        normed_hidden = self.pre_fc_norm_hidden(hidden, embeddings.dtype)
-        joined = mx.concatenate([self.pre_fc_norm_embedding(embeddings), normed_hidden], axis=-1)
-        _, normed = self.layers[0](Residual(self.fc(joined)), positions, cache, None).normed(self.norm)
+        entering = Residual(self._joined(states, embeddings))
+        _, normed = self.layers[0](entering, positions, cache, None).normed(self.norm)
         return normed
+
+    def fill(self, states: mx.array, embeddings: mx.array, positions: Positions, cache: KVCache) -> None:
+        """Append to `cache` the keys and values that a call would, and compute nothing else; arguments as of a call."""
+        layer = self.layers[0]
+        normed = layer.input_layernorm(self._joined(states, embeddings))
+        cache.update(layer.self_attn.keys_and_values(normed, positions))
+
+    def _joined(self, states: mx.array, embeddings: mx.array) -> mx.array:
+        halves = [self.pre_fc_norm_embedding(embeddings), self.pre_fc_norm_hidden(states, embeddings.dtype)]
+        joined: mx.array = self.fc(mx.concatenate(halves, axis=-1))
+        return joined

@@ -13,7 +13,7 @@ from mlx_qwen.errors import PromptError
 from mlx_qwen.model.decoder import DecoderLayer, Masks, Residual
 from mlx_qwen.model.features import FeatureCache
 from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
-from mlx_qwen.model.mtp import MTP
+from mlx_qwen.model.mtp import MTP, Draft, MTPReads
 from mlx_qwen.model.multimodal import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
 from mlx_qwen.model.replay import DecodeStep, can_compile
 from mlx_qwen.model.rope import Positions
@@ -50,6 +50,7 @@ class Model(nn.Module):
         self._dtype: mx.Dtype | None = None
         self._features: FeatureCache | None = None
         self.mtp = MTP(text) if with_mtp and text.mtp_num_hidden_layers else None
+        self.mtp_reads: MTPReads = "normed"
         self.vision = VisionTower(config.vision) if with_vision and config.vision is not None else None
 
     def __call__(
@@ -170,29 +171,77 @@ class Model(nn.Module):
         rope_delta: mx.array | None = None,
         embedded: Embedded | None = None,
     ) -> mx.array:
-        """The MTP layer's logits for the token after `next_ids`, [B, T, vocab_size].
+        """The logits of `mtp_step`, [B, T, vocab_size]; arguments and errors as there."""
+        return self.mtp_step(hidden, next_ids, cache, rope_delta=rope_delta, embedded=embedded).logits
+
+    def mtp_step(
+        self,
+        hidden: mx.array,
+        next_ids: mx.array,
+        cache: KVCache | None = None,
+        *,
+        chained: bool = False,
+        rope_delta: mx.array | None = None,
+        embedded: Embedded | None = None,
+    ) -> Draft:
+        """The MTP layer's drafts of the tokens after `next_ids`, and what the next step of the chain reads.
+
+            draft = model.mtp_step(hidden, ids, cache)
+            draft = model.mtp_step(draft.normed, mx.argmax(draft.logits, axis=-1), cache, chained=True)
 
         Args:
-            hidden: fp32 [B, T, hidden_size], from `hidden_states`.
-            next_ids: int [B, T], the token that follows each hidden state.
-            cache: keys and values of the MTP layer alone.
+            hidden: fp32 [B, T, hidden_size], from `hidden_states`; with `chained` the last step's `normed`.
+            next_ids: int [B, T], the token that follows each of them.
+            cache: keys and values of the MTP layer alone, to which those of this step are appended: `trim` them once
+                the true states are known, and `mtp_fill` those.
+            chained: whether `hidden` comes from the step before.
             rope_delta: int [B], that of the model's cache once its tokens hold images or videos.
-            embedded: from `embed`, of the tokens that `hidden` belongs to where they hold images or videos; the last of
-                `next_ids` is text then.
+            embedded: from `embed`, of the tokens that `hidden` belongs to where they hold images or videos, and of one
+                token more unless the last of `next_ids` is text.
 
         Raises:
-            ValueError: the checkpoint has no MTP layer.
+            ValueError: the model has no MTP layer.
         """
+        mtp = self._mtp()
+        states = hidden if chained else self._mtp_states(hidden)
+        normed = mtp(states, *self._mtp_inputs(next_ids, cache, rope_delta, embedded), cache)
+        return Draft(self._head(normed), normed)
+
+    def mtp_fill(
+        self,
+        hidden: mx.array,
+        next_ids: mx.array,
+        cache: KVCache,
+        *,
+        rope_delta: mx.array | None = None,
+        embedded: Embedded | None = None,
+    ) -> None:
+        """Append the MTP layer's keys and values over a span to `cache`; computes no drafts, nor what only they need.
+
+        Arguments and errors as of `mtp_step`, of first steps.
+        """
+        mtp = self._mtp()
+        mtp.fill(self._mtp_states(hidden), *self._mtp_inputs(next_ids, cache, rope_delta, embedded), cache)
+
+    def _mtp(self) -> MTP:
         if self.mtp is None:
-            raise ValueError("this checkpoint has no MTP layer; convert it again from a source that has mtp.* tensors")
+            raise ValueError("this model has no MTP layer; convert it again from a source that has mtp.* tensors")
+        return self.mtp
+
+    def _mtp_states(self, hidden: mx.array) -> mx.array:
+        return self.norm(hidden, self.dtype) if self.mtp_reads == "normed" else hidden
+
+    def _mtp_inputs(
+        self, next_ids: mx.array, cache: KVCache | None, rope_delta: mx.array | None, embedded: Embedded | None
+    ) -> tuple[mx.array, Positions]:
+        """Embeddings of the tokens that follow, and where those before them stand."""
         offset = mx.array(0 if cache is None else cache.offset)
         embeddings = self.embed_tokens(next_ids)
         if embedded is None:
-            place = Positions(offset if rope_delta is None else offset + rope_delta)
-        else:
-            place = Positions(offset, mx.array(embedded.axes))
-            embeddings = mx.concatenate([embedded.embeddings[:, 1:], embeddings[:, -1:]], axis=1)
-        return self._head(self.mtp(hidden, embeddings, place, cache))
+            return embeddings, Positions(offset if rope_delta is None else offset + rope_delta)
+        T = next_ids.shape[1]
+        embeddings = mx.concatenate([embedded.embeddings[:, 1:], embeddings[:, -1:]], axis=1)[:, :T]
+        return embeddings, Positions(offset, mx.array(embedded.axes[:, :, :T]))
 
     def make_cache(self, *, kv_bits: int | None = None, kv_group_size: int = 64) -> HybridCache:
         """An empty cache; `kv_bits` 4 or 8 packs the attention layers' keys and values."""

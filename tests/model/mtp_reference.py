@@ -1,4 +1,8 @@
-"""The MTP layer in torch, written from its published definition and independent of the MLX model."""
+"""The MTP layer in torch, written from its published definition and independent of the MLX model.
+
+The definition is vLLM's `qwen3_5_mtp.py`: the layer reads the state behind the model's final norm, and each later draft
+what the layer gave, behind its own norm, at the draft before.
+"""
 
 import torch
 from torch import Tensor
@@ -12,31 +16,56 @@ AXES = [0, 1, 2, 0]
 
 
 def mtp_logits(
-    weights: dict[str, Tensor], hidden: Tensor, embeddings: Tensor, head: Tensor, positions: Tensor | None = None
+    weights: dict[str, Tensor], states: Tensor, embeddings: Tensor, head: Tensor, positions: Tensor | None = None
 ) -> Tensor:
-    """Logits [B, T, V] from the states before the final norm and the next tokens' embeddings, both [B, T, h].
+    """Logits [B, T, V] from the states that the layer reads and the next tokens' embeddings, both [B, T, h].
 
     `weights` are the `mtp.*` tensors of a Hugging Face checkpoint, dense or with one tensor an expert. `positions` are
     int [3, T], those of text if None.
     """
+    return mtp_states(weights, states, embeddings, positions) @ head.T
+
+
+def mtp_states(
+    weights: dict[str, Tensor], states: Tensor, embeddings: Tensor, positions: Tensor | None = None
+) -> Tensor:
+    """What the head reads, [B, T, h]; arguments as of `mtp_logits`."""
     if positions is None:
-        positions = torch.arange(hidden.shape[1]).expand(3, -1)
+        positions = torch.arange(states.shape[1]).expand(3, -1)
     joined = torch.cat(
         [
-            _norm(embeddings, weights["mtp.pre_fc_norm_embedding.weight"]),
-            _norm(hidden, weights["mtp.pre_fc_norm_hidden.weight"]),
+            norm(embeddings, weights["mtp.pre_fc_norm_embedding.weight"]),
+            norm(states, weights["mtp.pre_fc_norm_hidden.weight"]),
         ],
         dim=-1,
     )
     x = joined @ weights["mtp.fc.weight"].T
     layer = {name.removeprefix("mtp.layers.0."): tensor for name, tensor in weights.items()}
-    x = x + _attention(_norm(x, layer["input_layernorm.weight"]), layer, positions)
-    normed = _norm(x, layer["post_attention_layernorm.weight"])
+    x = x + _attention(norm(x, layer["input_layernorm.weight"]), layer, positions)
+    normed = norm(x, layer["post_attention_layernorm.weight"])
     x = x + (_experts(normed, layer) if "mlp.gate.weight" in layer else _mlp(normed, layer, "mlp"))
-    return _norm(x, weights["mtp.norm.weight"]) @ head.T
+    return norm(x, weights["mtp.norm.weight"])
 
 
-def _norm(x: Tensor, weight: Tensor) -> Tensor:
+def mtp_chain(
+    weights: dict[str, Tensor], states: Tensor, embeddings: Tensor, head: Tensor, drafted: Tensor
+) -> list[Tensor]:
+    """Logits [B, V] of a chain of drafts that starts at the last of `states`, one a step.
+
+    The first reads the model's states [B, T, h] and the next tokens' embeddings, of the whole text. Each further step
+    reads what the step before gave, beside one of `drafted` [B, steps, h], embeddings of the drafts so far. As nothing
+    is kept between steps, the keys and values of all of them are computed anew every time.
+    """
+    found = []
+    for step in range(drafted.shape[1] + 1):
+        given = mtp_states(weights, states, torch.cat([embeddings, drafted[:, :step]], dim=1))
+        found.append(given[:, -1] @ head.T)
+        states = torch.cat([states, given[:, -1:]], dim=1)
+    return found
+
+
+def norm(x: Tensor, weight: Tensor) -> Tensor:
+    """Zero-centred root-mean-square norm."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * (1 + weight)
 
 
@@ -59,8 +88,8 @@ def _attention(x: Tensor, layer: dict[str, Tensor], positions: Tensor) -> Tensor
     q, gate = (x @ layer["self_attn.q_proj.weight"].T).view(B, T, HEADS, 2, HEAD_DIM).unbind(3)
     k = (x @ layer["self_attn.k_proj.weight"].T).view(B, T, KV_HEADS, HEAD_DIM)
     v = (x @ layer["self_attn.v_proj.weight"].T).view(B, T, KV_HEADS, HEAD_DIM)
-    q = _rotate(_norm(q, layer["self_attn.q_norm.weight"]), positions)
-    k = _rotate(_norm(k, layer["self_attn.k_norm.weight"]), positions)
+    q = _rotate(norm(q, layer["self_attn.q_norm.weight"]), positions)
+    k = _rotate(norm(k, layer["self_attn.k_norm.weight"]), positions)
     k, v = (t.repeat_interleave(HEADS // KV_HEADS, dim=2) for t in (k, v))
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / HEAD_DIM**0.5
     later = torch.ones(T, T, dtype=torch.bool).triu(1)

@@ -9,36 +9,110 @@ import pytest
 import torch
 
 from mlx_qwen.config import ModelConfig
+from mlx_qwen.convert import convert
 from mlx_qwen.loading import load_model
+from mlx_qwen.model import Model
 from mlx_qwen.model.state import KVCache
-from tests.model.mtp_reference import mtp_logits
-from tests.support.checkpoints import Kind, stored_tensors
+from tests.model.mtp_reference import mtp_chain, mtp_logits
+from tests.support.checkpoints import Kind, reference_model, stored_tensors
 
 Checkpoint = Callable[..., Path]
+KINDS = ["dense", "moe", "next"]
 
 
-@pytest.mark.parametrize("kind", ["dense", "moe", "next"])
-def test_mtp_logits_equal_an_independent_torch_version(checkpoint: Checkpoint, kind: Kind) -> None:
-    path = checkpoint(kind, with_mtp=True)
-    model = load_model(path, ModelConfig.from_directory(path))
-    stored = stored_tensors(path)
-    ids = mx.array(np.random.default_rng(0).integers(0, 299, (2, 21)))
-    hidden = model.hidden_states(ids[:, :-1])
-    expected = mtp_logits(
-        {name: tensor for name, tensor in stored.items() if name.startswith("mtp.")},
-        torch.tensor(np.array(hidden)),
-        stored["model.embed_tokens.weight"][torch.tensor(np.array(ids[:, 1:]))],
-        stored["lm_head.weight"],
-    ).numpy()
-    at_once = np.array(model.mtp_logits(hidden, ids[:, 1:]))
-    assert np.abs(at_once - expected).max() <= 2e-4 * np.abs(expected).max()
+def load(path: Path) -> Model:
+    return load_model(path, ModelConfig.from_directory(path))
+
+
+def ids(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 299, shape)
+
+
+def mtp_tensors(path: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in stored_tensors(path).items() if name.startswith("mtp.")}
+
+
+def embedded(path: Path, tokens: np.ndarray) -> torch.Tensor:
+    return stored_tensors(path)["model.embed_tokens.weight"][torch.tensor(tokens)]
+
+
+def transformers_states(path: Path, tokens: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """transformers' states before and after the final norm, [B, T, h]."""
+    before = []
+    decoder = reference_model(path).model
+    decoder.norm.register_forward_pre_hook(lambda _, given: before.append(given[0]))
+    with torch.no_grad():
+        after = decoder(input_ids=torch.tensor(tokens), use_cache=False).last_hidden_state
+    return before[0], after
+
+
+def close(found: mx.array, expected: torch.Tensor) -> bool:
+    return bool(np.abs(np.array(found) - expected.numpy()).max() <= 2e-4 * expected.abs().max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_reads_what_transformers_final_norm_gives(checkpoint: Checkpoint, kind: Kind) -> None:
+    path, tokens = checkpoint(kind, with_mtp=True), ids(2, 21)
+    model = load(path)
+    _, states = transformers_states(path, tokens[:, :-1])
+    head = stored_tensors(path)["lm_head.weight"]
+    expected = mtp_logits(mtp_tensors(path), states, embedded(path, tokens[:, 1:]), head)
+    hidden, following = model.hidden_states(mx.array(tokens[:, :-1])), mx.array(tokens[:, 1:])
+    assert close(model.mtp_logits(hidden, following), expected)
     cache = KVCache()
-    pieces = [model.mtp_logits(hidden[:, a:b], ids[:, a + 1 : b + 1], cache) for a, b in ((0, 8), (8, 9), (9, 20))]
-    assert np.abs(np.array(mx.concatenate(pieces, axis=1)) - expected).max() <= 2e-4 * np.abs(expected).max()
+    pieces = [model.mtp_logits(hidden[:, a:b], following[:, a:b], cache) for a, b in ((0, 8), (8, 9), (9, 20))]
+    assert close(mx.concatenate(pieces, axis=1), expected)
+
+
+def test_a_layer_that_was_trained_on_residual_sums_is_given_them(checkpoint: Checkpoint) -> None:
+    path, tokens = checkpoint("dense", with_mtp=True), ids(2, 21)
+    model = load(path)
+    model.mtp_reads = "residual"
+    states, _ = transformers_states(path, tokens[:, :-1])
+    head = stored_tensors(path)["lm_head.weight"]
+    expected = mtp_logits(mtp_tensors(path), states, embedded(path, tokens[:, 1:]), head)
+    hidden = model.hidden_states(mx.array(tokens[:, :-1]))
+    assert close(model.mtp_logits(hidden, mx.array(tokens[:, 1:])), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chain_of_drafts_reads_the_layers_own_output_behind_its_norm(checkpoint: Checkpoint, kind: Kind) -> None:
+    path, tokens, drafts = checkpoint(kind, with_mtp=True), ids(2, 12), ids(2, 15)[:, 12:]
+    model, weights = load(path), mtp_tensors(path)
+    _, states = transformers_states(path, tokens[:, :-1])
+    head = stored_tensors(path)["lm_head.weight"]
+    expected = mtp_chain(weights, states, embedded(path, tokens[:, 1:]), head, embedded(path, drafts))
+    hidden, following, cache = model.hidden_states(mx.array(tokens[:, :-1])), mx.array(tokens[:, 1:]), KVCache()
+    model.mtp_fill(hidden[:, :-1], following[:, :-1], cache)
+    draft = model.mtp_step(hidden[:, -1:], following[:, -1:], cache)
+    found = [draft.logits[:, 0]]
+    for token in drafts.T:
+        draft = model.mtp_step(draft.normed, mx.array(token[:, None]), cache, chained=True)
+        found.append(draft.logits[:, 0])
+    assert cache.offset == 11 + drafts.shape[1]
+    assert all(close(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("bits_for", [None, {r"mtp.*(q|v)_proj": 8, r"mtp.*k_proj": "none"}], ids=["alike", "mixed"])
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_filling_leaves_the_keys_and_values_that_drafting_leaves(
+    checkpoint: Checkpoint, tmp_path: Path, kind: Kind, bits_for: dict[str, int | str] | None
+) -> None:
+    """Also where the projections of queries, keys and values are packed apart."""
+    convert(checkpoint(kind, with_mtp=True), tmp_path / "out", bits=4, bits_for=bits_for, progress=False)
+    model = load(tmp_path / "out")
+    tokens, filled, drafted = mx.array(ids(2, 14)), KVCache(), KVCache()
+    hidden = model.hidden_states(tokens[:, :-1])
+    for start, end in ((0, 6), (6, 7), (7, 13)):
+        model.mtp_fill(hidden[:, start:end], tokens[:, start + 1 : end + 1], filled)
+    model.mtp_logits(hidden, tokens[:, 1:], drafted)
+    assert filled.offset == drafted.offset == 13
+    (found,), (expected,) = filled.arrays(), drafted.arrays()
+    assert mx.abs(found - expected)[..., :13, :].max().item() <= 1e-5 * mx.abs(expected).max().item()
 
 
 def test_a_checkpoint_without_mtp_says_so(checkpoint: Checkpoint) -> None:
-    path = checkpoint("dense")
-    model = load_model(path, ModelConfig.from_directory(path))
-    with pytest.raises(ValueError, match="no MTP layer"):
-        model.mtp_logits(mx.zeros((1, 1, 64)), mx.array([[1]]))
+    model = load(checkpoint("dense"))
+    for call in (model.mtp_logits, model.mtp_step, model.mtp_fill):
+        with pytest.raises(ValueError, match="no MTP layer"):
+            call(mx.zeros((1, 1, 64)), mx.array([[1]]), KVCache())

@@ -12,7 +12,7 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.loading import load_model
 from mlx_qwen.model.multimodal import pixels_of
 from mlx_qwen.model.state import KVCache
-from tests.model.mtp_reference import mtp_logits
+from tests.model.mtp_reference import mtp_logits, norm
 from tests.support.checkpoints import stored_tensors
 from tests.vision.prompts import conversations, ours
 
@@ -35,9 +35,29 @@ def test_logits_over_images_and_behind_them_equal_an_independent_torch_version(c
     positions = np.concatenate([embedded.axes[:, 0], [[first, first + 1]] * 3], axis=1)
     expected = mtp_logits(
         {name: tensor for name, tensor in stored.items() if name.startswith("mtp.")},
-        torch.tensor(np.array(mx.concatenate(hidden, axis=1))),
+        norm(torch.tensor(np.array(mx.concatenate(hidden, axis=1))), stored["model.language_model.norm.weight"]),
         torch.tensor(np.array(next_embeddings)),
         stored["lm_head.weight"],
         torch.tensor(positions),
     ).numpy()
     assert np.abs(np.array(mx.concatenate(found, axis=1)) - expected).max() <= 2e-4 * np.abs(expected).max()
+
+
+def test_filling_in_pieces_that_end_within_an_image_leaves_what_one_piece_leaves(
+    checkpoint: Callable[..., Path],
+) -> None:
+    path = checkpoint("dense_vl", with_mtp=True)
+    model, prompt = load_model(path, ModelConfig.from_directory(path)), conversations()["mixed"]
+    given, cache = ours(prompt), model.make_cache()
+    pixels = pixels_of(*map(given.get, ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")))
+    embedded = model.embed(mx.array([prompt.ids]), pixels, cache)
+    hidden, following = model.hidden_states(mx.array([prompt.ids]), cache, embedded=embedded), [*prompt.ids[1:], 5]
+    whole, pieces = KVCache(), KVCache()
+    model.mtp_fill(hidden, mx.array([following]), whole, embedded=embedded)
+    within = prompt.ids.index(model.config.image_token_id) + 1
+    assert prompt.ids[within] == model.config.image_token_id
+    for start, end in ((0, within), (within, len(prompt.ids))):
+        part = embedded.part(start, end + 1)
+        model.mtp_fill(hidden[:, start:end], mx.array([following[start:end]]), pieces, embedded=part)
+    (found,), (expected,) = pieces.arrays(), whole.arrays()
+    assert mx.allclose(found, expected, rtol=1e-5, atol=1e-6)
