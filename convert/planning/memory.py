@@ -5,7 +5,8 @@ from math import prod
 
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.attention import MOST_SCORE_BYTES
-from mlx_qwen.model.state import cache_nbytes, make_cache
+from mlx_qwen.model.cache import kv_packing
+from mlx_qwen.model.state import state_nbytes
 
 KV_GROUP_SIZE = 64
 _STEP = 256
@@ -20,10 +21,10 @@ def kv_bytes(text: TextConfig, tokens: int, *, kv_bits: int | None = None) -> in
     Raises:
         PromptError: the model's heads cannot be packed so.
     """
-    dense = cache_nbytes(text, tokens) - cache_nbytes(text, 0)
+    dense = state_nbytes(text, tokens) - state_nbytes(text, 0)
     if kv_bits is None:
         return dense
-    make_cache(text, kv_bits=kv_bits, kv_group_size=KV_GROUP_SIZE)
+    kv_packing(text, kv_bits, KV_GROUP_SIZE)
     values = dense // _ITEM
     return values * kv_bits // 8 + 2 * _ITEM * values // KV_GROUP_SIZE
 
@@ -41,7 +42,7 @@ def recurrent_bytes(text: TextConfig) -> int:
 
 def state_bytes(text: TextConfig) -> int:
     """All that the Gated DeltaNet layers keep: their fp32 states and the last rows of their convolutions."""
-    return cache_nbytes(text, 0)
+    return state_nbytes(text, 0)
 
 
 def prefill_bytes(text: TextConfig, tokens: int, context: int, *, kv_bits: int | None = None) -> int:

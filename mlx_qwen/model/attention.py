@@ -1,5 +1,6 @@
 """Gated full attention: per-head norms on q and k, partial rotary positions, a sigmoid gate on the output."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -9,7 +10,7 @@ from metal_kernels.attention import attention_epilogue, attention_prologue
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.layers import AnyLinear, FusedLinear, RMSNorm
 from mlx_qwen.model.rope import Positions, rotary
-from mlx_qwen.model.state import KVCache, Quantized, QuantizedKVCache, keys_and_values
+from mlx_qwen.model.state import Chain, Packing, Quantized, keys_and_values
 
 # MLX has no fused kernel for many queries at these head sizes: scores of a long context would fill the memory.
 MOST_SCORE_BYTES = 1 << 30
@@ -21,6 +22,13 @@ class Heads(NamedTuple):
     q: mx.array
     kv: mx.array
     gate: mx.array
+
+
+class KeyValues(NamedTuple):
+    """Where attention layer number `layer` writes and reads: the chains of the sequences, grown by the new tokens."""
+
+    chains: Sequence[Chain]
+    layer: int
 
 
 class Attention(nn.Module):
@@ -46,12 +54,12 @@ class Attention(nn.Module):
         self,
         x: mx.array,
         positions: Positions,
-        cache: KVCache | QuantizedKVCache | None = None,
+        memory: KeyValues | None = None,
         mask: mx.array | None = None,
     ) -> mx.array:
         """x [B, T, hidden] to the same shape; `mask` as in `attend`."""
         heads = self.heads(x, positions)
-        return self.output(self.attend(heads, cache, mask), heads.gate)
+        return self.output(self.attend(heads, memory, mask), heads.gate)
 
     def heads(self, x: mx.array, positions: Positions) -> Heads:
         """Project x [B, T, hidden], normalise q and k per head in fp32 and turn them to their positions."""
@@ -77,22 +85,36 @@ class Attention(nn.Module):
             eps=self.q_norm.eps,
         )
 
-    def attend(self, heads: Heads, cache: KVCache | QuantizedKVCache | None, mask: mx.array | None) -> mx.array:
-        """Softmax attention over the cache and the new tokens: [B, H, T, D].
+    def attend(self, heads: Heads, memory: KeyValues | None, mask: mx.array | None) -> mx.array:
+        """Softmax attention over what is remembered and the new tokens: [B, H, T, D].
 
-        `mask` is bool [B, 1, T, S], or None for a causal one.
+        Each chain is attended to by itself, so that sequences of different lengths never pad each other.
+        `mask` is bool [B, 1, T, S] for a chain that all sequences share, or None for a causal one.
         """
         scale = self.head_dim**-0.5
-        if isinstance(cache, QuantizedKVCache):
-            keys, values = cache.update(heads.kv)
-            return _quantized_attention(heads.q, keys, values, scale, mask, cache)
-        k, v = keys_and_values(heads.kv) if cache is None else cache.update(heads.kv)
-        return _attention(heads.q, k, v, scale, mask)
+        if memory is None:
+            return _attention(heads.q, *keys_and_values(heads.kv), scale, mask)
+        if len(memory.chains) == 1:
+            return _attend_chain(heads.q, memory.chains[0], memory.layer, heads.kv, scale, mask)
+        attended = [
+            _attend_chain(heads.q[i : i + 1], chain, memory.layer, heads.kv[:, i : i + 1], scale, mask)
+            for i, chain in enumerate(memory.chains)
+        ]
+        return mx.concatenate(attended)
 
     def output(self, attended: mx.array, gate: mx.array) -> mx.array:
         """Gate what `attend` returned and project it: [B, T, hidden]."""
         output: mx.array = self.o_proj(attention_epilogue(attended, gate))
         return output
+
+
+def _attend_chain(q: mx.array, chain: Chain, layer: int, kv: mx.array, scale: float, mask: mx.array | None) -> mx.array:
+    keys, values = chain.write(layer, kv)
+    if isinstance(keys, Quantized) and isinstance(values, Quantized):
+        assert chain.packing is not None, "packed rows come from a packed chain"
+        return _quantized_attention(q, keys, values, scale, mask, chain.packing)
+    assert isinstance(keys, mx.array) and isinstance(values, mx.array), "keys and values are packed alike"
+    return _attention(q, keys, values, scale, mask)
 
 
 def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
@@ -112,13 +134,13 @@ def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.arr
 
 
 def _quantized_attention(
-    q: mx.array, keys: Quantized, values: Quantized, scale: float, mask: mx.array | None, cache: QuantizedKVCache
+    q: mx.array, keys: Quantized, values: Quantized, scale: float, mask: mx.array | None, packing: Packing
 ) -> mx.array:
     """Attention over packed keys and values, which are never unpacked in memory."""
     B, H, T, D = q.shape
     Hkv, S = keys.packed.shape[1:3]
     grouped = (q * scale).reshape(B, Hkv, H // Hkv, T, D)
-    scores = _packed_matmul(grouped, keys, cache, transpose=True)
+    scores = _packed_matmul(grouped, keys, packing, transpose=True)
     if mask is None and T > 1:
         mask = mx.arange(S)[None] <= mx.arange(S - T, S)[:, None]
     elif mask is not None:
@@ -126,12 +148,12 @@ def _quantized_attention(
     if mask is not None:
         scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
     weights = mx.softmax(scores, axis=-1, precise=True)
-    return _packed_matmul(weights, values, cache, transpose=False).reshape(B, H, T, D)
+    return _packed_matmul(weights, values, packing, transpose=False).reshape(B, H, T, D)
 
 
-def _packed_matmul(x: mx.array, packed: Quantized, cache: QuantizedKVCache, *, transpose: bool) -> mx.array:
+def _packed_matmul(x: mx.array, packed: Quantized, packing: Packing, *, transpose: bool) -> mx.array:
     """x [B, Hkv, H / Hkv, T, ...] times each group's packed keys (transposed) or values."""
     weight, scales, biases = (part[:, :, None] for part in packed)
     return mx.quantized_matmul(
-        x, weight, scales, biases, transpose=transpose, group_size=cache.group_size, bits=cache.bits
+        x, weight, scales, biases, transpose=transpose, group_size=packing.group_size, bits=packing.bits
     )

@@ -6,14 +6,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_qwen.config import TextConfig
-from mlx_qwen.model.attention import Attention
-from mlx_qwen.model.gated_delta_net import GatedDeltaNet
+from mlx_qwen.model.attention import Attention, KeyValues
+from mlx_qwen.model.gated_delta_net import GatedDeltaNet, Mixed
 from mlx_qwen.model.layers import RMSNorm
 from mlx_qwen.model.mlp import MLP, SparseMoE
 from mlx_qwen.model.rope import Positions
-from mlx_qwen.model.state import GatedDeltaCache, KVCache, LayerCache, QuantizedKVCache
-
-_CACHE_ORDER = "a cache has one entry a layer, in the layers' order"
+from mlx_qwen.model.state import LinearState
 
 
 class Residual(NamedTuple):
@@ -63,17 +61,37 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def __call__(
-        self, entering: Residual, positions: Positions, cache: LayerCache | None, masks: Masks | None
+        self,
+        entering: Residual,
+        positions: Positions,
+        memory: KeyValues | LinearState | None = None,
+        masks: Masks | None = None,
     ) -> Residual:
-        """One layer on; `masks` where rows have left padding."""
-        x, normed = entering.normed(self.input_layernorm)
+        """One layer on; `masks` where rows have left padding. See `mix` for what a linear layer remembers."""
         if self.is_linear:
-            assert cache is None or isinstance(cache, GatedDeltaCache), _CACHE_ORDER
-            mixed = self.linear_attn(normed, cache, masks and masks.real)
-        else:
-            assert cache is None or isinstance(cache, KVCache | QuantizedKVCache), _CACHE_ORDER
-            mixed = self.self_attn(normed, positions, cache, masks and masks.attention)
-        return self.feed_forward(Residual(x, mixed))
+            assert memory is None or isinstance(memory, LinearState), "linear layers remember a state"
+            return self.mix(entering, memory, masks)[0]
+        assert memory is None or isinstance(memory, KeyValues), "attention layers remember keys and values"
+        x, normed = entering.normed(self.input_layernorm)
+        attended = self.self_attn(normed, positions, memory, masks and masks.attention)
+        return self.feed_forward(Residual(x, attended))
+
+    def mix(
+        self, entering: Residual, memory: LinearState | None, masks: Masks | None = None, *, tape: bool = False
+    ) -> tuple[Residual, Mixed]:
+        """One Gated DeltaNet layer on, and what it leaves; with `tape` the step can be taken back in part."""
+        x, normed = entering.normed(self.input_layernorm)
+        mixed = self.linear_attn(normed, memory, masks and masks.real, tape=tape)
+        return self.feed_forward(Residual(x, mixed.output)), mixed
+
+    def last(self, entering: Residual, positions: Positions, memory: KeyValues, masks: Masks | None) -> Residual:
+        """An attention layer on for the last token alone, [B, 1, hidden]; keys and values of all are remembered."""
+        x, normed = entering.normed(self.input_layernorm)
+        heads = self.self_attn.heads(normed, positions)
+        alone = heads._replace(q=heads.q[:, :, -1:], gate=heads.gate[:, -1:])
+        mask = None if masks is None else masks.attention[:, :, -1:]
+        attended = self.self_attn.output(self.self_attn.attend(alone, memory, mask), alone.gate)
+        return self.feed_forward(Residual(x[:, -1:], attended))
 
     def feed_forward(self, mixed: Residual) -> Residual:
         """The second half of the layer, behind its mixer."""

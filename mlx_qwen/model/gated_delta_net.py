@@ -3,13 +3,15 @@
 Source: Yang et al., "Gated Delta Networks" (2024), and transformers' `Qwen3_5GatedDeltaNet`.
 """
 
+from typing import NamedTuple
+
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels.gated_delta import Heads, Mixer, gated_delta_decode
+from metal_kernels.gated_delta import Heads, Mixer, Tape, gated_delta_decode
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.layers import AnyLinear, FusedLinear
-from mlx_qwen.model.state import RECORDED_TOKENS, GatedDeltaCache
+from mlx_qwen.model.state import LinearState
 
 
 class _Weight(nn.Module):
@@ -18,6 +20,14 @@ class _Weight(nn.Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.weight = mx.ones(shape)
+
+
+class Mixed(NamedTuple):
+    """What a Gated DeltaNet layer leaves: its output [B, T, hidden], its memory, and a tape of the step if asked."""
+
+    output: mx.array
+    memory: LinearState
+    tape: Tape | None
 
 
 class GatedDeltaNet(nn.Module):
@@ -36,19 +46,18 @@ class GatedDeltaNet(nn.Module):
         self.heads = Heads(config.linear_num_key_heads, config.linear_key_head_dim, heads, config.linear_value_head_dim)
         self.eps = config.rms_norm_eps
 
-    def __call__(self, x: mx.array, cache: GatedDeltaCache | None = None, mask: mx.array | None = None) -> mx.array:
-        """x [B, T, hidden] to the same shape; `mask` bool [B, T] is False where x is left padding."""
+    def __call__(
+        self, x: mx.array, memory: LinearState | None = None, mask: mx.array | None = None, *, tape: bool = False
+    ) -> Mixed:
+        """x [B, T, hidden] goes on after `memory`; `mask` bool [B, T] is False where x is left padding."""
         mixed = gated_delta_decode(
             self.in_proj_qkvz(x),
             x,
             self.in_proj_ba.weight,
             Mixer(self.conv1d.weight, self.A_log, self.dt_bias, self.norm.weight, self.eps, self.heads),
-            conv_state=None if cache is None else cache.conv_state,
-            state=None if cache is None else cache.state,
+            conv_state=None if memory is None else memory.conv_state,
+            state=None if memory is None else memory.state,
             mask=mask,
-            tape=cache is not None and cache.recording and x.shape[1] <= RECORDED_TOKENS,
+            tape=tape,
         )
-        if cache is not None:
-            cache.advance(mixed)
-        output: mx.array = self.out_proj(mixed.y)
-        return output
+        return Mixed(self.out_proj(mixed.y), LinearState(mixed.conv_state, mixed.state), mixed.tape)

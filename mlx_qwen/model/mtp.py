@@ -10,10 +10,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_qwen.config import TextConfig
+from mlx_qwen.model.attention import KeyValues
 from mlx_qwen.model.decoder import DecoderLayer, Residual
 from mlx_qwen.model.layers import AnyLinear, RMSNorm
 from mlx_qwen.model.rope import Positions
-from mlx_qwen.model.state import KVCache
+from mlx_qwen.model.state import State
 
 # What the first draft reads of the model's last state: its final norm, or the residual sums themselves.
 MTPReads = Literal["normed", "residual"]
@@ -26,10 +27,12 @@ class Draft(NamedTuple):
         logits: [B, T, vocab_size] in the model's dtype, for the tokens after those that the step was given.
         normed: [B, T, hidden_size] in the model's dtype, the layer's output behind its norm: what the next step of the
             same chain reads in place of the model's state.
+        memory: the layer's keys and values after the step.
     """
 
     logits: mx.array
     normed: mx.array
+    memory: State
 
 
 class MTP(nn.Module):
@@ -45,7 +48,7 @@ class MTP(nn.Module):
         self.norm = RMSNorm(hidden, eps)
 
     def __call__(
-        self, states: mx.array, embeddings: mx.array, positions: Positions, cache: KVCache | None = None
+        self, states: mx.array, embeddings: mx.array, positions: Positions, memory: KeyValues | None = None
     ) -> mx.array:
         """What the head reads, and the next step of a chain: [B, T, hidden] in the embeddings' dtype.
 
@@ -54,17 +57,19 @@ class MTP(nn.Module):
                 earlier step returned.
             embeddings: [B, T, hidden] in the model's dtype, of the tokens that follow each of them.
             positions: of the tokens in `states`.
-            cache: this layer's own keys and values.
+            memory: this layer's own keys and values, grown by T.
         """
         entering = Residual(self._joined(states, embeddings))
-        _, normed = self.layers[0](entering, positions, cache, None).normed(self.norm)
+        _, normed = self.layers[0](entering, positions, memory).normed(self.norm)
         return normed
 
-    def fill(self, states: mx.array, embeddings: mx.array, positions: Positions, cache: KVCache) -> None:
-        """Append to `cache` the keys and values that a call would, and compute nothing else; arguments as of a call."""
+    def fill(self, states: mx.array, embeddings: mx.array, positions: Positions, memory: KeyValues) -> None:
+        """Write the keys and values that a call would, and compute nothing else; arguments as of a call."""
         layer = self.layers[0]
         normed = layer.input_layernorm(self._joined(states, embeddings))
-        cache.update(layer.self_attn.keys_and_values(normed, positions))
+        kv = layer.self_attn.keys_and_values(normed, positions)
+        for i, chain in enumerate(memory.chains):
+            chain.write(memory.layer, kv if len(memory.chains) == 1 else kv[:, i : i + 1])
 
     def _joined(self, states: mx.array, embeddings: mx.array) -> mx.array:
         halves = [self.pre_fc_norm_embedding(embeddings), self.pre_fc_norm_hidden(states, embeddings.dtype)]

@@ -10,7 +10,6 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import PromptError
 from mlx_qwen.media.grids import Grid, Kind, read_grids
 from mlx_qwen.model.mrope import rope_positions
-from mlx_qwen.model.state import HybridCache
 
 See = Callable[[mx.array, Sequence[Grid]], mx.array]
 
@@ -26,9 +25,9 @@ class Embedded:
         """Tokens start to end."""
         return Embedded(self.embeddings[:, start:end], self.axes[:, :, start:end])
 
-    def rope_delta(self, seen: int) -> mx.array:
-        """What the next position is ahead of a count of `seen` tokens, these included: int32 [B]."""
-        return mx.array((self.axes.max(axis=(0, 2)) + 1 - seen).astype(np.int32))
+    def rope_delta(self, seen: int) -> tuple[int, ...]:
+        """What each row's next position is ahead of a count of `seen` tokens, these included."""
+        return tuple((self.axes.max(axis=(0, 2)) + 1 - seen).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +101,15 @@ def merge_features(
 
 
 def positions(
-    kinds: np.ndarray, grids: dict[Kind, list[Grid]], merge: int, cache: HybridCache, mask: np.ndarray | None
+    kinds: np.ndarray, grids: dict[Kind, list[Grid]], merge: int, start: np.ndarray, mask: np.ndarray | None
 ) -> np.ndarray:
-    """Positions int [3, B, T] of tokens that come after those in `cache`; 0 where `mask` [B, T] is False."""
+    """Positions int [3, B, T] of tokens whose first stands at `start` [] or [B]; 0 where `mask` [B, T] is False."""
     coming = {kind: iter(listed) for kind, listed in grids.items()}
-    starts = np.broadcast_to(np.array(cache.next_position()), kinds.shape[:1])
+    starts = np.broadcast_to(start, kinds.shape[:1])
     axes = np.zeros((3, *kinds.shape), np.int64)
-    for row, start in enumerate(starts):
+    for row, first in enumerate(starts):
         real = slice(None) if mask is None else mask[row]
-        axes[:, row, real] = rope_positions(kinds[row, real], coming, merge, start=int(start))
+        axes[:, row, real] = rope_positions(kinds[row, real], coming, merge, start=int(first))
     return axes
 
 

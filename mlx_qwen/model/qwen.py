@@ -1,29 +1,40 @@
 """The whole model: embeddings, decoder layers, final norm and head, with the MTP layer beside them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from metal_kernels import backend
+from metal_kernels.gated_delta import Tape as LayerTape
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import PromptError
+from mlx_qwen.model.attention import KeyValues
+from mlx_qwen.model.cache import HybridCache, make_cache
 from mlx_qwen.model.decoder import DecoderLayer, Masks, Residual
 from mlx_qwen.model.features import FeatureCache
 from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
 from mlx_qwen.model.mtp import MTP, Draft, MTPReads
 from mlx_qwen.model.multimodal import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
-from mlx_qwen.model.replay import DecodeStep, can_compile
+from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedStep, can_compile
 from mlx_qwen.model.rope import Positions
-from mlx_qwen.model.state import HybridCache, KVCache, make_cache
+from mlx_qwen.model.state import MOST_TAPED_TOKENS, Chain, LinearState, State, Tape
 from mlx_qwen.model.vision import VisionTower
 
 NO_VISION = (
     "This checkpoint has no vision tower, so that it cannot see images or videos. Use a checkpoint that was converted "
     "with its vision weights, or describe the image in words."
 )
+
+
+class Stepped(NamedTuple):
+    """What a step leaves: hidden states fp32 [B, T, hidden_size], the state after it, and its tape if one was asked."""
+
+    hidden: mx.array
+    state: State
+    tape: Tape | None
 
 
 class Model(nn.Module):
@@ -46,7 +57,7 @@ class Model(nn.Module):
         self.lm_head: AnyLinear | None = None
         if not text.tie_word_embeddings:
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        self._step: DecodeStep | None = None
+        self._replayed: ReplayedStep | None = None
         self._dtype: mx.Dtype | None = None
         self._features: FeatureCache | None = None
         self.mtp = MTP(text) if with_mtp and text.mtp_num_hidden_layers else None
@@ -71,14 +82,14 @@ class Model(nn.Module):
         return self.logits(self.hidden_states(input_ids, cache, mask=mask, embedded=embedded))
 
     def embed(
-        self, input_ids: mx.array, pixels: Sequence[Pixels], cache: HybridCache, *, mask: mx.array | None = None
+        self, input_ids: mx.array, pixels: Sequence[Pixels], cache: HybridCache | State, *, mask: mx.array | None = None
     ) -> Embedded:
         """Run the vision tower and give every token its embedding and its place after those in `cache`.
 
         Args:
             input_ids: int [B, T], with as many placeholders as the pixels become features.
             pixels: images and videos, in the order of their placeholders, row after row.
-            cache: as it is before these tokens; not changed.
+            cache: cache or state as it is before these tokens; not changed.
             mask: as in `hidden_states`.
 
         Raises:
@@ -92,7 +103,8 @@ class Model(nn.Module):
         merge = self.vision.config.spatial_merge_size
         embeddings, grids = merge_features(self.embed_tokens(input_ids), kinds, pixels, self._features, merge)
         real = None if mask is None else np.array(mask.astype(mx.bool_))
-        return Embedded(embeddings, positions(kinds, grids, merge, cache, real))
+        state = cache.state if isinstance(cache, HybridCache) else cache
+        return Embedded(embeddings, positions(kinds, grids, merge, np.array(state.positions()), real))
 
     def hidden_states(
         self,
@@ -114,36 +126,111 @@ class Model(nn.Module):
         Raises:
             ValueError: `input_ids` is not [B, T] with at least one token.
         """
+        cache = self.make_cache() if cache is None else cache
+        stepped = self.step(input_ids, cache.state, mask=mask, embedded=embedded)
+        cache.state = stepped.state
+        return stepped.hidden
+
+    def step(
+        self,
+        input_ids: mx.array,
+        state: State,
+        *,
+        mask: mx.array | None = None,
+        embedded: Embedded | None = None,
+        tape: bool = False,
+        last: bool = False,
+    ) -> Stepped:
+        """Read the next tokens: hidden states, and the state after them. `state` stays what it is.
+
+        Arguments and errors as of `hidden_states`, and:
+
+        Args:
+            state: what the sequences remember; `empty_state` before the first token.
+            tape: record what taking tokens back needs, for up to 8 tokens after at least one.
+            last: compute the last layer for the last token alone: `hidden` is [B, 1, hidden_size]. Not with `tape`, nor
+                where the state fills the MTP layer's keys and values, which all of `hidden` enters.
+        """
         if input_ids.ndim != 2 or input_ids.size == 0:
             raise ValueError(f"input_ids has shape {input_ids.shape}, expected [B, T] with at least one token a row")
-        cache = self.make_cache() if cache is None else cache
         T = input_ids.shape[1]
+        if tape and (T > MOST_TAPED_TOKENS or not state.offset):
+            raise ValueError(f"a step of {T} tokens cannot be taped: expected 1 to {MOST_TAPED_TOKENS}, after a prompt")
         if mask is not None:
             mask = mask.astype(mx.bool_)
-            cache.note_padding(mask)
-        masks = _masks(cache, mask, T)
-        x = self._decode(input_ids, cache, masks) if T == 1 and embedded is None else None
-        if x is None:
-            axes = None if embedded is None else mx.array(embedded.axes)
-            place = Positions(cache.next_position(), axes)
-            residual = Residual(self.embed_tokens(input_ids) if embedded is None else embedded.embeddings)
-            for layer, layer_cache in zip(self.layers, cache, strict=True):
-                residual = layer(residual, place, layer_cache, masks)
-            x = residual.sum()
-        cache.offset += T
-        if embedded is not None:
-            cache.rope_delta = embedded.rope_delta(cache.offset)
-        return x
+            state = state.padded(mask)
+        masks = _masks(state, mask, T)
+        chains = tuple(chain.grown(T) for chain in state.chains)
+        if self._replays(T, state, masks, embedded):
+            attention_mask = masks and masks.attention
+            hidden, linear, tapes = self._replay()(input_ids, state, chains, attention_mask, tape=tape)
+        else:
+            alone = last and not state.mtp and not self.layers[-1].is_linear
+            hidden, linear, tapes = self._layers(input_ids, state, chains, masks, embedded, tape=tape, alone=alone)
+        delta = state.rope_delta if embedded is None else embedded.rope_delta(state.offset + T)
+        mtp = self._filled(hidden, input_ids, state, embedded) if state.mtp else ()
+        end = hidden if hidden.shape[1] == 1 else mx.contiguous(hidden[:, -1:])
+        after = State(chains, linear, delta, state.padding, end, mtp)
+        return Stepped(hidden, after, Tape(state, after, tapes, hidden) if tape else None)
 
-    def _decode(self, input_ids: mx.array, cache: HybridCache, masks: Masks | None) -> mx.array | None:
-        """The states of one token a sequence by a replayed graph, or None where that does not apply."""
-        first_token = cache.offset == 0
+    def _layers(
+        self,
+        input_ids: mx.array,
+        state: State,
+        chains: Sequence[Chain],
+        masks: Masks | None,
+        embedded: Embedded | None,
+        *,
+        tape: bool,
+        alone: bool,
+    ) -> tuple[mx.array, tuple[LinearState, ...], tuple[LayerTape, ...]]:
+        """The decoder layer by layer; with `alone` the last one for the last token only."""
+        place = Positions(state.positions(), None if embedded is None else mx.array(embedded.axes))
+        residual = Residual(self.embed_tokens(input_ids) if embedded is None else embedded.embeddings)
+        linear: list[LinearState] = []
+        tapes: list[LayerTape] = []
+        for index, layer in enumerate(self.layers):
+            memory = KeyValues(chains, index - len(linear))
+            if layer.is_linear:
+                held = state.linear[len(linear)] if state.linear else None
+                residual, mixed = layer.mix(residual, held, masks, tape=tape)
+                linear.append(mixed.memory)
+                tapes += [mixed.tape] if mixed.tape else []
+            elif alone and index == len(self.layers) - 1:
+                residual = layer.last(residual, place, memory, masks)
+            else:
+                residual = layer(residual, place, memory, masks)
+        return residual.sum(), tuple(linear), tuple(tapes)
+
+    def _replays(self, T: int, state: State, masks: Masks | None, embedded: Embedded | None) -> bool:
+        """Whether a replayed graph does the step: a few tokens of text after others, none of them padding."""
         padding = masks is not None and masks.real is not None
-        if first_token or padding or cache.recording or not can_compile():
-            return None
-        if self._step is None or self._step.backend is not backend():
-            self._step = DecodeStep(self.embed_tokens, self.layers)
-        return self._step(input_ids, cache, masks and masks.attention)
+        return T <= MOST_REPLAYED_TOKENS and state.offset > 0 and not padding and embedded is None and can_compile()
+
+    def _replay(self) -> ReplayedStep:
+        if self._replayed is None or self._replayed.backend is not backend():
+            self._replayed = ReplayedStep(self.embed_tokens, self.layers)
+        return self._replayed
+
+    def _filled(
+        self, hidden: mx.array, input_ids: mx.array, state: State, embedded: Embedded | None
+    ) -> tuple[Chain, ...]:
+        """The MTP layer's keys and values of all tokens but the last, each made of a state and the token after it."""
+        embeddings = self.embed_tokens(input_ids) if embedded is None else embedded.embeddings
+        axes = None if embedded is None else embedded.axes[:, :, :-1]
+        if state.last is None:
+            states, embeddings, offset = hidden[:, :-1], embeddings[:, 1:], mx.array(0)
+        else:
+            states, offset = mx.concatenate([state.last, hidden[:, :-1]], axis=1), state.positions() - 1
+            if axes is not None:
+                before = np.broadcast_to(np.array(offset)[None, :, None], (3, axes.shape[1], 1))
+                axes = np.concatenate([before, axes], axis=-1)
+        if not states.shape[1]:
+            return state.mtp
+        chains = tuple(chain.grown(states.shape[1]) for chain in state.mtp)
+        place = Positions(offset, None if axes is None else mx.array(axes))
+        self._mtp().fill(self._mtp_states(states), embeddings, place, KeyValues(chains, 0))
+        return chains
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Final norm and head: fp32 [B, T, hidden_size] to [B, T, vocab_size] in the model's dtype."""
@@ -151,7 +238,7 @@ class Model(nn.Module):
 
     def update(self, parameters: dict[str, Any], strict: bool = True) -> "Model":  # type: ignore[override]
         """Replace the given parameters, as `mlx.nn.Module.update` does."""
-        self._step, self._dtype, self._features = None, None, None
+        self._replayed, self._dtype, self._features = None, None, None
         super().update(parameters, strict)
         return self
 
@@ -163,65 +250,53 @@ class Model(nn.Module):
         return self._dtype
 
     def mtp_logits(
-        self,
-        hidden: mx.array,
-        next_ids: mx.array,
-        cache: KVCache | None = None,
-        *,
-        rope_delta: mx.array | None = None,
-        embedded: Embedded | None = None,
+        self, hidden: mx.array, next_ids: mx.array, memory: State | None = None, *, embedded: Embedded | None = None
     ) -> mx.array:
         """The logits of `mtp_step`, [B, T, vocab_size]; arguments and errors as there."""
-        return self.mtp_step(hidden, next_ids, cache, rope_delta=rope_delta, embedded=embedded).logits
+        return self.mtp_step(hidden, next_ids, memory, embedded=embedded).logits
 
     def mtp_step(
         self,
         hidden: mx.array,
         next_ids: mx.array,
-        cache: KVCache | None = None,
+        memory: State | None = None,
         *,
         chained: bool = False,
-        rope_delta: mx.array | None = None,
         embedded: Embedded | None = None,
     ) -> Draft:
         """The MTP layer's drafts of the tokens after `next_ids`, and what the next step of the chain reads.
 
-            draft = model.mtp_step(hidden, ids, cache)
-            draft = model.mtp_step(draft.normed, mx.argmax(draft.logits, axis=-1), cache, chained=True)
+            draft = model.mtp_step(hidden, ids, memory)
+            draft = model.mtp_step(draft.normed, mx.argmax(draft.logits, axis=-1), draft.memory, chained=True)
 
         Args:
             hidden: fp32 [B, T, hidden_size], from `hidden_states`; with `chained` the last step's `normed`.
             next_ids: int [B, T], the token that follows each of them.
-            cache: keys and values of the MTP layer alone, to which those of this step are appended: `trim` them once
-                the true states are known, and `mtp_fill` those.
+            memory: the MTP layer's own keys and values, from `mtp_memory`; None for whole sequences.
             chained: whether `hidden` comes from the step before.
-            rope_delta: int [B], that of the model's cache once its tokens hold images or videos.
-            embedded: from `embed`, of the tokens that `hidden` belongs to where they hold images or videos, and of one
-                token more unless the last of `next_ids` is text.
+            embedded: from `embed`, of the tokens that `hidden` belongs to where they hold images or videos; the last of
+                `next_ids` is text then.
 
         Raises:
             ValueError: the model has no MTP layer.
         """
         mtp = self._mtp()
+        memory = self.mtp_memory() if memory is None else memory
+        T = next_ids.shape[1]
+        chains = tuple(chain.grown(T) for chain in memory.chains)
+        embeddings, axes, delta = self.embed_tokens(next_ids), None, memory.rope_delta
+        if embedded is not None:
+            embeddings = mx.concatenate([embedded.embeddings[:, 1:], embeddings[:, -1:]], axis=1)
+            axes, delta = mx.array(embedded.axes), embedded.rope_delta(memory.offset + T)
         states = hidden if chained else self._mtp_states(hidden)
-        normed = mtp(states, *self._mtp_inputs(next_ids, cache, rope_delta, embedded), cache)
-        return Draft(self._head(normed), normed)
+        normed = mtp(states, embeddings, Positions(memory.positions(), axes), KeyValues(chains, 0))
+        return Draft(self._head(normed), normed, State(chains, rope_delta=delta))
 
-    def mtp_fill(
-        self,
-        hidden: mx.array,
-        next_ids: mx.array,
-        cache: KVCache,
-        *,
-        rope_delta: mx.array | None = None,
-        embedded: Embedded | None = None,
-    ) -> None:
-        """Append the MTP layer's keys and values over a span to `cache`; computes no drafts, nor what only they need.
-
-        Arguments and errors as of `mtp_step`, of first steps.
-        """
-        mtp = self._mtp()
-        mtp.fill(self._mtp_states(hidden), *self._mtp_inputs(next_ids, cache, rope_delta, embedded), cache)
+    def mtp_memory(self, state: State | None = None) -> State:
+        """What the MTP layer remembers of the sequences of `state`, or of none."""
+        if state is None or not state.mtp:
+            return State((Chain.empty(1),))
+        return State(state.mtp, rope_delta=state.rope_delta)
 
     def _mtp(self) -> MTP:
         if self.mtp is None:
@@ -230,18 +305,6 @@ class Model(nn.Module):
 
     def _mtp_states(self, hidden: mx.array) -> mx.array:
         return self.norm(hidden, self.dtype) if self.mtp_reads == "normed" else hidden
-
-    def _mtp_inputs(
-        self, next_ids: mx.array, cache: KVCache | None, rope_delta: mx.array | None, embedded: Embedded | None
-    ) -> tuple[mx.array, Positions]:
-        """Embeddings of the tokens that follow, and where those before them stand."""
-        offset = mx.array(0 if cache is None else cache.offset)
-        embeddings = self.embed_tokens(next_ids)
-        if embedded is None:
-            return embeddings, Positions(offset if rope_delta is None else offset + rope_delta)
-        T = next_ids.shape[1]
-        embeddings = mx.concatenate([embedded.embeddings[:, 1:], embeddings[:, -1:]], axis=1)[:, :T]
-        return embeddings, Positions(offset, mx.array(embedded.axes[:, :, :T]))
 
     def make_cache(self, *, kv_bits: int | None = None, kv_group_size: int = 64) -> HybridCache:
         """An empty cache; `kv_bits` 4 or 8 packs the attention layers' keys and values."""
@@ -252,12 +315,12 @@ class Model(nn.Module):
         return logits
 
 
-def _masks(cache: HybridCache, mask: mx.array | None, T: int) -> Masks | None:
-    if cache.padding is None:
+def _masks(state: State, mask: mx.array | None, T: int) -> Masks | None:
+    if state.padding is None:
         return None
-    seen = mx.arange(cache.offset + T)
-    new = seen[cache.offset :]
-    padding = cache.padding[:, None]
+    seen = mx.arange(state.offset + T)
+    new = seen[state.offset :]
+    padding = state.padding[:, None]
     causal = seen[None] <= new[:, None]
     # A padding row attends to itself, so that its softmax has something to sum.
     own = seen[None] == new[:, None]

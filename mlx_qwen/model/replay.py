@@ -1,8 +1,8 @@
-"""The one-token step as replayed graphs.
+"""Steps of a few tokens as replayed graphs.
 
 Building a step's graph in Python costs more than many of its kernels. Between two attention layers every shape of a
-one-token step is fixed, so these stretches are traced once by `mx.compile` and replayed; only the attention cores,
-whose keys and values grow, are built anew for each token.
+step of T tokens in B sequences is fixed, so these stretches are traced once for each T and B by `mx.compile` and
+replayed; only the attention cores, whose keys and values grow, are built anew for each step.
 """
 
 import shutil
@@ -12,13 +12,15 @@ from functools import cache
 import mlx.core as mx
 
 from metal_kernels import backend
-from mlx_qwen.model.attention import Heads
+from metal_kernels.gated_delta import Tape as LayerTape
+from mlx_qwen.model.attention import Heads, KeyValues
 from mlx_qwen.model.decoder import DecoderLayer, Residual
 from mlx_qwen.model.rope import Positions
-from mlx_qwen.model.state import GatedDeltaCache, HybridCache, LayerCache
+from mlx_qwen.model.state import Chain, LinearState, State
 
 Arrays = Sequence[mx.array]
 Embed = Callable[[mx.array], mx.array]
+MOST_REPLAYED_TOKENS = 8
 
 
 def can_compile() -> bool:
@@ -31,8 +33,8 @@ def _has_host_compiler() -> bool:
     return shutil.which("g++") is not None
 
 
-class DecodeStep:
-    """A model's decoder for one new token a sequence: the same values as its layers one after the other.
+class ReplayedStep:
+    """A model's decoder for 1 to 8 new tokens a sequence: the same values as its layers one after the other.
 
     The weights and the backend are constants of the traced graphs: make a new step after changing them.
     """
@@ -40,71 +42,67 @@ class DecodeStep:
     def __init__(self, embed: Embed, layers: Sequence[DecoderLayer]) -> None:
         self.backend = backend()
         attention = [i for i, layer in enumerate(layers) if not layer.is_linear]
-        starts, ends = [0, *attention], [*attention, len(layers)]
-        self._stretches = [
-            _Stretch(embed if start == 0 else None, layers, start, end) for start, end in zip(starts, ends, strict=True)
-        ]
+        starts, ends = [None, *attention], [*attention, len(layers)]
+        self._stretches = [_Stretch(embed, layers, start, end) for start, end in zip(starts, ends, strict=True)]
 
-    def __call__(self, input_ids: mx.array, caches: HybridCache, attention_mask: mx.array | None) -> mx.array:
-        """Hidden states fp32 [B, 1, hidden] of `input_ids` [B, 1]; updates the entries of `caches`, not its own offset.
+    def __call__(
+        self, input_ids: mx.array, state: State, chains: Sequence[Chain], mask: mx.array | None, *, tape: bool
+    ) -> tuple[mx.array, tuple[LinearState, ...], tuple[LayerTape, ...]]:
+        """Hidden states fp32 [B, T, hidden] of `input_ids` [B, T], the linear layers' next states, and their tapes.
 
-        Every Gated DeltaNet layer must have a state; `attention_mask` is bool [B, 1, 1, S], for padded batches.
+        `state` has been through at least one token; `chains` are its own, grown by T, and are written. `mask` is bool
+        [B, 1, T, S], for padded batches.
         """
-        position = caches.next_position()
+        position = state.positions()
         entering: Arrays = (input_ids,)
-        for stretch in self._stretches[:-1]:
-            x, *leaving = stretch(entering, position, caches)
-            heads = Heads(*leaving)
-            attended = stretch.next_attention(heads, caches, attention_mask)
+        held, linear, tapes = iter(state.linear), [], []
+        for number, stretch in enumerate(self._stretches):
+            leaving, states, taped = stretch(entering, position, [next(held) for _ in stretch.linear], tape=tape)
+            linear += states
+            tapes += taped
+            if stretch.closing is None:
+                break
+            x, heads = leaving[0], Heads(*leaving[1:])
+            attended = stretch.closing.self_attn.attend(heads, KeyValues(chains, number), mask)
             entering = (x, attended, heads.gate)
-        return self._stretches[-1](entering, position, caches)[0]
+        return leaving[0], tuple(linear), tuple(tapes)
 
 
 class _Stretch:
-    """What follows one attention core, the linear layers after it, and the projections of the next core."""
+    """What follows one attention core (or the embedding), the linear layers after it, and the next projections."""
 
-    def __init__(self, embed: Embed | None, layers: Sequence[DecoderLayer], start: int, end: int) -> None:
+    def __init__(self, embed: Embed, layers: Sequence[DecoderLayer], start: int | None, end: int) -> None:
         self._embed = embed
-        self._opening = None if embed is not None else layers[start]
-        self._first_linear = start if embed is not None else start + 1
-        self._linear = layers[self._first_linear : end]
-        self._end = end
-        self._closing = layers[end] if end < len(layers) else None
-        self._replayed = mx.compile(self._run)
+        self._opening = None if start is None else layers[start]
+        self.linear = layers[0 if start is None else start + 1 : end]
+        self.closing = layers[end] if end < len(layers) else None
+        self._plain = mx.compile(lambda *given: self._run(*given, tape=False))
+        self._taped = mx.compile(lambda *given: self._run(*given, tape=True))
 
-    def __call__(self, entering: Arrays, position: mx.array, caches: HybridCache) -> list[mx.array]:
-        """Run on what the last core left; stores the new linear states and returns x and the next core's heads."""
-        held = [_linear_entry(entry) for entry in caches[self._first_linear : self._end]]
-        outputs: list[mx.array] = self._replayed(entering, position, [x for entry in held for x in entry.arrays()])
-        for entry in reversed(held):
-            entry.state, entry.conv_state = outputs.pop(), outputs.pop()
-        return outputs
+    def __call__(
+        self, entering: Arrays, position: mx.array, states: Sequence[LinearState], *, tape: bool
+    ) -> tuple[Arrays, list[LinearState], list[LayerTape]]:
+        """Run on what the last core left: x and the next core's heads, the linear layers' states, and their tapes."""
+        run = self._taped if tape else self._plain
+        outputs: list[mx.array] = run(list(entering), position, [part for entry in states for part in entry])
+        layers, each = len(self.linear), 2 + (len(LayerTape._fields) if tape else 0)
+        own = outputs[len(outputs) - layers * each :]
+        parts = [own[i * each : (i + 1) * each] for i in range(layers)]
+        tapes = [LayerTape(*part[2:]) for part in parts] if tape else []
+        return outputs[: len(outputs) - len(own)], [LinearState(*part[:2]) for part in parts], tapes
 
-    def next_attention(self, heads: Heads, caches: HybridCache, mask: mx.array | None) -> mx.array:
-        """The core that this stretch leads to."""
-        entry = caches[self._end]
-        assert self._closing is not None and not isinstance(entry, GatedDeltaCache), "the stretch ends in attention"
-        return self._closing.self_attn.attend(heads, entry, mask)
-
-    def _run(self, entering: Arrays, position: mx.array, states: Arrays) -> list[mx.array]:
+    def _run(self, entering: Arrays, position: mx.array, states: Arrays, *, tape: bool) -> list[mx.array]:
         positions = Positions(position)
-        if self._embed is not None:
+        if self._opening is None:
             residual = Residual(self._embed(entering[0]))
         else:
-            assert self._opening is not None, "a stretch opens with the embedding or behind an attention core"
             x, attended, gate = entering
             residual = self._opening.feed_forward(Residual(x, self._opening.self_attn.output(attended, gate)))
-        new_states: list[mx.array] = []
-        for i, layer in enumerate(self._linear):
-            entry = GatedDeltaCache(states[2 * i], states[2 * i + 1])
-            residual = layer(residual, positions, entry, None)
-            new_states += entry.arrays()
-        if self._closing is None:
-            return [residual.sum(), *new_states]
-        x, normed = residual.normed(self._closing.input_layernorm)
-        return [x, *self._closing.self_attn.heads(normed, positions), *new_states]
-
-
-def _linear_entry(entry: LayerCache) -> GatedDeltaCache:
-    assert isinstance(entry, GatedDeltaCache), "caches are made in the layers' order"
-    return entry
+        left: list[mx.array] = []
+        for i, layer in enumerate(self.linear):
+            residual, mixed = layer.mix(residual, LinearState(*states[2 * i : 2 * i + 2]), tape=tape)
+            left += [*mixed.memory, *(mixed.tape or ())]
+        if self.closing is None:
+            return [residual.sum(), *left]
+        x, normed = residual.normed(self.closing.input_layernorm)
+        return [x, *self.closing.self_attn.heads(normed, positions), *left]

@@ -1,18 +1,23 @@
-"""What a hybrid model remembers between calls: keys and values that grow, or a state that does not."""
+"""What sequences remember, as values: a step takes a state and returns the next one, and the one of before stays true.
+
+The linear layers' memory has a fixed size, and each step makes it anew. Keys and values only grow: chains that came out
+of each other share buffers, in which a chain is the tokens before its length. Whoever goes on with the longest chain
+writes behind it, in place; who goes on from a shorter one, while a longer one is held, gets buffers of his own.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
+from weakref import WeakSet
 
 import mlx.core as mx
 
-from metal_kernels.gated_delta import DecodeResult, Tape, roll_back
+from metal_kernels.gated_delta import Tape as LayerTape
+from metal_kernels.gated_delta import roll_back
 from mlx_qwen.config import TextConfig
-from mlx_qwen.errors import PromptError
 
-KV_BITS = (4, 8)
-RECORDED_TOKENS = 8
+MOST_TAPED_TOKENS = 8
 _STEP = 256
 
 
@@ -24,190 +29,242 @@ class Quantized(NamedTuple):
     biases: mx.array
 
 
-class KVCache:
-    """Keys and values of one attention layer, [2, B, Hkv, S, D], in a buffer that grows by steps of 256 tokens.
+class Packing(NamedTuple):
+    """How keys and values are packed: `bits` a channel, in groups of `group_size` channels."""
 
-    They share it, so that one launch appends to both.
+    bits: int
+    group_size: int
+
+
+Rows = mx.array | Quantized
+
+
+class _Buffers:
+    """Room for keys and values, [2, B, Hkv, capacity, D] a layer, and the chains that lie in it."""
+
+    def __init__(self, layers: list[Rows | None], packing: Packing | None) -> None:
+        self.layers = layers
+        self.packing = packing
+        self.chains: WeakSet[Chain] = WeakSet()
+
+    def first(self, length: int) -> "_Buffers":
+        """A copy that holds the first `length` tokens."""
+        copied = [None if rows is None or not length else _copied(rows, length) for rows in self.layers]
+        return _Buffers(copied, self.packing)
+
+
+class Chain:
+    """Keys and values of the attention layers, as a value: those of the first `length` tokens of its buffers.
+
+    One sequence has a chain, or B sequences of equal length (left padding counted) share one.
     """
 
-    def __init__(self) -> None:
-        self.offset = 0
-        self._kv: mx.array | None = None
+    __slots__ = ("__weakref__", "_buffers", "length")
 
-    def update(self, kv: mx.array) -> tuple[mx.array, mx.array]:
-        """Append keys and values [2, B, Hkv, T, D]; returns all keys and all values, [B, Hkv, offset, D]."""
-        self._kv = _appended(self._kv, kv, self.offset)
-        self.offset += kv.shape[3]
-        return keys_and_values(self._kv[..., : self.offset, :])
+    def __init__(self, buffers: _Buffers, length: int) -> None:
+        self.length = length
+        self._buffers = buffers
+        buffers.chains.add(self)
 
-    def trim(self, tokens: int) -> None:
-        """Forget the last `tokens` tokens."""
-        self.offset -= tokens
-
-    def arrays(self) -> list[mx.array]:
-        """The buffer, for `mx.eval`."""
-        return [] if self._kv is None else [self._kv]
-
-
-class QuantizedKVCache:
-    """As KVCache, with every group of `group_size` channels packed to `bits` bits."""
-
-    def __init__(self, bits: int, group_size: int) -> None:
-        self.offset = 0
-        self.bits = bits
-        self.group_size = group_size
-        self._kv: Quantized | None = None
-
-    def update(self, kv: mx.array) -> tuple[Quantized, Quantized]:
-        """Pack and append keys and values [2, B, Hkv, T, D]; returns all keys and all values, packed."""
-        parts = Quantized(*mx.quantize(kv, group_size=self.group_size, bits=self.bits))
-        before: Sequence[mx.array | None] = self._kv or (None, None, None)
-        self._kv = Quantized(*(_appended(old, new, self.offset) for old, new in zip(before, parts, strict=True)))
-        self.offset += kv.shape[3]
-        keys, values = zip(*(keys_and_values(part[..., : self.offset, :]) for part in self._kv), strict=True)
-        return Quantized(*keys), Quantized(*values)
-
-    def trim(self, tokens: int) -> None:
-        """Forget the last `tokens` tokens."""
-        self.offset -= tokens
-
-    def arrays(self) -> list[mx.array]:
-        """The buffers, for `mx.eval`."""
-        return [*(self._kv or ())]
-
-
-@dataclass(slots=True)
-class GatedDeltaCache:
-    """The fixed-size memory of one Gated DeltaNet layer.
-
-    `conv_state` is the last W - 1 rows that went into the convolution, [B, W - 1, C]; `state` the fp32 memory
-    [B, Hv, Dv, Dk]. Both are None before the first token. While `recording`, a call of up to `RECORDED_TOKENS` tokens
-    leaves a tape for `roll_back`.
-    """
-
-    conv_state: mx.array | None = None
-    state: mx.array | None = None
-    recording: bool = False
-    _before: tuple[mx.array | None, mx.array | None] = (None, None)
-    _tape: Tape | None = None
-
-    def advance(self, mixed: DecodeResult) -> None:
-        """Take the states that a call left; those of before are kept as long as its tape."""
-        self._tape = mixed.tape
-        self._before = (None, None) if mixed.tape is None else (self.conv_state, self.state)
-        self.conv_state, self.state = mixed.conv_state, mixed.state
-
-    def roll_back(self, kept: int) -> None:
-        """Keep only the first `kept` tokens of the last call, which must have been recorded.
-
-        Raises:
-            ValueError: it was not: recording was off, it had too many tokens, or it was the first call of all.
-        """
-        conv_state, state = self._before
-        if self._tape is None or conv_state is None or state is None:
-            raise ValueError(
-                f"roll_back needs a recorded call: record() first, then at most {RECORDED_TOKENS} tokens after a prompt"
-            )
-        self.conv_state, self.state = roll_back(self._tape, kept, conv_state, state)
-
-    def arrays(self) -> list[mx.array]:
-        """The held arrays, for `mx.eval`."""
-        return [] if self.conv_state is None or self.state is None else [self.conv_state, self.state]
-
-
-LayerCache = KVCache | QuantizedKVCache | GatedDeltaCache
-
-
-class HybridCache(list[LayerCache]):
-    """One entry a decoder layer, as mlx-lm's caches are lists, and what belongs to the whole sequence.
-
-    `offset` counts the tokens seen, padding included; `padding` is how many of them were left padding in each row
-    [B], or None when no row had any. `rope_delta` int32 [B] is how far the next token's position is ahead of `offset`,
-    or None before the first image: an image takes fewer positions than tokens. `tokens` are the ids that generation
-    read and wrote, for penalties that reach back; see `mlx_qwen.engine.caching`.
-    """
-
-    def __init__(self, layers: Sequence[LayerCache]) -> None:
-        super().__init__(layers)
-        self.offset = 0
-        self.padding: mx.array | None = None
-        self.rope_delta: mx.array | None = None
-        self.tokens: list[int] = []
-
-    def next_position(self) -> mx.array:
-        """The position of the next token: int [], or [B] once there were images."""
-        offset = mx.array(self.offset)
-        return offset if self.rope_delta is None else offset + self.rope_delta
+    @classmethod
+    def empty(cls, layers: int, packing: Packing | None = None) -> "Chain":
+        """The chain of `layers` attention layers before the first token."""
+        return cls(_Buffers([None] * layers, packing), 0)
 
     @property
-    def kv_layers(self) -> list[int]:
-        """Indices of the attention layers, whose memory grows with the context."""
-        return [i for i, layer in enumerate(self) if not isinstance(layer, GatedDeltaCache)]
+    def packing(self) -> Packing | None:
+        """How the rows are packed; None where they are not."""
+        return self._buffers.packing
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether a longer chain is held in the same buffers, so that growing this one copies it."""
+        return any(chain.length > self.length for chain in self._buffers.chains)
+
+    def grown(self, tokens: int) -> "Chain":
+        """The chain with `tokens` more, which are to be written layer by layer."""
+        buffers = self._buffers.first(self.length) if self.is_shared else self._buffers
+        return Chain(buffers, self.length + tokens)
+
+    def cut(self, length: int) -> "Chain":
+        """The first `length` tokens."""
+        return self if length == self.length else Chain(self._buffers, length)
+
+    def write(self, layer: int, kv: mx.array) -> tuple[Rows, Rows]:
+        """Write the last tokens' keys and values [2, B, Hkv, T, D] of attention layer number `layer`.
+
+        Returns:
+            All keys and all values, each [B, Hkv, length, D] (packed, where the chain is).
+        """
+        held, start = self._buffers.layers[layer], self.length - kv.shape[3]
+        if self.packing is None:
+            assert held is None or isinstance(held, mx.array), "a chain is packed as a whole or not at all"
+            written = self._buffers.layers[layer] = _written(held, kv, start)
+            return keys_and_values(written[..., : self.length, :])
+        parts = mx.quantize(kv, group_size=self.packing.group_size, bits=self.packing.bits)
+        before = (None, None, None) if held is None else held
+        all_parts = Quantized(*(_written(old, new, start) for old, new in zip(before, parts, strict=True)))
+        self._buffers.layers[layer] = all_parts
+        keys, values = zip(*(keys_and_values(part[..., : self.length, :]) for part in all_parts), strict=True)
+        return Quantized(*keys), Quantized(*values)
+
+    def read(self, layer: int) -> Rows | None:
+        """Keys and values [2, B, Hkv, length, D] of attention layer number `layer`; None before the first token."""
+        held = self._buffers.layers[layer]
+        return None if held is None or not self.length else _cut(held, self.length)
+
+    def buffers(self) -> list[mx.array]:
+        """The arrays that the chain lies in, for `mx.eval` and for adding up bytes."""
+        return [part for rows in self._buffers.layers if rows is not None for part in _parts(rows)]
+
+    @classmethod
+    def holding(cls, rows: Sequence[Rows | None], length: int, packing: Packing | None = None) -> "Chain":
+        """A chain of rows that were read from another, [2, B, Hkv, length, D] a layer."""
+        return cls(_Buffers([None if part is None else _copied(part, length) for part in rows], packing), length)
+
+
+class LinearState(NamedTuple):
+    """The fixed-size memory of one Gated DeltaNet layer.
+
+    `conv_state` [B, W - 1, C] are the last inputs of the convolution, `state` fp32 [B, Hv, Dv, Dk] is the memory.
+    """
+
+    conv_state: mx.array
+    state: mx.array
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What B sequences remember.
+
+    Attributes:
+        chains: keys and values: one chain a sequence, or a single one that all share.
+        linear: one entry a Gated DeltaNet layer; none before the first token.
+        rope_delta: how far each sequence's next position is ahead of its count of tokens; None before the first image,
+            which takes fewer positions than tokens.
+        padding: int [B], how many of the tokens were left padding; None when none were.
+        last: fp32 [B, 1, hidden], what the last layer left for the last token, before the final norm.
+        mtp: the MTP layer's keys and values, each chain a token shorter than its sequence; none where nobody drafts.
+    """
+
+    chains: tuple[Chain, ...]
+    linear: tuple[LinearState, ...] = ()
+    rope_delta: tuple[int, ...] | None = None
+    padding: mx.array | None = None
+    last: mx.array | None = None
+    mtp: tuple[Chain, ...] = ()
+
+    @property
+    def offset(self) -> int:
+        """How many tokens the first sequence has seen, padding included."""
+        return self.chains[0].length
+
+    def positions(self) -> mx.array:
+        """The position of the next token: int [], or [B] where the sequences' own may differ."""
+        if len(self.chains) == 1 and self.rope_delta is None:
+            return mx.array(self.offset)
+        deltas = self.rope_delta or (0,) * len(self.chains)
+        lengths = [chain.length for chain in self.chains] if len(self.chains) > 1 else [self.offset] * len(deltas)
+        return mx.array([length + delta for length, delta in zip(lengths, deltas, strict=True)])
+
+    def row(self, index: int) -> "State":
+        """One of the sequences, which must have a chain of its own, in arrays of its own."""
+        if len(self.chains) == 1:
+            return self
+        linear = tuple(LinearState(*(mx.contiguous(x[index : index + 1]) for x in entry)) for entry in self.linear)
+        delta = None if self.rope_delta is None else self.rope_delta[index : index + 1]
+        last = None if self.last is None else mx.contiguous(self.last[index : index + 1])
+        return State(self.chains[index : index + 1], linear, delta, None, last, self.mtp[index : index + 1])
+
+    @classmethod
+    def joined(cls, states: Sequence["State"]) -> "State":
+        """The sequences of all states, each with at least one token and without padding, as one batch."""
+        if len(states) == 1:
+            return states[0]
+        linear = tuple(
+            LinearState(*(mx.concatenate(parts) for parts in zip(*entries, strict=True)))
+            for entries in zip(*(state.linear for state in states), strict=True)
+        )
+        deltas = [state.rope_delta or (0,) * len(state.chains) for state in states]
+        has_media = any(state.rope_delta is not None for state in states)
+        return cls(
+            tuple(chain for state in states for chain in state.chains),
+            linear,
+            tuple(delta for row in deltas for delta in row) if has_media else None,
+            None,
+            mx.concatenate([state.last for state in states if state.last is not None]),
+            tuple(chain for state in states for chain in state.mtp),
+        )
+
+    def padded(self, mask: mx.array) -> "State":
+        """The state once it is known how many tokens of `mask` [B, T] (False = padding) are left padding."""
+        padding = (~mask).sum(axis=-1)
+        return replace(self, padding=padding if self.padding is None else self.padding + padding)
+
+    def arrays(self) -> list[mx.array]:
+        """Every array, for `mx.eval`."""
+        held = [part for chain in (*self.chains, *self.mtp) for part in chain.buffers()]
+        held += [part for entry in self.linear for part in entry]
+        return held if self.last is None else [*held, self.last]
+
+    @property
+    def linear_nbytes(self) -> int:
+        """Bytes of what does not grow: what holding this state costs beside its keys and values."""
+        last = 0 if self.last is None else self.last.nbytes
+        return last + sum(part.nbytes for entry in self.linear for part in entry)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the arrays hold now."""
+        """Bytes that the arrays hold now, of keys and values the whole buffers."""
         return sum(array.nbytes for array in self.arrays())
 
-    def arrays(self) -> list[mx.array]:
-        """Every array of every layer, for `mx.eval`."""
-        return [array for layer in self for array in layer.arrays()]
 
-    @property
-    def recording(self) -> bool:
-        """Whether calls leave what `roll_back` needs."""
-        return any(isinstance(layer, GatedDeltaCache) and layer.recording for layer in self)
+@dataclass(frozen=True, slots=True)
+class Tape:
+    """A step of up to 8 tokens that can be taken back in part: the states around it, and what each linear layer did.
 
-    def record(self, on: bool = True) -> None:
-        """From now on, let every call of up to `RECORDED_TOKENS` leave what `roll_back` needs, or no longer."""
-        for layer in self:
-            if isinstance(layer, GatedDeltaCache):
-                layer.recording = on
-
-    def roll_back(self, kept: int, tokens: int) -> None:
-        """Forget all but the first `kept` of the `tokens` tokens of the last call, which was recorded.
-
-        Keys and values are cut off; the linear layers' states are replayed from the call's tape. Once only a call.
-        """
-        if kept == tokens:
-            return
-        for layer in self:
-            if isinstance(layer, GatedDeltaCache):
-                layer.roll_back(kept)
-            else:
-                layer.trim(tokens - kept)
-        self.offset -= tokens - kept
-
-    def note_padding(self, mask: mx.array) -> None:
-        """Remember how many tokens of `mask` [B, T] (False = padding) were left padding."""
-        padding = (~mask).sum(axis=-1)
-        self.padding = padding if self.padding is None else self.padding + padding
-
-
-def make_cache(text: TextConfig, *, kv_bits: int | None = None, kv_group_size: int = 64) -> HybridCache:
-    """An empty cache for the given model; `kv_bits` 4 or 8 packs keys and values, not the linear layers' state.
-
-    Raises:
-        PromptError: `kv_bits` or `kv_group_size` cannot be used with this model's heads.
+    `hidden` fp32 [B, T, hidden] is what the last layer left for each of the tokens.
     """
-    if kv_bits is not None:
-        if kv_bits not in KV_BITS:
-            raise PromptError(f"kv_bits is {kv_bits}, expected 4, 8, or nothing for the model's own precision.")
-        if kv_group_size not in (32, 64, 128) or text.head_dim % kv_group_size:
-            raise PromptError(
-                f"kv_group_size is {kv_group_size}, expected 32, 64 or 128 that divides the head size {text.head_dim}."
-            )
 
-    def layer(kind: str) -> LayerCache:
-        if kind == "linear_attention":
-            return GatedDeltaCache()
-        return KVCache() if kv_bits is None else QuantizedKVCache(kv_bits, kv_group_size)
+    before: State
+    after: State
+    layers: tuple[LayerTape, ...]
+    hidden: mx.array
 
-    return HybridCache([layer(kind) for kind in text.layer_types])
+    def keep(self, kept: Sequence[int]) -> State:
+        """The state after the first `kept[i]` tokens of the step in sequence i, 0 to all of them.
+
+        It differs from that of a step with only the kept tokens by less than 2e-6 of the largest value.
+        """
+        step = self.hidden.shape[1]
+        if all(count == step for count in kept):
+            return self.after
+        counts = kept[0] if len(set(kept)) == 1 else mx.array(list(kept))
+        linear = tuple(
+            LinearState(*roll_back(tape, counts, *entry))
+            for tape, entry in zip(self.layers, self.before.linear, strict=True)
+        )
+        chains, mtp = (
+            tuple(chain.cut(chain.length - step + count) for chain, count in zip(grown, kept, strict=bool(grown)))
+            for grown in (self.after.chains, self.after.mtp)
+        )
+        assert self.before.last is not None, "a taped step comes after at least one token"
+        rows = [
+            self.hidden[i : i + 1, count - 1 : count] if count else self.before.last[i : i + 1]
+            for i, count in enumerate(kept)
+        ]
+        last = rows[0] if len(rows) == 1 else mx.concatenate(rows)
+        return State(chains, linear, self.before.rope_delta, None, last, mtp)
 
 
-def cache_nbytes(text: TextConfig, tokens: int, *, item_size: int = 2) -> int:
-    """Bytes of an unquantized cache after `tokens` tokens of one sequence; `item_size` is that of keys and values."""
+def empty_state(text: TextConfig, packing: Packing | None = None, *, mtp: bool = False) -> State:
+    """The state of one sequence before the first token; with `mtp` its steps fill the MTP layer's keys and values."""
+    chain = Chain.empty(text.layer_types.count("full_attention"), packing)
+    return State((chain,), mtp=(Chain.empty(1, packing),) if mtp else ())
+
+
+def state_nbytes(text: TextConfig, tokens: int, *, item_size: int = 2) -> int:
+    """Bytes of the unpacked state of one sequence of `tokens` tokens; `item_size` is that of keys and values."""
     attention = sum(kind == "full_attention" for kind in text.layer_types)
     linear = text.num_hidden_layers - attention
     kv = 2 * text.num_key_value_heads * text.head_dim * item_size * tokens
@@ -222,13 +279,27 @@ def keys_and_values(kv: mx.array) -> tuple[mx.array, mx.array]:
     return keys.squeeze(0), values.squeeze(0)
 
 
-def _appended(held: mx.array | None, new: mx.array, offset: int) -> mx.array:
-    """`new` [..., T, D] written behind the first `offset` tokens of `held`, in a larger buffer when it is full."""
+def _parts(rows: Rows) -> tuple[mx.array, ...]:
+    return rows if isinstance(rows, Quantized) else (rows,)
+
+
+def _cut(rows: Rows, length: int) -> Rows:
+    cut = [part[..., :length, :] for part in _parts(rows)]
+    return Quantized(*cut) if isinstance(rows, Quantized) else cut[0]
+
+
+def _copied(rows: Rows, length: int) -> Rows:
+    copies = [_written(None, part[..., :length, :], 0) for part in _parts(rows)]
+    return Quantized(*copies) if isinstance(rows, Quantized) else copies[0]
+
+
+def _written(held: mx.array | None, new: mx.array, start: int) -> mx.array:
+    """`new` [..., T, D] written behind the first `start` tokens of `held`, in a larger buffer when it is full."""
     *outer, T, D = new.shape
     capacity = 0 if held is None else held.shape[-2]
-    if offset + T > capacity:
-        room = mx.zeros((*outer, -(-(offset + T) // _STEP) * _STEP - offset, D), dtype=new.dtype)
-        held = room if held is None else mx.concatenate([held[..., :offset, :], room], axis=-2)
+    if start + T > capacity:
+        room = mx.zeros((*outer, -(-(start + T) // _STEP) * _STEP - start, D), dtype=new.dtype)
+        held = room if held is None else mx.concatenate([held[..., :start, :], room], axis=-2)
     assert held is not None, "a buffer exists once there is room"
-    held[..., offset : offset + T, :] = new
+    held[..., start : start + T, :] = new
     return held

@@ -12,7 +12,7 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import convert
 from mlx_qwen.loading import load_model
 from mlx_qwen.model import Model
-from mlx_qwen.model.state import KVCache
+from mlx_qwen.model.state import empty_state
 from tests.model.mtp_reference import mtp_chain, mtp_logits
 from tests.support.checkpoints import Kind, reference_model, stored_tensors
 
@@ -59,8 +59,10 @@ def test_it_reads_what_transformers_final_norm_gives(checkpoint: Checkpoint, kin
     expected = mtp_logits(mtp_tensors(path), states, embedded(path, tokens[:, 1:]), head)
     hidden, following = model.hidden_states(mx.array(tokens[:, :-1])), mx.array(tokens[:, 1:])
     assert close(model.mtp_logits(hidden, following), expected)
-    cache = KVCache()
-    pieces = [model.mtp_logits(hidden[:, a:b], following[:, a:b], cache) for a, b in ((0, 8), (8, 9), (9, 20))]
+    memory, pieces = model.mtp_memory(), []
+    for a, b in ((0, 8), (8, 9), (9, 20)):
+        logits, _, memory = model.mtp_step(hidden[:, a:b], following[:, a:b], memory)
+        pieces.append(logits)
     assert close(mx.concatenate(pieces, axis=1), expected)
 
 
@@ -82,14 +84,13 @@ def test_a_chain_of_drafts_reads_the_layers_own_output_behind_its_norm(checkpoin
     _, states = transformers_states(path, tokens[:, :-1])
     head = stored_tensors(path)["lm_head.weight"]
     expected = mtp_chain(weights, states, embedded(path, tokens[:, 1:]), head, embedded(path, drafts))
-    hidden, following, cache = model.hidden_states(mx.array(tokens[:, :-1])), mx.array(tokens[:, 1:]), KVCache()
-    model.mtp_fill(hidden[:, :-1], following[:, :-1], cache)
-    draft = model.mtp_step(hidden[:, -1:], following[:, -1:], cache)
+    hidden, state, _ = model.step(mx.array(tokens[:, :-1]), empty_state(model.config.text, mtp=True))
+    draft = model.mtp_step(hidden[:, -1:], mx.array(tokens[:, -1:]), model.mtp_memory(state))
     found = [draft.logits[:, 0]]
     for token in drafts.T:
-        draft = model.mtp_step(draft.normed, mx.array(token[:, None]), cache, chained=True)
+        draft = model.mtp_step(draft.normed, mx.array(token[:, None]), draft.memory, chained=True)
         found.append(draft.logits[:, 0])
-    assert cache.offset == 11 + drafts.shape[1]
+    assert draft.memory.offset == 11 + drafts.shape[1]
     assert all(close(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
@@ -101,18 +102,18 @@ def test_filling_leaves_the_keys_and_values_that_drafting_leaves(
     """Also where the projections of queries, keys and values are packed apart."""
     convert(checkpoint(kind, with_mtp=True), tmp_path / "out", bits=4, bits_for=bits_for, progress=False)
     model = load(tmp_path / "out")
-    tokens, filled, drafted = mx.array(ids(2, 14)), KVCache(), KVCache()
+    tokens, state = mx.array(ids(2, 14)), empty_state(model.config.text, mtp=True)
+    for start, end in ((0, 6), (6, 7), (7, 14)):
+        state = model.step(tokens[:, start:end], state).state
     hidden = model.hidden_states(tokens[:, :-1])
-    for start, end in ((0, 6), (6, 7), (7, 13)):
-        model.mtp_fill(hidden[:, start:end], tokens[:, start + 1 : end + 1], filled)
-    model.mtp_logits(hidden, tokens[:, 1:], drafted)
-    assert filled.offset == drafted.offset == 13
-    (found,), (expected,) = filled.arrays(), drafted.arrays()
+    drafted = model.mtp_step(hidden, tokens[:, 1:]).memory
+    assert model.mtp_memory(state).offset == drafted.offset == 13
+    (found,), (expected,) = state.mtp[0].buffers(), drafted.chains[0].buffers()
     assert mx.abs(found - expected)[..., :13, :].max().item() <= 1e-5 * mx.abs(expected).max().item()
 
 
 def test_a_checkpoint_without_mtp_says_so(checkpoint: Checkpoint) -> None:
     model = load(checkpoint("dense"))
-    for call in (model.mtp_logits, model.mtp_step, model.mtp_fill):
+    for call in (model.mtp_logits, model.mtp_step):
         with pytest.raises(ValueError, match="no MTP layer"):
-            call(mx.zeros((1, 1, 64)), mx.array([[1]]), KVCache())
+            call(mx.zeros((1, 1, 64)), mx.array([[1]]))

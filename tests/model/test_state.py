@@ -11,7 +11,7 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import PromptError
 from mlx_qwen.loading import load_model
 from mlx_qwen.model import Model, attention
-from mlx_qwen.model.state import GatedDeltaCache, KVCache, cache_nbytes
+from mlx_qwen.model.state import Chain, LinearState, state_nbytes
 
 Checkpoint = Callable[..., Path]
 
@@ -26,21 +26,22 @@ def tokens(T: int, rows: int = 1) -> mx.array:
     return mx.array(np.random.default_rng(T).integers(0, 299, (rows, T)))
 
 
-def test_there_is_one_entry_a_layer_in_the_layers_order(model: Model) -> None:
-    cache = model.make_cache()
-    assert [isinstance(entry, GatedDeltaCache) for entry in cache] == [True, True, True, False]
-    assert cache.kv_layers == [3]
+def test_there_is_one_memory_a_layer(model: Model) -> None:
+    state = model.step(tokens(5), model.make_cache().state).state
+    assert [type(entry) for entry in state.linear] == [LinearState] * 3
+    assert len(state.chains[0].buffers()) == 1
 
 
 def test_keys_and_values_grow_in_steps_and_come_back_whole() -> None:
-    cache, rng = KVCache(), np.random.default_rng(0)
+    chain, rng = Chain.empty(1), np.random.default_rng(0)
     pieces = [mx.array(rng.standard_normal((1, 2, T, 8)).astype(np.float32)) for T in (1, 254, 3, 300)]
     for piece in pieces:
-        keys, values = cache.update(mx.stack([piece, 2 * piece]))
+        chain = chain.grown(piece.shape[2])
+        keys, values = chain.write(0, mx.stack([piece, 2 * piece]))
     expected = mx.concatenate(pieces, axis=2)
     assert mx.array_equal(keys, expected)
     assert mx.array_equal(values, 2 * expected)
-    assert [array.shape for array in cache.arrays()] == [(2, 1, 2, 768, 8)]
+    assert [array.shape for array in chain.buffers()] == [(2, 1, 2, 768, 8)]
 
 
 def test_the_linear_layers_memory_does_not_grow(model: Model) -> None:
@@ -48,16 +49,14 @@ def test_the_linear_layers_memory_does_not_grow(model: Model) -> None:
     for T in (5, 50):
         cache = model.make_cache()
         mx.eval(model(tokens(T), cache))
-        sizes.append(
-            sum(array.nbytes for entry in cache if isinstance(entry, GatedDeltaCache) for array in entry.arrays())
-        )
+        sizes.append(cache.state.linear_nbytes)
     assert sizes[0] == sizes[1] > 0
 
 
 def test_the_estimate_of_a_caches_size_is_what_it_holds(model: Model) -> None:
     cache = model.make_cache()
     mx.eval(model(tokens(256), cache))
-    assert cache.nbytes == cache_nbytes(model.config.text, 256, item_size=4)
+    assert cache.nbytes == state_nbytes(model.config.text, 256, item_size=4) + 4 * model.config.text.hidden_size
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.02), (4, 0.3)])
@@ -89,39 +88,6 @@ def test_a_padded_batch_works_with_packed_keys_and_values(model: Model) -> None:
 def test_impossible_packing_is_refused(model: Model, bits: int, group_size: int, word: str) -> None:
     with pytest.raises(PromptError, match=word):
         model.make_cache(kv_bits=bits, kv_group_size=group_size)
-
-
-@pytest.mark.parametrize("kind", ["dense", "moe", "next"])
-@pytest.mark.parametrize("kept", [0, 1, 3, 4])
-def test_rolling_back_a_recorded_call_leaves_what_the_kept_tokens_alone_leave(
-    checkpoint: Checkpoint, kind: str, kept: int
-) -> None:
-    path = checkpoint(kind)
-    model = load_model(path, ModelConfig.from_directory(path))
-    ids = tokens(30)
-    cache = model.make_cache()
-    mx.eval(model(ids[:, :20], cache))
-    cache.record()
-    model(ids[:, 20:24], cache)
-    cache.roll_back(kept, 4)
-    cache.record(False)
-    assert cache.offset == 20 + kept
-    continued = np.array(model(ids[:, 24:], cache))
-    expected = np.array(model(mx.concatenate([ids[:, : 20 + kept], ids[:, 24:]], axis=1)))[:, 20 + kept :]
-    assert np.abs(continued - expected).max() <= 2e-4 * np.abs(expected).max()
-
-
-def test_states_of_before_are_held_only_for_a_recorded_call(model: Model) -> None:
-    cache = model.make_cache()
-    mx.eval(model(tokens(20), cache))
-    held = cache.nbytes
-    linear = [entry for entry in cache if isinstance(entry, GatedDeltaCache)]
-    assert all(entry._before == (None, None) for entry in linear)
-    cache.record()
-    mx.eval(model(tokens(30), cache))
-    assert cache.nbytes == held
-    with pytest.raises(ValueError, match="at most 8 tokens"):
-        cache.roll_back(0, 30)
 
 
 @pytest.mark.parametrize("padded", [False, True])

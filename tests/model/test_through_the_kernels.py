@@ -109,9 +109,10 @@ def test_verifying_and_rolling_back(monkeypatch: pytest.MonkeyPatch, checkpoint:
     def verify_four_keep_two() -> np.ndarray:
         cache = model.make_cache()
         mx.eval(model(ids[:, :20], cache))
-        cache.record()
-        verified = model(ids[:, 20:24], cache)
-        cache.roll_back(2, 4)
+        verified, _, tape = model.step(ids[:, 20:24], cache.state, tape=True)
+        assert tape is not None
+        cache.state = tape.keep([2])
+        verified = model.logits(verified)
         return np.array(mx.concatenate([verified, model(ids[:, 24:], cache)], axis=1))
 
     found = through_kernels(monkeypatch, verify_four_keep_two)

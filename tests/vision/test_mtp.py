@@ -11,7 +11,7 @@ import torch
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.loading import load_model
 from mlx_qwen.model.multimodal import pixels_of
-from mlx_qwen.model.state import KVCache
+from mlx_qwen.model.state import empty_state
 from tests.model.mtp_reference import mtp_logits, norm
 from tests.support.checkpoints import stored_tensors
 from tests.vision.prompts import conversations, ours
@@ -21,15 +21,17 @@ def test_logits_over_images_and_behind_them_equal_an_independent_torch_version(c
     path = checkpoint("dense_vl", with_mtp=True)
     model, stored = load_model(path, ModelConfig.from_directory(path)), stored_tensors(path)
     prompt, later = conversations()["mixed"], [5, 9, 4]
-    given, cache, mtp_cache = ours(prompt), model.make_cache(), KVCache()
+    given, cache, memory = ours(prompt), model.make_cache(), model.mtp_memory()
     pixels = pixels_of(*map(given.get, ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")))
     embedded = model.embed(mx.array([prompt.ids]), pixels, cache)
     hidden = [model.hidden_states(mx.array([prompt.ids]), cache, embedded=embedded)]
-    found = [model.mtp_logits(hidden[0], mx.array([[*prompt.ids[1:], later[0]]]), mtp_cache, embedded=embedded)]
+    draft = model.mtp_step(hidden[0], mx.array([[*prompt.ids[1:], later[0]]]), memory, embedded=embedded)
+    found = [draft.logits]
     assert cache.rope_delta is not None
     for token, following in pairwise(later):
         hidden.append(model.hidden_states(mx.array([[token]]), cache))
-        found.append(model.mtp_logits(hidden[-1], mx.array([[following]]), mtp_cache, rope_delta=cache.rope_delta))
+        draft = model.mtp_step(hidden[-1], mx.array([[following]]), draft.memory)
+        found.append(draft.logits)
     next_embeddings = mx.concatenate([embedded.embeddings[:, 1:], model.embed_tokens(mx.array([later]))], axis=1)
     first = int(embedded.axes.max()) + 1
     positions = np.concatenate([embedded.axes[:, 0], [[first, first + 1]] * 3], axis=1)
@@ -46,18 +48,20 @@ def test_logits_over_images_and_behind_them_equal_an_independent_torch_version(c
 def test_filling_in_pieces_that_end_within_an_image_leaves_what_one_piece_leaves(
     checkpoint: Callable[..., Path],
 ) -> None:
+    """But for the key of the pair that a piece begins with: its place within the image is taken to be the last."""
     path = checkpoint("dense_vl", with_mtp=True)
     model, prompt = load_model(path, ModelConfig.from_directory(path)), conversations()["mixed"]
-    given, cache = ours(prompt), model.make_cache()
+    given, empty = ours(prompt), empty_state(model.config.text, mtp=True)
     pixels = pixels_of(*map(given.get, ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")))
-    embedded = model.embed(mx.array([prompt.ids]), pixels, cache)
-    hidden, following = model.hidden_states(mx.array([prompt.ids]), cache, embedded=embedded), [*prompt.ids[1:], 5]
-    whole, pieces = KVCache(), KVCache()
-    model.mtp_fill(hidden, mx.array([following]), whole, embedded=embedded)
+    embedded, tokens = model.embed(mx.array([prompt.ids]), pixels, empty), mx.array([prompt.ids])
     within = prompt.ids.index(model.config.image_token_id) + 1
     assert prompt.ids[within] == model.config.image_token_id
+    whole = model.step(tokens, empty, embedded=embedded).state
+    pieces = empty_state(model.config.text, mtp=True)
     for start, end in ((0, within), (within, len(prompt.ids))):
-        part = embedded.part(start, end + 1)
-        model.mtp_fill(hidden[:, start:end], mx.array([following[start:end]]), pieces, embedded=part)
-    (found,), (expected,) = pieces.arrays(), whole.arrays()
-    assert mx.allclose(found, expected, rtol=1e-5, atol=1e-6)
+        pieces = model.step(tokens[:, start:end], pieces, embedded=embedded.part(start, end)).state
+    assert pieces.mtp[0].length == whole.mtp[0].length == len(prompt.ids) - 1
+    (found,), (expected,) = pieces.mtp[0].buffers(), whole.mtp[0].buffers()
+    same = np.arange(found.shape[3]) != within - 1
+    assert np.allclose(np.array(found)[:, :, :, same], np.array(expected)[:, :, :, same], rtol=1e-4, atol=1e-5)
+    assert np.allclose(np.array(found)[1], np.array(expected)[1], rtol=1e-4, atol=1e-5)

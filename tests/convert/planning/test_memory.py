@@ -6,7 +6,7 @@ import pytest
 from mlx_qwen.checkpoint.released import SIZES, reduced, released
 from mlx_qwen.config import TextConfig
 from mlx_qwen.convert.planning import memory
-from mlx_qwen.model.state import KVCache, QuantizedKVCache
+from mlx_qwen.model.state import Chain, Packing
 
 KIB_PER_TOKEN = dict(zip(SIZES, (12, 12, 32, 32, 64, 20, 24, 30), strict=True))
 GIB_AT_FULL_CONTEXT = dict(zip(SIZES, (3, 3, 8, 8, 16, 5, 6, 7.5), strict=True))
@@ -38,17 +38,17 @@ def test_the_state_is_counted_with_the_last_rows_of_the_convolutions() -> None:
 @pytest.mark.parametrize("tokens", [1, 256, 300])
 def test_held_keys_and_values_are_those_of_a_real_cache(tokens: int) -> None:
     text = reduced("0.8B", num_layers=4, changes={}).text
-    cache = KVCache()
-    cache.update(keys_and_values(text, tokens))
-    assert memory.held_kv_bytes(text, tokens) == sum(array.nbytes for array in cache.arrays())
+    chain = Chain.empty(1).grown(tokens)
+    chain.write(0, keys_and_values(text, tokens))
+    assert memory.held_kv_bytes(text, tokens) == sum(array.nbytes for array in chain.buffers())
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_packed_keys_and_values_are_those_of_a_real_cache(bits: int) -> None:
     text = reduced("0.8B", num_layers=4, changes={}).text
-    cache = QuantizedKVCache(bits, memory.KV_GROUP_SIZE)
-    cache.update(keys_and_values(text, 300))
-    assert memory.held_kv_bytes(text, 300, kv_bits=bits) == sum(array.nbytes for array in cache.arrays())
+    chain = Chain.empty(1, Packing(bits, memory.KV_GROUP_SIZE)).grown(300)
+    chain.write(0, keys_and_values(text, 300))
+    assert memory.held_kv_bytes(text, 300, kv_bits=bits) == sum(array.nbytes for array in chain.buffers())
 
 
 def test_scores_are_what_mlx_holds_while_many_queries_attend() -> None:
