@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlx_qwen.answer.response import GenerationResponse
-    from mlx_qwen.engine.batch import batch_generate
-    from mlx_qwen.generation import generate, stream_generate
+    from mlx_qwen.generation import batch_generate, generate, stream_generate
     from mlx_qwen.loading import load
 
 __version__ = "0.1.0"
@@ -15,7 +14,7 @@ __all__ = ["GenerationResponse", "batch_generate", "generate", "load", "stream_g
 
 _HOMES = {
     "GenerationResponse": "answer.response",
-    "batch_generate": "engine.batch",
+    "batch_generate": "generation",
     "generate": "generation",
     "load": "loading",
     "stream_generate": "generation",

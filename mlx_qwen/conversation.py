@@ -5,8 +5,7 @@ from dataclasses import replace
 
 from mlx_qwen.answer import AnswerParser
 from mlx_qwen.answer.response import GenerationResponse
-from mlx_qwen.engine.caching import new_cache, seen_tokens
-from mlx_qwen.engine.stream import stream_answer
+from mlx_qwen.engine.caching import seen_tokens
 from mlx_qwen.json_types import Message
 from mlx_qwen.media.grids import Kind
 from mlx_qwen.model import Model
@@ -15,6 +14,7 @@ from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import prompt_inputs
 from mlx_qwen.prompt.media_parts import Media
 from mlx_qwen.prompt.placed import describe, prepare
+from mlx_qwen.requests import stream_answer
 
 
 class Conversation:
@@ -30,7 +30,7 @@ class Conversation:
         self._processor = processor
         self._options = replace(options, kv_bits=None)
         self._kv_bits = options.kv_bits
-        self._cache = new_cache(model, options.kv_bits)
+        self._cache = model.make_cache(kv_bits=options.kv_bits)
 
     def reset(self) -> None:
         """Forgets all turns and what is attached; the system message stays."""
@@ -71,7 +71,7 @@ class Conversation:
         return [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def _forget(self) -> None:
-        self._cache = new_cache(self._model, self._kv_bits)
+        self._cache = self._model.make_cache(kv_bits=self._kv_bits)
 
 
 class Turn:

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 
 from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.engine.caching import kv_cache_summary
-from mlx_qwen.engine.stream import stream_answer
 from mlx_qwen.json_types import Tools
 from mlx_qwen.model import Model
-from mlx_qwen.model.state import HybridCache
+from mlx_qwen.model.cache import HybridCache
 from mlx_qwen.options import GenerationOptions, LogitsProcessor, Progress, Sampler
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import Prompt, prompt_inputs
 from mlx_qwen.prompt.placed import describe
+from mlx_qwen.requests import stream_answer, write_batch
 
 if TYPE_CHECKING:
     from mlx_qwen.media.image_sources import ImageSource
@@ -208,3 +208,67 @@ def generate(
     if verbose:
         print(f"\n{'=' * 10}\n{response.statistics()}")
     return "".join(pieces)
+
+
+def batch_generate(
+    model: Model,
+    processor: Processor,
+    prompts: Sequence[Prompt],
+    *,
+    max_tokens: int = 2048,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    presence_penalty: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+    tools: Tools | None = None,
+    enable_thinking: bool | None = None,
+    thinking_budget: int | None = None,
+    preserve_thinking: bool | None = None,
+    stop: str | Sequence[str] | None = None,
+    sampler: Sampler | None = None,
+    logits_processors: Sequence[LogitsProcessor] | None = None,
+    prefill_step_size: int = 2048,
+    kv_bits: int | None = None,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
+    total_pixels: int | None = None,
+    fps: float | None = None,
+    min_frames: int | None = None,
+    max_frames: int | None = None,
+    progress: Progress | bool = False,
+) -> list[str]:
+    """Writes one answer for each prompt, all at the same time, and returns their raw texts in the prompts' order.
+
+    Options are those of `stream_generate` and hold for every row. Every row stops, is penalized and draws on its own:
+    row i equals `generate` with its prompt alone and, when sampling, `seed + i`. Raises as `stream_generate` does.
+    """
+    options = GenerationOptions(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        presence_penalty=presence_penalty,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        tools=tools,
+        enable_thinking=enable_thinking,
+        thinking_budget=thinking_budget,
+        preserve_thinking=preserve_thinking,
+        stop=stop,
+        sampler=sampler,
+        logits_processors=logits_processors,
+        prefill_step_size=prefill_step_size,
+        kv_bits=kv_bits,
+        max_pixels=max_pixels,
+        min_pixels=min_pixels,
+        total_pixels=total_pixels,
+        fps=fps,
+        min_frames=min_frames,
+        max_frames=max_frames,
+        progress=progress,
+    )
+    return [response.text for response in write_batch(model, processor, prompts, options)]

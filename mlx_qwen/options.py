@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx_qwen.errors import PromptError
 from mlx_qwen.json_types import Tools
 from mlx_qwen.media.limits import MediaLimits
-from mlx_qwen.model.state import HybridCache
+from mlx_qwen.model.cache import HybridCache
 from mlx_qwen.recommended import GREEDY, SamplingParameters
 
 if TYPE_CHECKING:

@@ -59,16 +59,16 @@ class Clock:
 
     def __init__(self) -> None:
         self._start = perf_counter()
-        self._prompt_seconds = 0.0
+        self.prompt_seconds: float | None = None
 
     def prompt_done(self) -> None:
         """The prompt has been read; from now on tokens are counted."""
         now = perf_counter()
-        self._prompt_seconds, self._start = now - self._start, now
+        self.prompt_seconds, self._start = now - self._start, now
 
     def prompt_tps(self, tokens: int) -> float:
         """Prompt tokens per second."""
-        return tokens / max(self._prompt_seconds, 1e-9)
+        return tokens / max(self.prompt_seconds or 0.0, 1e-9)
 
     def generation_tps(self, tokens: int) -> float:
         """Generated tokens per second so far."""

@@ -14,23 +14,25 @@ Writer = Callable[[list[int], int], Iterator[int]]
 
 
 def ours(folder: Path) -> Writer:
-    """This project's model, by the path that `stream_generate` takes."""
+    """This project's engine, as `stream_generate` uses it."""
     from mlx_qwen.config import ModelConfig
-    from mlx_qwen.engine.prefill import prefill
+    from mlx_qwen.engine.draft import Drafts
+    from mlx_qwen.engine.engine import Engine
+    from mlx_qwen.engine.rules import Rules
     from mlx_qwen.engine.sampling import TokenSampler
-    from mlx_qwen.engine.step import Row, decode
+    from mlx_qwen.engine.sequence import Endless, Sequence
     from mlx_qwen.loading import load_model
     from mlx_qwen.recommended import GREEDY
 
     config = ModelConfig.from_directory(folder)
-    model = load_model(folder, config)
+    engine = Engine(load_model(folder, config))
 
     def write(ids: list[int], count: int) -> Iterator[int]:
-        prompt, cache = mx.array([ids]), model.make_cache()
-        row = Row(TokenSampler(GREEDY, prompt=prompt[0], vocab_size=config.text.vocab_size))
-        logits = prefill(model, prompt, cache)
-        for step in decode(model, cache, logits, [row], max_tokens=count):
-            yield step.tokens[0]
+        sampler = TokenSampler(GREEDY, prompt=mx.array(ids), vocab_size=config.text.vocab_size)
+        sequence = Sequence(ids, sampler, Rules(), Endless(), count, Drafts(0))
+        engine.submit(sequence)
+        for emission in engine.stream(sequence):
+            yield emission.token
 
     return write
 

@@ -1,17 +1,11 @@
-"""Makes an answer's cache, says which parts of it are packed, and which tokens it has seen."""
+"""Which tokens a cache has seen, and which parts of it are packed."""
 
 from collections.abc import Sequence
 
 from mlx_qwen.model import Model
-from mlx_qwen.model.state import HybridCache
+from mlx_qwen.model.cache import HybridCache
 
 _UNKNOWN = -1
-
-
-def new_cache(model: Model, kv_bits: int | None) -> HybridCache:
-    """An empty cache, packed in groups that divide the model's heads; raises PromptError for bits that cannot be."""
-    group_size = 64 if model.config.text.head_dim % 64 == 0 else 32
-    return model.make_cache(kv_bits=kv_bits, kv_group_size=group_size)
 
 
 def seen_tokens(cache: HybridCache) -> list[int]:
@@ -28,7 +22,7 @@ def note_tokens(cache: HybridCache, ids: Sequence[int]) -> None:
 
 def kv_cache_summary(model: Model, kv_bits: int) -> str:
     """Which layers' caches `kv_bits` packs, in one line."""
-    layers = model.make_cache().kv_layers
+    layers = [i for i, kind in enumerate(model.config.text.layer_types) if kind == "full_attention"]
     named = ", ".join(str(index) for index in layers[:2]) + (", …" if len(layers) > 2 else "")
     rest = len(model.layers) - len(layers)
     return (

@@ -1,6 +1,9 @@
-"""Ends reasoning that goes on for too long, so that an answer still follows."""
+"""Rules that an answer keeps while it is written: each says what must come next, and what may."""
 
 from collections.abc import Sequence
+from typing import Protocol
+
+import mlx.core as mx
 
 from mlx_qwen.answer.reasoning import THINK_END
 from mlx_qwen.errors import PromptError
@@ -10,8 +13,47 @@ from mlx_qwen.prompt.processor import Processor
 _CLOSING = f"\n{THINK_END}\n\n"
 
 
+class Rule(Protocol):
+    """What steers one answer; asked on the host, once a token, while the device computes."""
+
+    def forced(self) -> int | None:
+        """The token that must come next; None while there is a choice."""
+
+    def allowed(self) -> mx.array | None:
+        """Which tokens may come next, bool [1, V]; None for all."""
+
+    def saw(self, token: int) -> None:
+        """Takes note of a token that the answer now holds."""
+
+
+class Rules:
+    """The rules of one answer; the first that forces a token decides."""
+
+    def __init__(self, rules: Sequence[Rule] = (), *, constrain: bool = False) -> None:
+        self._rules = tuple(rules)
+        # Whether `allowed` may say something, for which tokens have to be known one by one.
+        self.constrain = constrain
+
+    def forced(self) -> int | None:
+        """See `Rule.forced`."""
+        return next((token for rule in self._rules if (token := rule.forced()) is not None), None)
+
+    def allowed(self) -> mx.array | None:
+        """See `Rule.allowed`; what all rules allow."""
+        both: mx.array | None = None
+        for rule in self._rules:
+            mask = rule.allowed()
+            both = mask if both is None or mask is None else both & mask
+        return both
+
+    def saw(self, token: int) -> None:
+        """See `Rule.saw`."""
+        for rule in self._rules:
+            rule.saw(token)
+
+
 class ThinkingBudget:
-    """Counts reasoning tokens and, past `budget`, supplies the tokens that close the block.
+    """Counts reasoning tokens and, past `budget`, supplies the tokens that close the block, so that an answer follows.
 
     Only tokens between `<think>` and `</think>` count. `inside`: whether the prompt already opened the block.
     """
@@ -21,7 +63,7 @@ class ThinkingBudget:
         self._start, self._end = thinking
         self._closing = list(closing)
         self._inside = inside
-        self._forced: list[int] = []
+        self._coming: list[int] = []
         if inside and budget == 0:
             self._close()
 
@@ -34,20 +76,29 @@ class ThinkingBudget:
             raise PromptError("thinking_budget needs a model that thinks: this tokenizer has no <think> and </think>.")
         return cls(budget, thinking=processor.thinking, closing=processor.encode(_CLOSING), inside=inside)
 
-    def next_token(self) -> int | None:
-        """The token that must come next; None while the model is free to choose."""
-        return self._forced.pop(0) if self._forced else None
+    def forced(self) -> int | None:
+        """The next of the closing tokens; None while the model is free to choose."""
+        return self._coming[0] if self._coming else None
+
+    def allowed(self) -> mx.array | None:
+        """All tokens."""
+        return None
 
     def saw(self, token: int) -> None:
         """Takes note of a token that the answer now holds."""
+        if self._coming:
+            self._coming.pop(0)
+            if token == self._end:
+                self._inside = False
+            return
         if token == self._start:
             self._inside = True
         elif token == self._end:
             self._inside = False
-        elif self._inside and not self._forced:
+        elif self._inside:
             self._left -= 1
-        if self._inside and not self._forced and self._left <= 0:
+        if self._inside and self._left <= 0:
             self._close()
 
     def _close(self) -> None:
-        self._forced = list(self._closing)
+        self._coming = list(self._closing)

@@ -4,26 +4,33 @@ Repetition penalty, presence penalty, temperature, then top-k, top-p and min-p o
 of transformers' processors, which have no presence penalty.
 """
 
-import random
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 import mlx.core as mx
 
+from mlx_qwen.errors import PromptError
 from mlx_qwen.options import LogitsProcessor, Sampler
 from mlx_qwen.recommended import SamplingParameters
 
 
 class Choice(NamedTuple):
-    """A token [1], its log-probability [1] and, not yet computed, those of all tokens [1, V]; fp32."""
+    """A token [1], its log-probability [1], and those of all tokens: `scores` [1, V] less `total` [1, 1]; fp32."""
 
     token: mx.array
     logprob: mx.array
-    logprobs: mx.array
+    scores: mx.array
+    total: mx.array
+
+    @property
+    def logprobs(self) -> mx.array:
+        """Log-probabilities of all tokens [1, V], computed when they are used."""
+        return self.scores - self.total
 
     def replaced_by(self, token: int) -> "Choice":
         """The same distribution with another token taken from it."""
-        return Choice(mx.array([token], mx.uint32), self.logprobs[:, token], self.logprobs)
+        return self._replace(token=mx.array([token], mx.uint32), logprob=self.scores[:, token] - self.total[0])
 
 
 class Candidates(NamedTuple):
@@ -33,11 +40,29 @@ class Candidates(NamedTuple):
     tokens: mx.array | None
 
 
-class TokenSampler:
-    """One answer's sampling: its parameters, random numbers and the tokens its penalties remember.
+class History(NamedTuple):
+    """What came before a token, as far as its choice depends on it.
 
-    `prompt` [n] are all tokens before the answer; presence penalty does not count them. With the same seed the same
-    logits give the same tokens, whatever else draws from `mx.random`; without one, the seed comes from there.
+    Attributes:
+        written: how many tokens the answer has.
+        present: fp32 [1, V], the presence penalty of each token; None without one.
+        repeated: bool [1, V], the tokens of prompt and answer; None without a repetition penalty.
+        tokens: prompt and answer [n]; None where no processor reads them.
+    """
+
+    written: int
+    present: mx.array | None
+    repeated: mx.array | None
+    tokens: mx.array | None
+
+
+class TokenSampler:
+    """How one answer's tokens are chosen.
+
+    `prompt` [n] are all tokens before the answer; presence penalty does not count them. Token n of an answer is drawn
+    by noise that depends on the seed and n alone: with the same seed the same logits give the same tokens, whatever
+    else draws from `mx.random`, and whoever guesses from similar logits is likely to draw the same token. Without a
+    seed one comes from `mx.random`.
     """
 
     def __init__(
@@ -51,57 +76,93 @@ class TokenSampler:
         logits_processors: Sequence[LogitsProcessor] = (),
     ) -> None:
         self.parameters = parameters
+        self.vocab_size = vocab_size
         self._sampler = sampler
         self._processors = tuple(logits_processors)
-        self._history = prompt
+        self.prompt = prompt
         draws = sampler is None and parameters.temperature > 0
-        self._random = random.Random(_fresh_seed() if draws and seed is None else seed)
-        self._presence_penalty = mx.array([[parameters.presence_penalty]], mx.float32)
-        self._present = mx.zeros((1, vocab_size)) if parameters.presence_penalty else None
-        self._repeated: mx.array | None = None
-        if parameters.repetition_penalty != 1:
-            self._repeated = mx.zeros((1, vocab_size), mx.bool_)
-            self._repeated[0, prompt] = True
+        self._seed = _fresh_seed() if draws and seed is None else seed or 0
+        self._penalty = mx.array([[parameters.presence_penalty]], mx.float32)
 
-    def choose(self, logits: mx.array, previous: mx.array | None) -> Choice:
-        """The next token for `logits` [1, V], given the token [1] before it (None for the first of the answer)."""
-        if previous is not None:
-            self._remember(previous)
-        scores = self._penalized(logits.astype(mx.float32))
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the caller's own functions choose, which have to see the tokens one by one."""
+        return self._sampler is not None or bool(self._processors)
+
+    def start(self) -> History:
+        """The history before the answer."""
+        repeated = None
+        if self.parameters.repetition_penalty != 1:
+            repeated = mx.zeros((1, self.vocab_size), mx.bool_)
+            repeated[0, self.prompt] = True
+        present = mx.zeros((1, self.vocab_size)) if self.parameters.presence_penalty else None
+        return History(0, present, repeated, self.prompt if self._processors else None)
+
+    def saw(self, history: History, token: mx.array) -> History:
+        """The history with one token [1] more."""
+        written, present, repeated, tokens = history
+        if present is not None:
+            present = mx.put_along_axis(present, token[:, None], self._penalty, axis=-1)
+        if repeated is not None:
+            repeated = mx.put_along_axis(repeated, token[:, None], mx.array([[True]]), axis=-1)
+        return History(written + 1, present, repeated, None if tokens is None else mx.concatenate([tokens, token]))
+
+    def choose(self, logits: mx.array, history: History, allowed: mx.array | None = None) -> Choice:
+        """The next token for `logits` [1, V]; where `allowed` bool [1, V] is given, one of those.
+
+        Raises:
+            PromptError: the caller's own sampler returned what is no token of the vocabulary.
+        """
+        scores = self._penalized(logits.astype(mx.float32), history)
         for processor in self._processors:
-            scores = processor(self._history, scores)
+            assert history.tokens is not None, "processors are given the tokens"
+            scores = processor(history.tokens, scores)
+        if allowed is not None:
+            scores = mx.where(allowed, scores, -mx.inf)
         total = mx.logsumexp(scores, axis=-1, keepdims=True)
-        logprobs = scores - total
         if self._sampler is not None:
-            token = self._sampler(logprobs).astype(mx.uint32).reshape(1)
-        elif self.parameters.temperature == 0:
-            token = mx.argmax(scores, axis=-1)
+            token = self._checked(self._sampler(scores - total))
         else:
-            token = self._draw(scores)
+            token = self.likely(scores, history)
         logprob = mx.take_along_axis(scores, token[:, None], axis=-1) - total
-        return Choice(token, logprob, logprobs)
+        return Choice(token, logprob[0], scores, total)
 
-    def _remember(self, token: mx.array) -> None:
-        if self._present is not None:
-            self._present = mx.put_along_axis(self._present, token[:, None], self._presence_penalty, axis=-1)
-        if self._repeated is not None:
-            self._repeated = mx.put_along_axis(self._repeated, token[:, None], mx.array([[True]]), axis=-1)
-        if self._processors:
-            self._history = mx.concatenate([self._history, token])
-
-    def _penalized(self, scores: mx.array) -> mx.array:
-        if self._repeated is not None:
-            penalty = self.parameters.repetition_penalty
-            scores = mx.where(self._repeated, mx.where(scores > 0, scores / penalty, scores * penalty), scores)
-        return scores if self._present is None else scores - self._present
-
-    def _draw(self, scores: mx.array) -> mx.array:
+    def likely(self, scores: mx.array, history: History) -> mx.array:
+        """The token [1] that the answer's own noise picks from penalized `scores` fp32 [1, V]."""
+        if self.parameters.temperature == 0:
+            return mx.argmax(scores, axis=-1)
         candidates = truncated(scores, self.parameters)
-        key = mx.array([self._random.getrandbits(32), self._random.getrandbits(32)], mx.uint32)
-        drawn = mx.random.categorical(candidates.scores, key=key)
+        noise = mx.random.gumbel(scores.shape, key=_key(self._seed, history.written))
         if candidates.tokens is None:
-            return drawn
-        return mx.take_along_axis(candidates.tokens, drawn[:, None], axis=-1)[:, 0]
+            return mx.argmax(candidates.scores + noise, axis=-1)
+        best = mx.argmax(candidates.scores + mx.take_along_axis(noise, candidates.tokens, axis=-1), axis=-1)
+        return mx.take_along_axis(candidates.tokens, best[:, None], axis=-1)[:, 0]
+
+    def draft(self, logits: mx.array, history: History) -> mx.array:
+        """A guess [1] at the token that `choose` will take, from a draft's logits [1, V], shaped as the model's are."""
+        scores = self._penalized(logits.astype(mx.float32), history)
+        return mx.argmax(scores, axis=-1) if self.is_foreign else self.likely(scores, history)
+
+    def _penalized(self, scores: mx.array, history: History) -> mx.array:
+        if history.repeated is not None:
+            penalty = self.parameters.repetition_penalty
+            scores = mx.where(history.repeated, mx.where(scores > 0, scores / penalty, scores * penalty), scores)
+        return scores if history.present is None else scores - history.present
+
+    def _checked(self, token: mx.array) -> mx.array:
+        drawn = token.reshape(-1).tolist()
+        if len(drawn) != 1 or not 0 <= drawn[0] < self.vocab_size:
+            raise PromptError(
+                f"The sampler returned {drawn}, expected one token id from 0 to {self.vocab_size - 1}: it gets "
+                "log-probabilities [1, V] and returns a token [1]."
+            )
+        return token.astype(mx.uint32).reshape(1)
+
+
+def _key(seed: int, index: int) -> mx.array:
+    """Random bits for token `index` of an answer."""
+    digest = blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
+    return mx.array([int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big")], mx.uint32)
 
 
 def truncated(scores: mx.array, parameters: SamplingParameters) -> Candidates:

@@ -1,69 +1,171 @@
-"""A prompt and its options, made ready for the decoding loop."""
+"""One answer in the making: what it reads, what chooses its tokens, and where they go."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from collections.abc import Sequence as Listed
+from dataclasses import dataclass, field
+from itertools import count
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import mlx.core as mx
+import numpy as np
 
-from mlx_qwen.engine.caching import seen_tokens
-from mlx_qwen.engine.rules import ThinkingBudget
-from mlx_qwen.engine.sampling import TokenSampler
-from mlx_qwen.engine.step import Row
-from mlx_qwen.errors import PromptError
-from mlx_qwen.model import Model
-from mlx_qwen.model.qwen import NO_VISION
-from mlx_qwen.options import GenerationOptions
-from mlx_qwen.prompt import Processor
-from mlx_qwen.prompt.inputs import Prompt, PromptInputs, check_fits, prompt_inputs, room_for_answer
-from mlx_qwen.recommended import GREEDY, SamplingParameters, recommended_sampling
+from mlx_qwen.answer.response import FinishReason
+from mlx_qwen.engine.draft import Drafts
+from mlx_qwen.engine.rules import Rules
+from mlx_qwen.engine.sampling import Choice, History, TokenSampler
+from mlx_qwen.model.cache import HybridCache
+from mlx_qwen.model.multimodal import Embedded, Pixels
+from mlx_qwen.model.state import State
+
+if TYPE_CHECKING:
+    from mlx_qwen.options import Progress
+
+# How far an answer may run ahead of whoever reads it.
+MOST_UNREAD = 32
+_numbers = count()
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One answer to write: what to read first, what chooses its tokens, and how many there may be at most."""
+class Medium(NamedTuple):
+    """An image or video of the prompt, whose placeholders begin at token `start`."""
 
-    inputs: PromptInputs
-    row: Row
-    max_tokens: int
-    inside_thinking: bool
+    start: int
+    pixels: Pixels
+
+
+class Follower(Protocol):
+    """Turns tokens into what the reader gets, and says when the answer has ended, by an end token or a stop string."""
+
+    def push(self, token: int) -> object:
+        """What the token adds."""
 
     @property
-    def ids(self) -> list[int]:
-        """The prompt's tokens."""
-        return self.inputs.ids
+    def finish_reason(self) -> FinishReason | None:
+        """Why the answer has ended; None while it goes on."""
 
 
-def prepare_request(
-    model: Model, processor: Processor, prompt: Prompt | PromptInputs, options: GenerationOptions, *, index: int = 0
-) -> Request:
-    """Encodes a prompt and checks it (PromptError); row `index` of a batch draws from `seed + index`."""
-    text = model.config.text
-    cache = options.prompt_cache
-    cached, seen = (0, []) if cache is None else (cache.offset, seen_tokens(cache))
-    inputs = prompt if isinstance(prompt, PromptInputs) else prompt_inputs(processor, prompt, options)
-    ids = inputs.ids
-    if inputs.media and model.vision is None:
-        raise PromptError(NO_VISION)
-    check_fits(ids, text, cached=cached)
-    inside = processor.opens_thinking(ids)
-    sampler = TokenSampler(
-        sampling_parameters(model, processor, options, thinking=inside),
-        prompt=mx.array([*seen, *ids]),
-        vocab_size=text.vocab_size,
-        seed=None if options.seed is None else options.seed + index,
-        sampler=options.sampler,
-        logits_processors=options.logits_processors or (),
-    )
-    return Request(
-        inputs=inputs,
-        row=Row(sampler, ThinkingBudget.for_prompt(options.thinking_budget, processor, inside=inside)),
-        max_tokens=room_for_answer(ids, text, options.max_tokens, cached=cached),
-        inside_thinking=inside,
-    )
+class Endless:
+    """Follows an answer that no token ends."""
+
+    finish_reason: FinishReason | None = None
+
+    def push(self, token: int) -> None:
+        """Nothing is made of it."""
 
 
-def sampling_parameters(
-    model: Model, processor: Processor, options: GenerationOptions, *, thinking: bool
-) -> SamplingParameters:
-    """The caller's choices, completed by Qwen's for the size and mode; greedy where the checkpoint asks for it."""
-    greedy = processor.generation_config.get("do_sample") is False and options.temperature is None
-    return options.sampling(GREEDY if greedy else recommended_sampling(model.config.text, thinking=thinking))
+class Emission(NamedTuple):
+    """A token on its way to the reader.
+
+    Attributes:
+        token: its id.
+        choice: the distribution that it was taken from.
+        from_draft: whether a draft proposed it.
+        added: what the follower made of it.
+        finish_reason: why the answer ends with it; None while it goes on.
+        number: how many tokens the answer has with it.
+    """
+
+    token: int
+    choice: Choice
+    from_draft: bool
+    added: object
+    finish_reason: FinishReason | None
+    number: int
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """A prompt, and the answer to it as far as it is written.
+
+    Attributes:
+        ids: the prompt's tokens, behind those of `prompt_cache`, if there is one.
+        key: one number a token for the prefix index; None where prefixes are neither looked up nor kept.
+        media: images and videos of the prompt, in order.
+        anchors: places of the prompt, ascending, at which states are kept for others.
+        sampler, rules: what chooses the tokens.
+        follower: turns them into text.
+        max_tokens: most tokens to write.
+        drafts: how many tokens to guess ahead, and how well that went.
+        prompt_cache: read before the prompt, and kept up to date.
+        step_size: most tokens of the prompt to read at once.
+        kv_bits: 8 or 4 packs keys and values; None leaves them in the model's dtype.
+        progress: called with the tokens read and those of the whole prompt, in the computing thread.
+        on_item: called whenever something new is in `unread`, in the computing thread.
+        state: what is remembered of the `read` tokens.
+    """
+
+    ids: list[int]
+    sampler: TokenSampler
+    rules: Rules
+    follower: Follower
+    max_tokens: int
+    drafts: Drafts
+    key: np.ndarray | None = None
+    media: Listed[Medium] = ()
+    anchors: Listed[int] = ()
+    prompt_cache: HybridCache | None = None
+    step_size: int = 2048
+    kv_bits: int | None = None
+    progress: "Progress | None" = None
+    on_item: Callable[[], None] | None = None
+    state: State | None = None
+    read: int = 0
+    pieces: int = 0
+    cached: int = 0
+    embedded: Embedded | None = None
+    embedded_from: int = 0
+    history: History | None = None
+    pending: Choice | None = None
+    written: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    failed: bool = False
+    cancelled: bool = False
+    unread: SimpleQueue[Emission | BaseException | None] = field(default_factory=SimpleQueue)
+    number: int = field(default_factory=lambda: next(_numbers))
+
+    @property
+    def is_one_by_one(self) -> bool:
+        """Whether a token can be chosen only when all before it are known on the host."""
+        return self.sampler.is_foreign or self.rules.constrain
+
+    @property
+    def waits_for_reader(self) -> bool:
+        """Whether it has run as far ahead of its reader as it may."""
+        return self.unread.qsize() >= MOST_UNREAD
+
+    @property
+    def at_last_token(self) -> bool:
+        """Whether the pending token is the last that may be written."""
+        return len(self.written) + 1 >= self.max_tokens
+
+    @property
+    def next_cut(self) -> int:
+        """Where the next piece of the prompt ends: after `step_size` tokens, or at an anchor before."""
+        end = min(self.read + self.step_size, len(self.ids))
+        return min((anchor for anchor in self.anchors if self.read < anchor < end), default=end)
+
+    def choose(self, logits: mx.array) -> Choice:
+        """The token for `logits` [1, V], given all that was written; rules may replace it."""
+        assert self.history is not None, "the prompt has been read"
+        return self.replaced(self.sampler.choose(logits, self.history, self.rules.allowed()))
+
+    def replaced(self, choice: Choice) -> Choice:
+        """`choice`, or the token that a rule puts in its place."""
+        forced = self.rules.forced()
+        return choice if forced is None else choice.replaced_by(forced)
+
+    def emit(self, token: int, choice: Choice, *, from_draft: bool) -> Emission:
+        """Write one token more."""
+        self.written.append(token)
+        self.rules.saw(token)
+        added = self.follower.push(token)
+        self.finish_reason = self.follower.finish_reason
+        if self.finish_reason is None and len(self.written) >= self.max_tokens:
+            self.finish_reason = "length"
+        return Emission(token, choice, from_draft, added, self.finish_reason, len(self.written))
+
+    def deliver(self, item: Emission | BaseException | None) -> None:
+        """Hand the reader a token, an error, or the end (None)."""
+        self.unread.put(item)
+        if self.on_item is not None:
+            self.on_item()

@@ -3,7 +3,6 @@
 from mlx_qwen.answer import AnswerParser
 from mlx_qwen.answer.response import FinishReason
 from mlx_qwen.answer.stopping import StopStrings
-from mlx_qwen.engine.sequence import Request
 from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 
@@ -11,14 +10,16 @@ from mlx_qwen.prompt import Processor
 class Answer:
     """Text of the tokens so far; `finish_reason` is set with the last one."""
 
-    def __init__(self, processor: Processor, request: Request, options: GenerationOptions) -> None:
+    def __init__(
+        self, processor: Processor, options: GenerationOptions, *, inside_thinking: bool, max_tokens: int
+    ) -> None:
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
-        self._request = request
+        self._max_tokens = max_tokens
         self._end_token_ids = processor.end_token_ids
         self._stream = processor.stream()
         self._stop = StopStrings(options.stop_strings)
-        self._parser = AnswerParser(inside_thinking=request.inside_thinking, tools=options.tools)
+        self._parser = AnswerParser(inside_thinking=inside_thinking, tools=options.tools)
         self._pieces: list[str] = []
 
     @property
@@ -33,7 +34,7 @@ class Answer:
         piece = "" if ended else self._stop.push(self._stream.push(token))
         if ended or self._stop.reached:
             self.finish_reason = "stop"
-        elif self.num_tokens == self._request.max_tokens:
+        elif self.num_tokens == self._max_tokens:
             self.finish_reason = "length"
         if self.finish_reason:
             piece += self._stop.push(self._stream.finish()) + self._stop.finish()

@@ -1,21 +1,23 @@
 """Keeps a model's weights resident on Apple GPUs while it generates."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import mlx.core as mx
 
 
-@contextmanager
-def wired_memory() -> Iterator[None]:
-    """Raises the wired limit to what the GPU recommends, and restores it; does nothing without Metal."""
-    if not mx.metal.is_available():
-        yield
-        return
-    before = mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
-    try:
-        yield
-    finally:
-        # The limit must not change under work that is still running.
-        mx.synchronize()
-        mx.set_wired_limit(before)
+class WiredMemory:
+    """Raises the wired limit to what the GPU recommends while there is work; does nothing without Metal."""
+
+    def __init__(self) -> None:
+        self._before: int | None = None
+
+    def raise_limit(self) -> None:
+        """Keep weights resident from now on."""
+        if self._before is None and mx.metal.is_available():
+            self._before = mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+
+    def restore(self) -> None:
+        """Restore the limit of before."""
+        if self._before is not None:
+            # The limit must not change under work that is still running.
+            mx.synchronize()
+            mx.set_wired_limit(self._before)
+            self._before = None

@@ -58,6 +58,6 @@ def kv_packing(text: TextConfig, kv_bits: int | None, kv_group_size: int | None 
     return Packing(kv_bits, size)
 
 
-def make_cache(text: TextConfig, *, kv_bits: int | None = None, kv_group_size: int = 64) -> HybridCache:
+def make_cache(text: TextConfig, *, kv_bits: int | None = None, kv_group_size: int | None = None) -> HybridCache:
     """An empty cache; `kv_bits` 4 or 8 packs keys and values, not the linear layers' state. Raises as `kv_packing`."""
     return HybridCache(empty_state(text, kv_packing(text, kv_bits, kv_group_size)))

@@ -10,7 +10,7 @@ import numpy as np
 from metal_kernels import backend
 from metal_kernels.gated_delta import Tape as LayerTape
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.errors import PromptError
+from mlx_qwen.errors import MLXQwenError, PromptError
 from mlx_qwen.model.attention import KeyValues
 from mlx_qwen.model.cache import HybridCache, make_cache
 from mlx_qwen.model.decoder import DecoderLayer, Masks, Residual
@@ -59,6 +59,8 @@ class Model(nn.Module):
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self._replayed: ReplayedStep | None = None
         self._dtype: mx.Dtype | None = None
+        self.engine: object | None = None
+        self._ready = self._ready_vision = False
         self._features: FeatureCache | None = None
         self.mtp = MTP(text) if with_mtp and text.mtp_num_hidden_layers else None
         self.mtp_reads: MTPReads = "normed"
@@ -239,8 +241,27 @@ class Model(nn.Module):
     def update(self, parameters: dict[str, Any], strict: bool = True) -> "Model":  # type: ignore[override]
         """Replace the given parameters, as `mlx.nn.Module.update` does."""
         self._replayed, self._dtype, self._features = None, None, None
+        self._ready = self._ready_vision = False
         super().update(parameters, strict)
         return self
+
+    def materialize(self, *, vision: bool) -> None:
+        """Read what `load` left on the disk; only the thread that loaded the model can.
+
+        Raises:
+            MLXQwenError: another thread did.
+        """
+        if self._ready_vision or (self._ready and not vision):
+            return
+        waiting = {name: part for name, part in self.parameters().items() if vision or name != "vision"}
+        try:
+            mx.eval(waiting)
+        except RuntimeError as error:
+            raise MLXQwenError(
+                "Weights that were left on the disk can only be read by the thread that loaded the model: generate "
+                f"there once, or load with lazy=False in this one. ({error})"
+            ) from error
+        self._ready, self._ready_vision = True, vision
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -306,7 +327,7 @@ class Model(nn.Module):
     def _mtp_states(self, hidden: mx.array) -> mx.array:
         return self.norm(hidden, self.dtype) if self.mtp_reads == "normed" else hidden
 
-    def make_cache(self, *, kv_bits: int | None = None, kv_group_size: int = 64) -> HybridCache:
+    def make_cache(self, *, kv_bits: int | None = None, kv_group_size: int | None = None) -> HybridCache:
         """An empty cache; `kv_bits` 4 or 8 packs the attention layers' keys and values."""
         return make_cache(self.config.text, kv_bits=kv_bits, kv_group_size=kv_group_size)
 

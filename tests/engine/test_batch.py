@@ -1,9 +1,7 @@
 """Every row of a batch is what its prompt gives alone."""
 
-import mlx.core as mx
 import pytest
 
-from mlx_qwen.engine.batch import left_padded
 from mlx_qwen.errors import PromptError
 from mlx_qwen.generation import batch_generate, generate
 from tests.engine.conftest import Loaded, make_processor
@@ -34,19 +32,6 @@ def test_every_row_stops_by_itself(loaded: Loaded) -> None:
     batch = batch_generate(with_end.model, with_end.processor, PROMPTS, **OPTIONS)  # type: ignore[arg-type]
     assert batch == [solo(with_end, index) for index in range(3)]
     assert len(batch[1]) < len(solo(loaded, 1))
-
-
-def test_padding_is_on_the_left_and_masked() -> None:
-    tokens, mask = left_padded([[1], [2, 3]])
-    assert tokens.tolist() == [[0, 1], [2, 3]]
-    assert mask is not None
-    assert mask.tolist() == [[False, True], [True, True]]
-
-
-def test_rows_of_one_length_need_no_mask() -> None:
-    tokens, mask = left_padded([[1, 4], [2, 3]])
-    assert mx.array_equal(tokens, mx.array([[1, 4], [2, 3]]))
-    assert mask is None
 
 
 def test_no_prompts_give_no_answers(loaded: Loaded) -> None:

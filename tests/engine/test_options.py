@@ -3,11 +3,11 @@
 import pytest
 
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.engine.sequence import sampling_parameters
 from mlx_qwen.errors import PromptError
 from mlx_qwen.generation import stream_generate
 from mlx_qwen.options import GenerationOptions
 from mlx_qwen.recommended import GREEDY, SamplingParameters, recommended_sampling
+from mlx_qwen.requests import sampling_parameters
 from tests.engine.conftest import Loaded, make_processor
 from tests.support.configs import text_config
 

@@ -1,16 +1,12 @@
 """Prompts are read in pieces, after what a cache already holds, and interrupts leave the cache usable."""
 
-import os
-import signal
 import sys
 
 import mlx.core as mx
 import pytest
 
 from mlx_qwen.engine.caching import seen_tokens
-from mlx_qwen.engine.prefill import prefill
 from mlx_qwen.generation import generate, stream_generate
-from mlx_qwen.model.mlp import MLP
 from tests.engine.conftest import Loaded
 
 PROMPT = [(7 * i) % 280 + 3 for i in range(50)]
@@ -114,28 +110,6 @@ def test_an_interrupt_between_pieces_leaves_whole_pieces_in_the_cache(loaded: Lo
         answer(loaded, prompt_cache=cache, prefill_step_size=20, progress=interrupt)
     assert cache.offset == 20
     assert answer(loaded, PROMPT[20:], prompt_cache=cache) == answer(loaded)
-
-
-def test_ctrl_c_in_the_middle_of_a_step_comes_when_all_layers_have_finished_it(
-    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, cache = MLP.__call__, loaded.model.make_cache()
-    calls: list[int] = []
-
-    def interrupted(self: MLP, x: mx.array) -> mx.array:
-        calls.append(1)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, x)
-
-    monkeypatch.setattr(MLP, "__call__", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        prefill(loaded.model, mx.array([PROMPT]), cache)
-    assert len(calls) == len(loaded.model.layers)
-    assert cache.offset == len(PROMPT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    whole = loaded.model(mx.array([[*PROMPT, 9]]))[:, -1]
-    assert mx.allclose(loaded.model(mx.array([[9]]), cache)[:, -1], whole, atol=1e-3)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -49,10 +49,11 @@ def sampler(parameters: SamplingParameters, *, prompt: tuple[int, ...] = (0,), *
 
 
 def draw(sampler: TokenSampler, logits: np.ndarray, count: int) -> list[int]:
-    drawn, previous = [], None
+    drawn, history = [], sampler.start()
     for _ in range(count):
-        previous = sampler.choose(mx.array(logits), previous).token
-        drawn.append(previous.item())
+        token = sampler.choose(mx.array(logits), history).token
+        history = sampler.saw(history, token)
+        drawn.append(token.item())
     return drawn
 
 
@@ -83,8 +84,7 @@ def test_truncation_equals_transformers(parameters: SamplingParameters, seed: in
 def test_repetition_penalty_covers_prompt_and_answer_as_in_transformers() -> None:
     logits = random_logits(0)
     ours = sampler(SamplingParameters(temperature=0, repetition_penalty=1.3), prompt=(3, 5, 5))
-    ours.choose(mx.array(logits), None)
-    logprobs = ours.choose(mx.array(logits), mx.array([7])).logprobs
+    logprobs = ours.choose(mx.array(logits), ours.saw(ours.start(), mx.array([7]))).logprobs
     penalized = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([[3, 5, 5, 7]]), torch.from_numpy(logits.copy()))
     np.testing.assert_allclose(np.array(logprobs), torch.log_softmax(penalized, -1).numpy(), atol=1e-5)
 
@@ -92,9 +92,10 @@ def test_repetition_penalty_covers_prompt_and_answer_as_in_transformers() -> Non
 def test_presence_penalty_is_subtracted_once_from_every_token_of_the_answer_and_none_of_the_prompt() -> None:
     logits = random_logits(1)
     ours = sampler(SamplingParameters(temperature=0, presence_penalty=1.5), prompt=(3, 5))
-    choice = ours.choose(mx.array(logits), None)
+    history = ours.start()
     for token in (7, 9, 7):
-        choice = ours.choose(mx.array(logits), mx.array([token]))
+        history = ours.saw(history, mx.array([token]))
+    choice = ours.choose(mx.array(logits), history)
     expected = logits.copy()
     expected[0, [7, 9]] -= 1.5
     np.testing.assert_allclose(
@@ -153,7 +154,8 @@ def test_a_callers_sampler_and_processors_replace_and_extend_the_built_in_ones()
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 def test_log_probabilities_are_computed_in_fp32(dtype: mx.Dtype) -> None:
     logits = mx.array(random_logits(5)).astype(dtype)
-    choice = sampler(SamplingParameters(temperature=0)).choose(logits, None)
+    ours = sampler(SamplingParameters(temperature=0))
+    choice = ours.choose(logits, ours.start())
     exact = torch.log_softmax(torch.tensor(np.array(logits.astype(mx.float32))), -1).numpy()
     assert choice.logprobs.dtype == mx.float32
     np.testing.assert_allclose(np.array(choice.logprobs), exact, atol=1e-5)

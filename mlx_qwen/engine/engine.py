@@ -1,0 +1,271 @@
+"""One engine a model: sequences come and go, and share its forward passes while they are there."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from threading import Lock
+from typing import Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwen.engine.caching import note_tokens
+from mlx_qwen.engine.draft import Drafter, MTPDrafter
+from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.step import Batch, read_piece
+from mlx_qwen.engine.thread import wake
+from mlx_qwen.engine.wired import WiredMemory
+from mlx_qwen.model import Model
+from mlx_qwen.model.cache import kv_packing
+from mlx_qwen.model.state import State, empty_state, state_nbytes
+
+_STEPS_BETWEEN_CLEARING = 256
+_making = Lock()
+
+
+class Found(Protocol):
+    """A state that has read the first `length` tokens of a key."""
+
+    @property
+    def length(self) -> int:
+        """How many tokens were read."""
+
+    @property
+    def state(self) -> State:
+        """What is remembered of them."""
+
+
+class Prefixes(Protocol):
+    """Keeps states for whoever goes on from them."""
+
+    def take(self, key: np.ndarray) -> Found | None:
+        """The longest state kept whose tokens `key` begins with."""
+
+    def insert(self, key: np.ndarray, state: State, kind: str) -> None:
+        """Keep the evaluated state behind the tokens of `key`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an engine may use.
+
+    Attributes:
+        most_rows: answers that are written at the same time; others wait.
+        state_bytes: what the states of answers that are being written may take by the end; others wait.
+    """
+
+    most_rows: int = 16
+    state_bytes: int = 1 << 62
+
+
+class Engine:
+    """Reads prompts in pieces and writes answers in batches, in the one thread that computes.
+
+    `submit`, `cancel` and `stream` may be called from any thread. Every answer is what its sequence gives alone.
+    """
+
+    def __init__(self, model: Model, limits: Limits | None = None, *, prefixes: Prefixes | None = None) -> None:
+        self.model = model
+        self.limits = limits or Limits()
+        self.prefixes = prefixes
+        self._drafter: Drafter | None = MTPDrafter(model) if model.mtp is not None else None
+        self._lock = Lock()
+        self._coming: deque[Sequence] = deque()
+        self._waiting: deque[Sequence] = deque()
+        self._reading: deque[Sequence] = deque()
+        self._writing: list[Sequence] = []
+        self._batch: Batch | None = None
+        self._wired = WiredMemory()
+        self._steps = 0
+
+    def submit(self, sequence: Sequence) -> None:
+        """Let an answer be written; its tokens come in `sequence.unread`."""
+        with self._lock:
+            self._coming.append(sequence)
+        wake(self)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Stop an answer: within one piece of its prompt or one token, its memory is free."""
+        sequence.cancelled = True
+        wake(self)
+
+    def stream(self, sequence: Sequence) -> Iterator[Emission]:
+        """The tokens of a submitted sequence as they come; closing the iterator cancels it.
+
+        Raises whatever ended it before its end, such as MLXQwenError when the logits are not numbers.
+        """
+        try:
+            while (item := sequence.unread.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                was_full = sequence.waits_for_reader
+                yield item
+                if was_full or sequence.unread.empty():
+                    wake(self)
+        finally:
+            if sequence.finish_reason is None and not sequence.failed:
+                self.cancel(sequence)
+
+    def step(self) -> bool:
+        """Do a piece of each kind of work there is; whether there is more. Only in the computing thread."""
+        outgoing: list[tuple[Sequence, Emission | BaseException | None]] = []
+        self._take()
+        self._drop_cancelled()
+        self._admit()
+        if self._reading or self._writing:
+            self._wired.raise_limit()
+        self._read(outgoing)
+        self._write(outgoing)
+        active = bool(self._reading or self._writing or self._waiting)
+        if not active:
+            self._wired.restore()
+        self._steps += 1
+        if self._steps % _STEPS_BETWEEN_CLEARING == 0:
+            mx.clear_cache()
+        for sequence, item in outgoing:
+            sequence.deliver(item)
+            if isinstance(item, Emission) and item.finish_reason is not None:
+                sequence.deliver(None)
+        return bool(self._reading) or any(not row.waits_for_reader for row in self._writing)
+
+    def _take(self) -> None:
+        with self._lock:
+            self._waiting += self._coming
+            self._coming.clear()
+
+    def _drop_cancelled(self) -> None:
+        for queue in (self._waiting, self._reading):
+            for sequence in [one for one in queue if one.cancelled]:
+                queue.remove(sequence)
+        if any(row.cancelled for row in self._writing):
+            self._dissolve()
+            self._writing = [row for row in self._writing if not row.cancelled]
+
+    def _admit(self) -> None:
+        """Begin as many of the waiting sequences as there is room for, in their order, and always one."""
+        while self._waiting:
+            held = [*self._reading, *self._writing]
+            room = self.limits.state_bytes - sum(self._needs(one) for one in held)
+            if held and (len(held) >= self.limits.most_rows or self._needs(self._waiting[0]) > room):
+                return
+            sequence = self._waiting.popleft()
+            self._begin(sequence)
+            self._reading.append(sequence)
+
+    def _needs(self, sequence: Sequence) -> int:
+        """Bytes of a sequence's state at its end, keys and values not packed."""
+        tokens = len(sequence.ids) + sequence.max_tokens
+        return state_nbytes(self.model.config.text, tokens, item_size=self.model.dtype.size)
+
+    def _begin(self, sequence: Sequence) -> None:
+        """Find what was read already."""
+        if sequence.prompt_cache is not None:
+            sequence.state = sequence.prompt_cache.state
+            sequence.cached = sequence.state.offset
+            note_tokens(sequence.prompt_cache, sequence.ids)
+            return
+        packing = kv_packing(self.model.config.text, sequence.kv_bits)
+        found = None
+        if self.prefixes is not None and sequence.key is not None:
+            found = self.prefixes.take(sequence.key)
+        if found is not None and found.state.chains[0].packing == packing:
+            sequence.state, sequence.read, sequence.cached = found.state, found.length, found.length
+            return
+        sequence.state = empty_state(self.model.config.text, packing, mtp=self._drafter is not None)
+
+    def _read(self, outgoing: list[tuple[Sequence, Emission | BaseException | None]]) -> None:
+        """Read a piece of the first prompt."""
+        if not self._reading:
+            return
+        sequence = self._reading[0]
+        try:
+            if sequence.progress is not None and sequence.pieces == 0:
+                sequence.progress(sequence.read, len(sequence.ids))
+            end = sequence.next_cut
+            read_piece(self.model, sequence, end)
+            sequence.pieces += 1
+            _note_state(sequence)
+            mx.clear_cache()
+            if sequence.progress is not None:
+                sequence.progress(end, len(sequence.ids))
+        except BaseException as error:
+            self._reading.popleft()
+            sequence.failed = True
+            outgoing.append((sequence, error))
+            return
+        if end in sequence.anchors or end == len(sequence.ids):
+            self._remember(sequence, end, "prompt")
+        if end == len(sequence.ids):
+            self._reading.popleft()
+            self._dissolve()
+            self._writing.append(sequence)
+
+    def _write(self, outgoing: list[tuple[Sequence, Emission | BaseException | None]]) -> None:
+        """Write a token, or a verified run of tokens, of every answer whose reader keeps up."""
+        rows = [row for row in self._writing if not row.waits_for_reader]
+        if not rows:
+            return
+        if self._batch is None or self._batch.rows != rows:
+            self._dissolve()
+            self._batch = Batch(self.model, rows)
+        try:
+            emitted = self._pass(self._batch)
+        except BaseException as error:
+            self._batch = None
+            self._writing = [row for row in self._writing if row not in rows]
+            for row in rows:
+                row.failed = True
+                outgoing.append((row, error))
+            return
+        outgoing += emitted
+        for row, emission in emitted:
+            if row.prompt_cache is not None:
+                row.prompt_cache.tokens.append(emission.token)
+        for row in rows:
+            _note_state(row)
+        finished = [row for row in rows if row.finish_reason is not None]
+        for row in finished:
+            self._remember_answer(row)
+        if finished:
+            self._dissolve()
+            self._writing = [row for row in self._writing if row.finish_reason is None]
+
+    def _pass(self, batch: Batch) -> list[tuple[Sequence, Emission]]:
+        depths = [row.drafts.depth(row.max_tokens - len(row.written) - 2) for row in batch.rows]
+        if self._drafter is None or max(depths) == 0 or not batch.state.mtp:
+            return batch.decode()
+        return batch.verify(self._drafter, depths)
+
+    def _dissolve(self) -> None:
+        """Give the rows of the batch their own states again, so that another one can be made."""
+        if self._batch is not None:
+            self._batch.released()
+            self._batch = None
+
+    def _remember(self, sequence: Sequence, length: int, kind: str) -> None:
+        if self.prefixes is not None and sequence.key is not None and sequence.state is not None:
+            self.prefixes.insert(sequence.key[:length], sequence.state, kind)
+
+    def _remember_answer(self, row: Sequence) -> None:
+        """Keep the state behind an answer for whoever goes on from it."""
+        if self.prefixes is None or row.key is None or row.state is None:
+            return
+        mx.eval(row.state.arrays())
+        written = np.array(row.written[: row.state.offset - len(row.ids)], np.int64)
+        self.prefixes.insert(np.concatenate([row.key, written]), row.state, "answer")
+
+
+def _note_state(row: Sequence) -> None:
+    """Keep the caller's own cache up to date; other threads can only use what is computed or being so."""
+    if row.prompt_cache is not None and row.state is not None:
+        mx.async_eval(row.state.arrays())
+        row.prompt_cache.state = row.state
+
+
+def engine_of(model: Model) -> Engine:
+    """The engine of a model: one for all that generate with it."""
+    with _making:
+        if model.engine is None:
+            model.engine = Engine(model)
+        assert isinstance(model.engine, Engine)
+        return model.engine

@@ -1,0 +1,188 @@
+"""From a prompt and its options to a sequence of the engine, and from its tokens to responses."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlx_qwen.answer.response import Clock, GenerationResponse
+from mlx_qwen.engine.caching import seen_tokens
+from mlx_qwen.engine.draft import Drafts
+from mlx_qwen.engine.engine import Engine, engine_of
+from mlx_qwen.engine.rules import Rules, ThinkingBudget
+from mlx_qwen.engine.sampling import TokenSampler
+from mlx_qwen.engine.sequence import Emission, Medium
+from mlx_qwen.engine.sequence import Sequence as Answering
+from mlx_qwen.engine.transcript import Answer
+from mlx_qwen.errors import PromptError
+from mlx_qwen.model import Model
+from mlx_qwen.model.cache import kv_packing
+from mlx_qwen.model.multimodal import Pixels
+from mlx_qwen.model.qwen import NO_VISION
+from mlx_qwen.options import GenerationOptions, Progress
+from mlx_qwen.prompt import Processor
+from mlx_qwen.prompt.inputs import Prompt, PromptInputs, check_fits, prompt_inputs, room_for_answer
+from mlx_qwen.prompt.placed import Placed
+from mlx_qwen.recommended import GREEDY, SamplingParameters, recommended_sampling
+from mlx_qwen.status_line import StatusLine
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An answer that is asked for: its sequence, and the text that is made of its tokens."""
+
+    sequence: Answering
+    answer: Answer
+
+
+def prepare_request(
+    model: Model, processor: Processor, prompt: Prompt | PromptInputs, options: GenerationOptions, *, index: int = 0
+) -> Request:
+    """Encodes a prompt and checks it (PromptError); row `index` of a batch draws from `seed + index`."""
+    text = model.config.text
+    cache = options.prompt_cache
+    cached, seen = (0, []) if cache is None else (cache.offset, seen_tokens(cache))
+    inputs = prompt if isinstance(prompt, PromptInputs) else prompt_inputs(processor, prompt, options)
+    ids = inputs.ids
+    if inputs.media and model.vision is None:
+        raise PromptError(NO_VISION)
+    check_fits(ids, text, cached=cached)
+    kv_packing(text, options.kv_bits)
+    inside = processor.opens_thinking(ids)
+    sampler = TokenSampler(
+        sampling_parameters(model, processor, options, thinking=inside),
+        prompt=mx.array([*seen, *ids]),
+        vocab_size=text.vocab_size,
+        seed=None if options.seed is None else options.seed + index,
+        sampler=options.sampler,
+        logits_processors=options.logits_processors or (),
+    )
+    budget = ThinkingBudget.for_prompt(options.thinking_budget, processor, inside=inside)
+    max_tokens = room_for_answer(ids, text, options.max_tokens, cached=cached)
+    answer = Answer(processor, options, inside_thinking=inside, max_tokens=max_tokens)
+    sequence = Answering(
+        ids=ids,
+        sampler=sampler,
+        rules=Rules([budget] if budget else []),
+        follower=answer,
+        max_tokens=max_tokens,
+        drafts=Drafts(0),
+        media=[_medium(one) for one in inputs.media],
+        prompt_cache=cache,
+        step_size=options.prefill_step_size,
+        kv_bits=options.kv_bits,
+        progress=progress_callback(options.progress),
+    )
+    return Request(sequence, answer)
+
+
+def sampling_parameters(
+    model: Model, processor: Processor, options: GenerationOptions, *, thinking: bool
+) -> SamplingParameters:
+    """The caller's choices, completed by Qwen's for the size and mode; greedy where the checkpoint asks for it."""
+    greedy = processor.generation_config.get("do_sample") is False and options.temperature is None
+    return options.sampling(GREEDY if greedy else recommended_sampling(model.config.text, thinking=thinking))
+
+
+def stream_answer(
+    model: Model, processor: Processor, prompt: Prompt | PromptInputs, options: GenerationOptions
+) -> Iterator[GenerationResponse]:
+    """As `stream_generate`, with the options in one object. Prompt and cache are checked before this returns."""
+    request = prepare_request(model, processor, prompt, options)
+    return responses(engine_of(model), request)
+
+
+def responses(engine: Engine, request: Request) -> Iterator[GenerationResponse]:
+    """Submits a request when the first response is asked for, and yields one for each token."""
+    sequence, clock = request.sequence, Clock()
+    _own(engine.model, sequence)
+    engine.submit(sequence)
+    for emission in engine.stream(sequence):
+        if clock.prompt_seconds is None:
+            clock.prompt_done()
+        yield _response(request, emission, clock)
+
+
+def write_batch(
+    model: Model, processor: Processor, prompts: Sequence[Prompt], options: GenerationOptions
+) -> list[GenerationResponse]:
+    """One answer for each prompt, all at the same time; the last response of each, whose `text` is the whole."""
+    if isinstance(prompts, str):
+        raise PromptError("batch_generate takes a list of prompts; for a single one use generate.")
+    if any(isinstance(prompt, Mapping) for prompt in prompts):
+        raise PromptError(
+            "batch_generate takes a list of conversations, each a list of messages; this is one conversation. "
+            "Put it into a list."
+        )
+    requests = [prepare_request(model, processor, prompt, options, index=i) for i, prompt in enumerate(prompts)]
+    engine, clock, last = engine_of(model), Clock(), []
+    try:
+        for request in requests:
+            _own(model, request.sequence)
+            engine.submit(request.sequence)
+        for request in requests:
+            emissions = []
+            for emission in engine.stream(request.sequence):
+                emissions = [emission]
+                if clock.prompt_seconds is None:
+                    clock.prompt_done()
+            last += [_response(request, emission, clock, text=request.answer.text) for emission in emissions]
+    finally:
+        for request in requests[len(last) :]:
+            engine.cancel(request.sequence)
+    return last
+
+
+def progress_callback(progress: Progress | bool) -> Progress | None:
+    """The caller's own callback, a line on stderr for True, nothing for False."""
+    if isinstance(progress, bool):
+        return _shown_progress() if progress else None
+    return progress
+
+
+def _medium(placed: Placed) -> Medium:
+    patches = placed.patches
+    return Medium(placed.start, Pixels(placed.kind, patches.pixel_values, patches.grid_thw))
+
+
+def _own(model: Model, sequence: Answering) -> None:
+    """Evaluate, in the thread that made them, what is lazy: the computing thread cannot."""
+    lazy = [sequence.sampler.prompt]
+    lazy += [part for one in sequence.media for part in (one.pixels.values, one.pixels.grid_thw)]
+    if sequence.prompt_cache is not None:
+        lazy += sequence.prompt_cache.arrays()
+    mx.eval(lazy)
+    model.materialize(vision=bool(sequence.media))
+
+
+def _response(request: Request, emission: Emission, clock: Clock, *, text: str | None = None) -> GenerationResponse:
+    sequence, choice = request.sequence, emission.choice
+    parsed = request.answer.parsed() if emission.finish_reason else None
+    read = len(sequence.ids) if sequence.prompt_cache is not None else len(sequence.ids) - sequence.cached
+    return GenerationResponse(
+        text=str(emission.added) if text is None else text,
+        token=emission.token,
+        logprobs=choice.logprobs[0],
+        from_draft=emission.from_draft,
+        prompt_tokens=read,
+        prompt_tps=clock.prompt_tps(read),
+        generation_tokens=emission.number,
+        generation_tps=clock.generation_tps(emission.number),
+        peak_memory=mx.get_peak_memory() / 1e9,
+        finish_reason=emission.finish_reason,
+        cached_tokens=sequence.cached,
+        reasoning=parsed.reasoning if parsed else None,
+        tool_calls=parsed.tool_calls if parsed else (),
+    )
+
+
+def _shown_progress() -> Progress:
+    """A line that counts the tokens, and goes when all are read from where someone watched it."""
+    line = StatusLine()
+
+    def show(done: int, total: int) -> None:
+        line.show(f"Reading the prompt: {done:,} of {total:,} tokens")
+        if done == total:
+            line.finish(keep=not line.watched)
+
+    return show
