@@ -17,8 +17,8 @@ from mlx_qwen.model.state import State
 MOST_DRAFTS = 7
 # What a decoded token costs: 1. One more verified row and one more draft, as public measurements on Apple GPUs have it.
 ROW_COST, DRAFT_COST = 0.3, 0.15
-# Guesses that stand for what is not known yet, and how fast old ones are forgotten.
-_PRIOR_TAKEN, _PRIOR_TRIED = 1.6, 2.0
+# The chance of a first guess before any was tried and how many tries that is worth; how fast old tries are forgotten.
+_FIRST_CHANCE, _UNKNOWN_WEIGHT = 0.8, 2.0
 _MEMORY = 0.95
 _PROBE_AFTER, _MOST_PROBE_AFTER = 16, 256
 
@@ -68,10 +68,12 @@ class Drafts:
         return [taken / tried for taken, tried in zip(self.all_taken, self.all_tried, strict=True) if tried]
 
     def _best(self) -> int:
-        best, gain, expected, right = 0, 1.0, 1.0, 1.0
+        best, gain, expected, right, chance = 0, 1.0, 1.0, 1.0, _FIRST_CHANCE
         for depth in range(1, MOST_DRAFTS + 1):
-            at = depth - 1
-            right *= (self.taken[at] + _PRIOR_TAKEN) / (self.tried[at] + _PRIOR_TRIED)
+            # What is not known yet is taken to be as likely as at the depth before.
+            taken, tried = self.taken[depth - 1], self.tried[depth - 1]
+            chance = (taken + _UNKNOWN_WEIGHT * chance) / (tried + _UNKNOWN_WEIGHT)
+            right *= chance
             expected += right
             rate = expected / (1 + depth * (ROW_COST + DRAFT_COST))
             if rate > gain:
@@ -81,6 +83,9 @@ class Drafts:
 
 class Drafter(Protocol):
     """Guesses the next tokens of a batch."""
+
+    def is_ready(self, state: State) -> bool:
+        """Whether it can go on from what `state` remembers."""
 
     def propose(
         self, state: State, tokens: mx.array, samplers: Sequence[tuple[TokenSampler, History]], depth: int
@@ -96,6 +101,10 @@ class MTPDrafter:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+
+    def is_ready(self, state: State) -> bool:
+        """Whether the steps before have filled the layer's keys and values."""
+        return len(state.mtp) == len(state.chains) and state.last is not None
 
     def propose(
         self, state: State, tokens: mx.array, samplers: Sequence[tuple[TokenSampler, History]], depth: int

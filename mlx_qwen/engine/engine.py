@@ -232,7 +232,7 @@ class Engine:
 
     def _pass(self, batch: Batch) -> list[tuple[Sequence, Emission]]:
         depths = [row.drafts.depth(row.max_tokens - len(row.written) - 2) for row in batch.rows]
-        if self._drafter is None or max(depths) == 0 or not batch.state.mtp:
+        if self._drafter is None or max(depths) <= 0 or not self._drafter.is_ready(batch.state):
             return batch.decode()
         return batch.verify(self._drafter, depths)
 
