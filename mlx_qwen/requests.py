@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_qwen.answer.response import Clock, GenerationResponse
+from mlx_qwen.engine.anchors import Marks, Span, anchors, question_end
 from mlx_qwen.engine.caching import seen_tokens
 from mlx_qwen.engine.draft import Drafts
 from mlx_qwen.engine.engine import Engine, engine_of
+from mlx_qwen.engine.prefix import prefix_key
 from mlx_qwen.engine.rules import Rules, ThinkingBudget
 from mlx_qwen.engine.sampling import TokenSampler
 from mlx_qwen.engine.sequence import Emission, Medium
@@ -22,7 +26,7 @@ from mlx_qwen.model.qwen import NO_VISION
 from mlx_qwen.options import GenerationOptions, Progress
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import Prompt, PromptInputs, check_fits, prompt_inputs, room_for_answer
-from mlx_qwen.prompt.placed import Placed
+from mlx_qwen.prompt.placed import Placed, feature_count
 from mlx_qwen.recommended import GREEDY, SamplingParameters, recommended_sampling
 from mlx_qwen.status_line import StatusLine
 
@@ -66,8 +70,11 @@ def prepare_request(
         rules=Rules([budget] if budget else []),
         follower=answer,
         max_tokens=max_tokens,
-        drafts=Drafts(0),
+        drafts=Drafts(None),
         media=[_medium(one) for one in inputs.media],
+        key=None if cache is not None else prefix_key(ids, _digests(processor, inputs)),
+        anchors=anchors(ids, Marks.of(processor), media=_spans(processor, inputs)),
+        answer_from=question_end(ids, Marks.of(processor)),
         prompt_cache=cache,
         step_size=options.prefill_step_size,
         kv_bits=options.kv_bits,
@@ -138,6 +145,30 @@ def progress_callback(progress: Progress | bool) -> Progress | None:
     if isinstance(progress, bool):
         return _shown_progress() if progress else None
     return progress
+
+
+def _spans(processor: Processor, inputs: PromptInputs) -> list[Span]:
+    """Where each image and video lies, a video's timestamps included."""
+    spans = []
+    for placed in inputs.media:
+        token = inputs.ids[placed.start]
+        count, place = feature_count(processor, placed.patches), placed.start
+        while count:
+            count -= inputs.ids[place] == token
+            place += 1
+        spans.append(Span(placed.start, place - placed.start))
+    return spans
+
+
+def _digests(processor: Processor, inputs: PromptInputs) -> list[tuple[int, int, bytes]]:
+    """Where each image and video lies, and what tells it from others."""
+    digests = []
+    for placed, span in zip(inputs.media, _spans(processor, inputs), strict=True):
+        patches = placed.patches
+        digest = blake2b(np.array(patches.grid_thw).tobytes())
+        digest.update(np.array(patches.pixel_values.view(mx.uint8)).data)
+        digests.append((*span, digest.digest()))
+    return digests
 
 
 def _medium(placed: Placed) -> Medium:

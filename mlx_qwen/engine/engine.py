@@ -1,48 +1,27 @@
 """One engine a model: sequences come and go, and share its forward passes while they are there."""
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_qwen.engine.caching import note_tokens
 from mlx_qwen.engine.draft import Drafter, MTPDrafter
+from mlx_qwen.engine.prefix import Kind, PrefixIndex
 from mlx_qwen.engine.sequence import Emission, Sequence
 from mlx_qwen.engine.step import Batch, read_piece
 from mlx_qwen.engine.thread import wake
 from mlx_qwen.engine.wired import WiredMemory
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import kv_packing
-from mlx_qwen.model.state import State, empty_state, state_nbytes
+from mlx_qwen.model.state import empty_state, state_nbytes
 
 _STEPS_BETWEEN_CLEARING = 256
 _making = Lock()
-
-
-class Found(Protocol):
-    """A state that has read the first `length` tokens of a key."""
-
-    @property
-    def length(self) -> int:
-        """How many tokens were read."""
-
-    @property
-    def state(self) -> State:
-        """What is remembered of them."""
-
-
-class Prefixes(Protocol):
-    """Keeps states for whoever goes on from them."""
-
-    def take(self, key: np.ndarray) -> Found | None:
-        """The longest state kept whose tokens `key` begins with."""
-
-    def insert(self, key: np.ndarray, state: State, kind: str) -> None:
-        """Keep the evaluated state behind the tokens of `key`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +43,7 @@ class Engine:
     `submit`, `cancel` and `stream` may be called from any thread. Every answer is what its sequence gives alone.
     """
 
-    def __init__(self, model: Model, limits: Limits | None = None, *, prefixes: Prefixes | None = None) -> None:
+    def __init__(self, model: Model, limits: Limits | None = None, *, prefixes: PrefixIndex | None = None) -> None:
         self.model = model
         self.limits = limits or Limits()
         self.prefixes = prefixes
@@ -194,7 +173,7 @@ class Engine:
             outgoing.append((sequence, error))
             return
         if end in sequence.anchors or end == len(sequence.ids):
-            self._remember(sequence, end, "prompt")
+            self._remember(sequence, end)
         if end == len(sequence.ids):
             self._reading.popleft()
             self._dissolve()
@@ -242,8 +221,10 @@ class Engine:
             self._batch.released()
             self._batch = None
 
-    def _remember(self, sequence: Sequence, length: int, kind: str) -> None:
+    def _remember(self, sequence: Sequence, length: int) -> None:
+        """Keep the state that has read the prompt up to `length` for whoever goes on from it."""
         if self.prefixes is not None and sequence.key is not None and sequence.state is not None:
+            kind: Kind = "prompt" if length <= sequence.answer_from else "answer"
             self.prefixes.insert(sequence.key[:length], sequence.state, kind)
 
     def _remember_answer(self, row: Sequence) -> None:
@@ -266,6 +247,11 @@ def engine_of(model: Model) -> Engine:
     """The engine of a model: one for all that generate with it."""
     with _making:
         if model.engine is None:
-            model.engine = Engine(model)
+            model.engine = Engine(model, prefixes=PrefixIndex(_default_prefix_bytes()))
         assert isinstance(model.engine, Engine)
         return model.engine
+
+
+def _default_prefix_bytes() -> int:
+    """An eighth of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8

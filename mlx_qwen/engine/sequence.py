@@ -82,6 +82,7 @@ class Sequence:
         key: one number a token for the prefix index; None where prefixes are neither looked up nor kept.
         media: images and videos of the prompt, in order.
         anchors: places of the prompt, ascending, at which states are kept for others.
+        answer_from: from which place on what is kept belongs to the answer: another question need not repeat it.
         sampler, rules: what chooses the tokens.
         follower: turns them into text.
         max_tokens: most tokens to write.
@@ -103,6 +104,7 @@ class Sequence:
     key: np.ndarray | None = None
     media: Listed[Medium] = ()
     anchors: Listed[int] = ()
+    answer_from: int = 0
     prompt_cache: HybridCache | None = None
     step_size: int = 2048
     kv_bits: int | None = None

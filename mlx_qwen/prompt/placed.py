@@ -78,7 +78,7 @@ def describe(processor: Processor, patches: "Patches") -> str:
     """What the model gets to see of an image or video, in one line."""
     from mlx_qwen.media.videos import VideoPatches
 
-    tokens = f"{_features(processor, patches):,} tokens"
+    tokens = f"{feature_count(processor, patches):,} tokens"
     if not isinstance(patches, VideoPatches):
         return f"{_called('Image', patches.name)}: {tokens}"
     times = [f"{time:.1f}" for time in patches.timestamps]
@@ -93,7 +93,8 @@ def _called(kind: str, name: str) -> str:
     return f"{kind} {name}" if what == name else kind + what
 
 
-def _features(processor: Processor, patches: "Patches") -> int:
+def feature_count(processor: Processor, patches: "Patches") -> int:
+    """How many placeholders stand for an image or video."""
     images = processor.image_processor
     assert images is not None, "patches come from a checkpoint that sees"
     return sum(grid.tokens(images.layout.merge_size) for grid in patches.grids)
@@ -106,7 +107,7 @@ class _Group:
         self.kind = kind
         self.token = token
         self.patches = patches
-        self.sizes = [_features(processor, each) for each in patches]
+        self.sizes = [feature_count(processor, each) for each in patches]
         self._processor = processor
 
     def replacement(self, index: int) -> list[int]:

@@ -31,3 +31,10 @@ def make_processor(*, ends: tuple[int, ...] = (), **changes: object) -> Processo
 def loaded(checkpoint) -> Loaded:
     folder = checkpoint("dense")
     return Loaded(load_model(folder, ModelConfig.from_directory(folder)), make_processor(), folder)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_read_before(request: pytest.FixtureRequest) -> None:
+    """Every test of the shared model begins with an engine that remembers no prompts."""
+    if "loaded" in request.fixturenames:
+        request.getfixturevalue("loaded").model.engine = None
