@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Unpack
 
 from mlx_qwen.answer import AnswerParser
 from mlx_qwen.answer.response import GenerationResponse
+from mlx_qwen.declared import check_value, takes
 from mlx_qwen.engine.caching import new_cache, seen_tokens
 from mlx_qwen.engine.stream import stream_answer
+from mlx_qwen.generation import check_loaded
 from mlx_qwen.json_types import Message
 from mlx_qwen.media.grids import Kind
 from mlx_qwen.model import Model
-from mlx_qwen.options import GenerationOptions
+from mlx_qwen.options import EngineSettings, GenerationOptions, OptionKeywords, options_and_settings
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import prompt_inputs
 from mlx_qwen.prompt.media_parts import Media
@@ -18,19 +21,39 @@ from mlx_qwen.prompt.placed import describe, prepare
 
 
 class Conversation:
-    """Messages so far and the cache that has read them; `system` is the system message, if any."""
+    """Messages so far and the cache that has read them; `system` is the system message, if any.
 
+    Args:
+        model: from `load`.
+        processor: from `load`.
+        options: choices for every turn as one value.
+        system: the system message.
+        keywords: as `stream_generate` takes and explains them; they change single ones of the options.
+
+    Raises:
+        PromptError: an option cannot be used.
+    """
+
+    @takes(GenerationOptions, EngineSettings)
     def __init__(
-        self, model: Model, processor: Processor, options: GenerationOptions, *, system: str | None = None
+        self,
+        model: Model,
+        processor: Processor,
+        options: GenerationOptions | None = None,
+        *,
+        system: str | None = None,
+        **keywords: Unpack[OptionKeywords],
     ) -> None:
+        check_loaded(model, processor)
+        check_value("options", options, GenerationOptions | None)
+        check_value("system", system, str | None)
+        self._options, self._settings = options_and_settings(keywords, options)
         self.system = system
         self.turns: list[Message] = []
         self._attached: list[dict[str, object]] = []
         self._model = model
         self._processor = processor
-        self._options = replace(options, kv_bits=None)
-        self._kv_bits = options.kv_bits
-        self._cache = new_cache(model, options.kv_bits)
+        self._forget()
 
     def reset(self) -> None:
         """Forgets all turns and what is attached; the system message stays."""
@@ -55,8 +78,9 @@ class Conversation:
         seen = seen_tokens(self._cache)
         if len(inputs.ids) <= len(seen) or inputs.ids[: len(seen)] != seen:
             self._forget()
-        options = replace(self._options, prompt_cache=self._cache)
-        responses = stream_answer(self._model, self._processor, inputs.after(self._cache.offset), options)
+        unread = inputs.after(self._cache.offset)
+        settings = replace(self._settings, kv_bits=None)
+        responses = stream_answer(self._model, self._processor, unread, self._options, settings, self._cache)
         return Turn(asked, inputs.ids, responses, inside_thinking=self._processor.opens_thinking(inputs.ids))
 
     def remember(self, turn: "Turn") -> None:
@@ -71,7 +95,7 @@ class Conversation:
         return [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def _forget(self) -> None:
-        self._cache = new_cache(self._model, self._kv_bits)
+        self._cache = new_cache(self._model, self._settings.kv_bits)
 
 
 class Turn:

@@ -25,7 +25,7 @@ The TypedDict names each keyword a second time, because nothing else tells a typ
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -190,9 +190,10 @@ def _nearest(name: str, known: Mapping[str, Declaration]) -> str | None:
     return spelt[near[0]] if near else None
 
 
-def chosen(cls: type[D], keywords: Mapping[str, object]) -> D:
-    """The value of a class that those of the keywords give which are its own; raises what the class raises."""
-    return cls(**{name: value for name, value in keywords.items() if name in cls.__dataclass_fields__})
+def chosen(cls: type[D], keywords: Mapping[str, object], base: D | None = None) -> D:
+    """The value that the class's own of the keywords make, the rest as in `base`; raises as the class does."""
+    own = {name: value for name, value in keywords.items() if name in cls.__dataclass_fields__}
+    return cls(**own) if base is None else replace(base, **own)
 
 
 def takes(*classes: type[Declared]) -> Callable[[F], F]:

@@ -76,7 +76,7 @@ def expected_type(annotation: object, *, several: bool = False) -> str:
 
 def shown(value: object) -> str:
     """A value in an error: as it would be written while that is short, or else its type."""
-    if value is None or isinstance(value, Number | str | list | tuple | dict):
+    if value is None or isinstance(value, Number | str) or type(value) in (list, tuple, dict):
         written = repr(value)
         return written if len(written) <= 80 else f"{written[:77]}..."
     return f"an object of type {type(value).__name__}"

@@ -1,7 +1,7 @@
 """Flags of the command line, made from options that are declared once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING
+from dataclasses import MISSING, Field
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -20,10 +20,9 @@ def flags_of(*classes: type[Declared], without: Sequence[str] = (), **changes: M
     `without` gets none; `changes` gives arguments of `click.option` by the option's name, such as another default.
     """
     made = [
-        click.option(*one.flags, field.name, **{**_settings(field.type, field.default), **_texts(one), **changed})
+        click.option(*one.flags, field.name, **{**_settings(field, one), **changes.get(field.name, {})})
         for field, one in declared(*classes)
         if one.flags and field.name not in without
-        for changed in [changes.get(field.name, {})]
     ]
     return lambda function: with_flags(made, function)
 
@@ -35,21 +34,19 @@ def with_flags(flags: Sequence[Flag], function: Callable[..., None]) -> Callable
     return function
 
 
-def _texts(declaration: Declaration) -> dict[str, Any]:
-    text = declaration.help
-    return {"help": text[0].upper() + text[1:], "metavar": declaration.metavar}
-
-
-def _settings(annotation: object, default: object) -> dict[str, Any]:
-    """The arguments of `click.option` that type and default ask for."""
-    kinds = [one for one in _parts(annotation) if one is not NoneType]
-    settings: dict[str, Any] = {"default": None if default is MISSING else default}
+def _settings(field: Field[Any], declaration: Declaration) -> dict[str, Any]:
+    """The arguments of `click.option` that a declaration gives."""
+    help_ = declaration.help[0].upper() + declaration.help[1:]
+    texts = {"help": help_, "metavar": declaration.metavar}
+    default = None if field.default is MISSING else field.default
+    kinds = [one for one in _parts(field.type) if one is not NoneType]
     lists = [one for one in kinds if isinstance(origin := get_origin(one), type) and issubclass(origin, Sequence)]
     if lists:
-        return {"multiple": True, "type": _click_type(_parts(get_args(lists[0])[0]))}
+        kind = _click_type(_parts(get_args(lists[0])[0]))
+        return {**texts, "help": f"{help_} May be repeated.", "multiple": True, "type": kind}
     if kinds == [bool]:
-        return {**settings, "is_flag": True}
-    return {**settings, "type": _click_type(kinds), "show_default": default is not None}
+        return {**texts, "default": default, "is_flag": True}
+    return {**texts, "default": default, "type": _click_type(kinds), "show_default": default is not None}
 
 
 def _parts(annotation: object) -> Sequence[object]:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from mlx_qwen.errors import PromptError
 from mlx_qwen.model import Model
 from mlx_qwen.model.state import HybridCache
+from mlx_qwen.value_types import shown
 
 _UNKNOWN = -1
 
@@ -12,6 +14,20 @@ def new_cache(model: Model, kv_bits: int | None) -> HybridCache:
     """An empty cache, packed in groups that divide the model's heads; raises PromptError for bits that cannot be."""
     group_size = 64 if model.config.text.head_dim % 64 == 0 else 32
     return model.make_cache(kv_bits=kv_bits, kv_group_size=group_size)
+
+
+def check_cache(model: Model, cache: HybridCache | None, kv_bits: int | None) -> None:
+    """Raises PromptError for what is no cache of this model, or was to be packed after it was made."""
+    if cache is None:
+        return
+    if not isinstance(cache, HybridCache):
+        raise PromptError(f"prompt_cache is {shown(cache)}; expected what model.make_cache() returns, or None.")
+    if cache.text != model.config.text:
+        raise PromptError(
+            "prompt_cache is of another model, whose layers it fits; expected what make_cache() of this one returns."
+        )
+    if kv_bits is not None:
+        raise PromptError("kv_bits belongs to the cache: pass model.make_cache(kv_bits=...) as prompt_cache.")
 
 
 def seen_tokens(cache: HybridCache) -> list[int]:

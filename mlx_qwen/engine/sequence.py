@@ -11,6 +11,7 @@ from mlx_qwen.engine.step import Row
 from mlx_qwen.errors import PromptError
 from mlx_qwen.model import Model
 from mlx_qwen.model.qwen import NO_VISION
+from mlx_qwen.model.state import HybridCache
 from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import Prompt, PromptInputs, check_fits, prompt_inputs, room_for_answer
@@ -33,11 +34,16 @@ class Request:
 
 
 def prepare_request(
-    model: Model, processor: Processor, prompt: Prompt | PromptInputs, options: GenerationOptions, *, index: int = 0
+    model: Model,
+    processor: Processor,
+    prompt: Prompt | PromptInputs,
+    options: GenerationOptions,
+    *,
+    cache: HybridCache | None = None,
+    index: int = 0,
 ) -> Request:
-    """Encodes a prompt and checks it (PromptError); row `index` of a batch draws from `seed + index`."""
+    """Encodes a prompt that goes on after `cache` and checks it (PromptError); row `index` draws by `seed + index`."""
     text = model.config.text
-    cache = options.prompt_cache
     cached, seen = (0, []) if cache is None else (cache.offset, seen_tokens(cache))
     inputs = prompt if isinstance(prompt, PromptInputs) else prompt_inputs(processor, prompt, options)
     ids = inputs.ids

@@ -124,11 +124,13 @@ class HybridCache(list[LayerCache]):
     `offset` counts the tokens seen, padding included; `padding` is how many of them were left padding in each row
     [B], or None when no row had any. `rope_delta` int32 [B] is how far the next token's position is ahead of `offset`,
     or None before the first image: an image takes fewer positions than tokens. `tokens` are the ids that generation
-    read and wrote, for penalties that reach back; see `mlx_qwen.engine.caching`.
+    read and wrote, for penalties that reach back; see `mlx_qwen.engine.caching`. `text` is the config of the model that
+    it was made for.
     """
 
-    def __init__(self, layers: Sequence[LayerCache]) -> None:
+    def __init__(self, layers: Sequence[LayerCache], text: TextConfig) -> None:
         super().__init__(layers)
+        self.text = text
         self.offset = 0
         self.padding: mx.array | None = None
         self.rope_delta: mx.array | None = None
@@ -203,7 +205,7 @@ def make_cache(text: TextConfig, *, kv_bits: int | None = None, kv_group_size: i
             return GatedDeltaCache()
         return KVCache() if kv_bits is None else QuantizedKVCache(kv_bits, kv_group_size)
 
-    return HybridCache([layer(kind) for kind in text.layer_types])
+    return HybridCache([layer(kind) for kind in text.layer_types], text)
 
 
 def cache_nbytes(text: TextConfig, tokens: int, *, item_size: int = 2) -> int:

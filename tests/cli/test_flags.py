@@ -80,4 +80,4 @@ def test_help_is_the_declarations_text_in_their_order() -> None:
         "-n", "--share", "--word", "--loud", "--kind", "--kept", "--folder", "--size"
     ]  # fmt: skip
     assert records[0][1] == "How many there are.  [default: 3]"
-    assert records[2] == ("--word WORD", "What is said.")
+    assert records[2] == ("--word WORD", "What is said. May be repeated.")
