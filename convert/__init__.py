@@ -1,4 +1,12 @@
-"""Conversion of Qwen3.5 checkpoints to MLX: `convert` and its report, `describe` and its description, `compare`."""
+"""Conversion of Qwen3.5 checkpoints to MLX: `convert` and its report, `describe` and its description, `compare`.
+
+The package is called as mlx-lm's function is: `mlx_qwen.convert("Qwen/Qwen3.5-0.8B", "folder")` is
+`mlx_qwen.convert.convert` with the same arguments.
+"""
+
+import sys
+from inspect import Signature, signature
+from types import ModuleType
 
 from .comparison import Comparison, compare
 from .conversion import convert, describe
@@ -7,3 +15,16 @@ from .recipes.recipe import RECIPES
 from .report import ConversionReport
 
 __all__ = ["RECIPES", "Comparison", "ConversionReport", "Description", "compare", "convert", "describe"]
+
+
+class _Callable(ModuleType):
+    """A module that is called as its function `convert`."""
+
+    __call__ = staticmethod(convert)
+
+    @property
+    def __signature__(self) -> Signature:
+        return signature(convert)
+
+
+sys.modules[__name__].__class__ = _Callable

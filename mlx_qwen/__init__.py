@@ -1,30 +1,58 @@
-"""Run the Qwen3.5 models on Apple silicon: `load` a checkpoint, then `generate` text from it."""
+"""Run the Qwen3.5 models on Apple silicon.
+
+    model, processor = mlx_qwen.load("Qwen/Qwen3.5-0.8B")          # nothing given: a tiny model that comes along
+    print(mlx_qwen.generate(model, processor, [{"role": "user", "content": "Hello"}]))
+
+`stream_generate` gives an answer as it is written, `batch_generate` gives several together, and a `Conversation` turn
+after turn. `convert` writes a checkpoint for MLX, quantized; `plan` says whether a model fits a machine. Every error
+that is raised on purpose is an `MLXQwenError`.
+"""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mlx_qwen.answer.response import GenerationResponse
-    from mlx_qwen.generation import batch_generate, generate, stream_generate
-    from mlx_qwen.loading import load
+from mlx_qwen.errors import (
+    CheckpointError,
+    ConfigError,
+    ConversionError,
+    MLXQwenError,
+    PlanningError,
+    PromptError,
+)
+from mlx_qwen.version import __version__
 
-__version__ = "0.1.0"
-
-__all__ = ["GenerationResponse", "batch_generate", "generate", "load", "stream_generate"]
-
+# Where the public names live that are imported when they are first used: `mlx-qwen --help` need not wait for MLX.
 _HOMES = {
+    "Conversation": "conversation",
+    "GenerationOptions": "options",
     "GenerationResponse": "answer.response",
+    "ToolCall": "json_types",
     "batch_generate": "generation",
+    "convert": "convert",
     "generate": "generation",
     "load": "loading",
+    "plan": "convert.planning",
     "stream_generate": "generation",
 }
 
+__all__ = [  # noqa: PLE0604, the names of _HOMES come with __getattr__
+    "CheckpointError",
+    "ConfigError",
+    "ConversionError",
+    "MLXQwenError",
+    "PlanningError",
+    "PromptError",
+    "__version__",
+    *_HOMES,
+]
+
 
 def __getattr__(name: str) -> object:
-    """Import a public name or the converter when it is first used: `mlx-qwen --help` need not wait for MLX."""
-    if name == "convert":
-        return import_module("mlx_qwen.convert")
+    """Imports a public name when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"mlx_qwen.{_HOMES[name]}"), name)
+    home = import_module(f"mlx_qwen.{_HOMES[name]}")
+    return home if name == "convert" else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

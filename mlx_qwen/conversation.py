@@ -1,15 +1,16 @@
-"""A conversation that reads every token once, as long as each prompt goes on where the last answer ended."""
+"""A conversation: messages so far, and turns that the engine goes on with from what it has read."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from typing import Unpack
 
 from mlx_qwen.answer import AnswerParser
 from mlx_qwen.answer.response import GenerationResponse
-from mlx_qwen.engine.caching import seen_tokens
+from mlx_qwen.declared import check_value, takes
+from mlx_qwen.generation import check_loaded
 from mlx_qwen.json_types import Message
 from mlx_qwen.media.grids import Kind
 from mlx_qwen.model import Model
-from mlx_qwen.options import GenerationOptions
+from mlx_qwen.options import EngineSettings, GenerationOptions, OptionKeywords, options_and_settings
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import prompt_inputs
 from mlx_qwen.prompt.media_parts import Media
@@ -18,25 +19,43 @@ from mlx_qwen.requests import stream_answer
 
 
 class Conversation:
-    """Messages so far and the cache that has read them; `system` is the system message, if any."""
+    """Messages so far; each turn reads only what the turns before did not. `system` is the system message, if any.
 
+    Args:
+        model: from `load`.
+        processor: from `load`.
+        options: choices for every turn as one value.
+        system: the system message.
+        keywords: as `stream_generate` takes and explains them; they change single ones of the options.
+
+    Raises:
+        PromptError: an option cannot be used.
+    """
+
+    @takes(GenerationOptions, EngineSettings)
     def __init__(
-        self, model: Model, processor: Processor, options: GenerationOptions, *, system: str | None = None
+        self,
+        model: Model,
+        processor: Processor,
+        options: GenerationOptions | None = None,
+        *,
+        system: str | None = None,
+        **keywords: Unpack[OptionKeywords],
     ) -> None:
+        check_loaded(model, processor)
+        check_value("options", options, GenerationOptions | None)
+        check_value("system", system, str | None)
+        self._options, self._settings = options_and_settings(keywords, options)
         self.system = system
         self.turns: list[Message] = []
         self._attached: list[dict[str, object]] = []
         self._model = model
         self._processor = processor
-        self._options = replace(options, kv_bits=None)
-        self._kv_bits = options.kv_bits
-        self._cache = model.make_cache(kv_bits=options.kv_bits)
 
     def reset(self) -> None:
         """Forgets all turns and what is attached; the system message stays."""
         self.turns.clear()
         self._attached.clear()
-        self._forget()
 
     def attach(self, kind: Kind, source: str) -> str:
         """Puts an image or video, by path or URL, in front of the next question; returns what the model will see.
@@ -52,11 +71,7 @@ class Conversation:
         content = [*self._attached, {"type": "text", "text": question}] if self._attached else question
         asked: Message = {"role": "user", "content": content}
         inputs = prompt_inputs(self._processor, [*self._system_message(), *self.turns, asked], self._options)
-        seen = seen_tokens(self._cache)
-        if len(inputs.ids) <= len(seen) or inputs.ids[: len(seen)] != seen:
-            self._forget()
-        options = replace(self._options, prompt_cache=self._cache)
-        responses = stream_answer(self._model, self._processor, inputs.after(self._cache.offset), options)
+        responses = stream_answer(self._model, self._processor, inputs, self._options, self._settings)
         return Turn(asked, inputs.ids, responses, inside_thinking=self._processor.opens_thinking(inputs.ids))
 
     def remember(self, turn: "Turn") -> None:
@@ -64,14 +79,9 @@ class Conversation:
         if turn.tokens:
             self.turns += [turn.question, turn.answer()]
             self._attached.clear()
-        if self._cache.offset > len(self._cache.tokens):  # an interrupted step had read a token that never arrived here
-            self._forget()
 
     def _system_message(self) -> list[Message]:
         return [] if self.system is None else [{"role": "system", "content": self.system}]
-
-    def _forget(self) -> None:
-        self._cache = self._model.make_cache(kv_bits=self._kv_bits)
 
 
 class Turn:

@@ -18,3 +18,10 @@ class ToolCall:
 
     name: str
     arguments: dict[str, Json]
+
+
+def tool_name(tool: object) -> str | None:
+    """The name that a tool's JSON description gives its function, beside the description or under "function"."""
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    return name if isinstance(name, str) and name else None

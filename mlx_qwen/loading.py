@@ -9,11 +9,18 @@ from mlx_qwen.checkpoint.layout import FORMAT_KEY, FORMAT_VERSION, Layout, Plan,
 from mlx_qwen.checkpoint.matrices import read_matrices
 from mlx_qwen.checkpoint.shards import TensorInfo, checkpoint_tensors, companion_tensors
 from mlx_qwen.config import ModelConfig
+from mlx_qwen.declared import Declaration, check_value
 from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.model import Model
 from mlx_qwen.model.weights import assemble, check_norms
 from mlx_qwen.prompt import Processor
+
+_FLOAT = Declaration(
+    "what weights become.",
+    expected="mx.bfloat16, mx.float16 or mx.float32",
+    check=lambda dtype: dtype in (mx.bfloat16, mx.float16, mx.float32),
+)
 
 
 def load(
@@ -36,7 +43,12 @@ def load(
     Raises:
         ConfigError: config.json is missing or describes no model of this family.
         CheckpointError: files are missing or damaged, or tensors do not match the config.
+        PromptError: an argument is of another type.
     """
+    check_value("path_or_repo", path_or_repo, str | Path | None)
+    check_value("revision", revision, str | None)
+    check_value("dtype", dtype, mx.Dtype | None, _FLOAT)
+    check_value("lazy", lazy, bool)
     folder = resolve(demo_folder() if path_or_repo is None else path_or_repo, revision=revision)
     config = ModelConfig.from_directory(folder)
     processor = Processor.from_directory(folder, config)

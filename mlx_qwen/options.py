@@ -1,100 +1,159 @@
-"""Everything a caller can choose about an answer, checked once."""
+"""Everything that a caller can choose about an answer, and about the engine that writes it: each declared once."""
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
-import mlx.core as mx
-
+from mlx_qwen.declared import check_keywords, check_values, chosen, documented, option
 from mlx_qwen.errors import PromptError
-from mlx_qwen.json_types import Tools
+from mlx_qwen.json_types import Tools, tool_name
 from mlx_qwen.media.limits import MediaLimits
-from mlx_qwen.model.cache import HybridCache
 from mlx_qwen.recommended import GREEDY, SamplingParameters
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from mlx_qwen.media.image_sources import ImageSource
     from mlx_qwen.media.video_sources import VideoSource
 
 # As in mlx-lm: log-probabilities [1, V] to a token [1]; and all tokens so far [n] with logits [1, V] to logits [1, V].
-Sampler: TypeAlias = Callable[[mx.array], mx.array]
-LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
+Sampler: TypeAlias = Callable[["mx.array"], "mx.array"]
+LogitsProcessor: TypeAlias = Callable[["mx.array", "mx.array"], "mx.array"]
 Progress: TypeAlias = Callable[[int, int], None]
 
+# What a sampler of the caller's own does in their place.
+_DRAWING = ("temperature", "top_p", "top_k", "min_p", "seed")
 
-@dataclass(frozen=True, slots=True)
-class GenerationOptions:
-    """The keywords of `stream_generate`, where their meaning is described. None means: not chosen.
+
+def _none_empty(texts: str | Sequence[str]) -> bool:
+    return bool(texts) if isinstance(texts, str) else all(texts)
+
+
+def _all_named(described: Tools) -> bool:
+    return None not in map(tool_name, described)
+
+
+def _is_depth(mtp: str | int | bool) -> bool:
+    return mtp == "auto" or isinstance(mtp, bool) or str(mtp) in map(str, range(8))
+
+
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions(MediaLimits):
+    """What one request chooses about its answer: the keywords of `generate` as one value. None means: not chosen.
 
     Raises PromptError for values that cannot be used.
+
+    Attributes:
+        {options}
     """
 
-    max_tokens: int = 2048
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    tools: Tools | None = None
-    enable_thinking: bool | None = None
-    thinking_budget: int | None = None
-    preserve_thinking: bool | None = None
-    stop: str | Sequence[str] | None = None
-    sampler: Sampler | None = None
-    logits_processors: Sequence[LogitsProcessor] | None = None
-    prompt_cache: HybridCache | None = None
-    prefill_step_size: int = 2048
-    kv_bits: int | None = None
-    images: "Sequence[ImageSource] | None" = None
-    videos: "Sequence[VideoSource] | None" = None
-    max_pixels: int | None = None
-    min_pixels: int | None = None
-    total_pixels: int | None = None
-    fps: float | None = None
-    min_frames: int | None = None
-    max_frames: int | None = None
-    progress: Progress | bool = False
+    max_tokens: int = option(
+        2048,
+        help="most tokens to generate; fewer where the model's context ends.",
+        least=1,
+        flag=("-m", "--max-tokens"),
+    )
+    temperature: float | None = option(
+        None,
+        help="0 takes the likeliest token. Sampling options that are left out take Qwen's recommendation for the "
+        "model's size and mode, or greedy decoding where generation_config.json says `do_sample: false`.",
+        least=0,
+        flag=("--temp", "--temperature"),
+    )
+    top_p: float | None = option(
+        None,
+        help="keep the likeliest tokens that together reach this probability; 1 keeps all.",
+        above=0,
+        most=1,
+        flag="--top-p",
+    )
+    top_k: int | None = option(
+        None, help="keep this many of the likeliest tokens; 0 keeps all.", least=0, flag="--top-k"
+    )
+    min_p: float | None = option(
+        None,
+        help="keep tokens with at least this fraction of the likeliest one's probability; 0 keeps all.",
+        least=0,
+        most=1,
+        flag="--min-p",
+    )
+    presence_penalty: float | None = option(
+        None,
+        help="subtracted from the logits of every token that is already in the answer.",
+        least=-2,
+        most=2,
+        flag="--presence-penalty",
+    )
+    repetition_penalty: float | None = option(
+        None,
+        help="divides positive logits of tokens in cache, prompt and answer, and multiplies negative ones; 1 is off.",
+        above=0,
+        flag="--repetition-penalty",
+    )
+    seed: int | None = option(
+        None, help="makes sampling repeatable; without it, one is drawn from `mx.random`.", least=0, flag="--seed"
+    )
+    tools: Tools | None = option(
+        None,
+        help="functions that the model may call, as JSON descriptions; used with chat messages.",
+        expected='a list like [{"type": "function", "function": {"name": ..., "parameters": {...}}}]',
+        check=_all_named,
+    )
+    enable_thinking: bool | None = option(
+        None,
+        help="whether a chat answer begins with reasoning, by default as is best for the model's size.",
+        flag="--enable-thinking/--no-thinking",
+    )
+    thinking_budget: int | None = option(
+        None,
+        help="most tokens of reasoning; after them it is closed, and the answer follows.",
+        least=0,
+        flag="--thinking-budget",
+    )
+    preserve_thinking: bool | None = option(
+        None, help="whether earlier turns keep their reasoning, for templates that know the choice."
+    )
+    stop: str | Sequence[str] | None = option(
+        None,
+        help="text that ends the answer and is not part of it.",
+        expected="a text that is not empty, or a list of such",
+        check=_none_empty,
+        flag="--stop",
+    )
+    sampler: Sampler | None = option(
+        None, help="draws the token instead: log-probabilities fp32 [1, V] to a token [1]."
+    )
+    logits_processors: Sequence[LogitsProcessor] | None = option(
+        None, help="each maps all tokens so far [n] and logits fp32 [1, V] to logits, after the penalties."
+    )
+    images: Sequence["ImageSource"] | None = option(
+        None,
+        help="images to ask about: in front of the last user's words in chat messages, or at the placeholders of any "
+        "other prompt.",
+        expected="a list of images, also for a single one",
+        flag="--image",
+        metavar="PATH|URL",
+    )
+    videos: Sequence["VideoSource"] | None = option(
+        None,
+        help="videos to ask about, behind the images. Files need the extra `video`; animations and lists of frames do "
+        "not.",
+        expected="a list of videos, also for a single one",
+        flag="--video",
+        metavar="PATH|URL",
+    )
 
     def __post_init__(self) -> None:
-        _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1")
-        _check("prefill_step_size", self.prefill_step_size, self.prefill_step_size >= 1, "at least 1")
-        _check("temperature", self.temperature, _between(self.temperature, 0, math.inf), "0 (greedy) or more")
-        _check("top_p", self.top_p, self.top_p != 0 and _between(self.top_p, 0, 1), "above 0 and at most 1 (off)")
-        _check("top_k", self.top_k, _between(self.top_k, 0, math.inf), "0 (off) or more")
-        _check("min_p", self.min_p, _between(self.min_p, 0, 1), "from 0 (off) to 1")
-        _check("presence_penalty", self.presence_penalty, _between(self.presence_penalty, -2, 2), "from -2 to 2")
-        penalty = self.repetition_penalty
-        _check("repetition_penalty", penalty, penalty != 0 and _between(penalty, 0, math.inf), "above 0 (1 is off)")
-        _check("thinking_budget", self.thinking_budget, _between(self.thinking_budget, 0, math.inf), "0 or more tokens")
-        _check("seed", self.seed, _between(self.seed, 0, math.inf), "0 or more")
-        _check("stop", self.stop, _is_stop(self.stop), "a string that is not empty, or a list of such")
-        _check("images", type(self.images), _is_list(self.images), "a list of images, also for a single one")
-        _check("videos", type(self.videos), _is_list(self.videos), "a list of videos, also for a single one")
-        _ = self.media_limits
-        known_cache = self.prompt_cache is None or isinstance(self.prompt_cache, HybridCache)
-        _check("prompt_cache", self.prompt_cache, known_cache, "what model.make_cache() returns")
-        if self.kv_bits is not None and self.prompt_cache is not None:
-            raise PromptError("kv_bits belongs to the cache: pass model.make_cache(kv_bits=...) as prompt_cache.")
-        if self.sampler is not None:
-            drawing = ("temperature", "top_p", "top_k", "min_p", "seed")
-            extra = [name for name in drawing if getattr(self, name) is not None]
-            if extra:
-                raise PromptError(f"sampler replaces {', '.join(drawing)}; drop it or {', '.join(extra)}.")
+        MediaLimits.__post_init__(self)  # with slots, super() would look in the class that they replaced
+        extra = [name for name in _DRAWING if getattr(self, name) is not None]
+        if self.sampler is not None and extra:
+            raise PromptError(f"sampler replaces {', '.join(_DRAWING)}; drop it or {', '.join(extra)}.")
 
     @property
     def media_limits(self) -> MediaLimits:
-        """The choices that images and videos are prepared by; raises PromptError where they cannot be used."""
-        return MediaLimits(
-            min_pixels=self.min_pixels,
-            max_pixels=self.max_pixels,
-            total_pixels=self.total_pixels,
-            fps=self.fps,
-            min_frames=self.min_frames,
-            max_frames=self.max_frames,
-        )
+        """The choices that images and videos are prepared by."""
+        return MediaLimits().over(self)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -106,32 +165,102 @@ class GenerationOptions:
     def sampling(self, recommended: SamplingParameters) -> SamplingParameters:
         """What the caller chose, and for the rest `recommended`; an answer at temperature 0 gets no penalty unasked."""
         temperature = recommended.temperature if self.temperature is None else self.temperature
-        base = GREEDY if temperature == 0 else recommended
-        return SamplingParameters(
-            temperature=temperature,
-            top_p=base.top_p if self.top_p is None else self.top_p,
-            top_k=base.top_k if self.top_k is None else self.top_k,
-            min_p=base.min_p if self.min_p is None else self.min_p,
-            presence_penalty=base.presence_penalty if self.presence_penalty is None else self.presence_penalty,
-            repetition_penalty=base.repetition_penalty if self.repetition_penalty is None else self.repetition_penalty,
-        )
+        own = {field.name: getattr(self, field.name) for field in fields(SamplingParameters)}
+        chosen = {name: value for name, value in own.items() if value is not None}
+        return replace(GREEDY if temperature == 0 else recommended, **chosen)
 
 
-def _between(value: float | None, low: float, high: float) -> bool:
-    return value is None or (low <= value <= high and math.isfinite(value))
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How the engine works, whatever is asked of it: keywords of `generate` that are no request's own.
+
+    Raises PromptError for values that cannot be used.
+
+    Attributes:
+        {options}
+    """
+
+    kv_bits: int | None = option(
+        None, help="8 or 4 packs keys and values of the attention layers.", choices=(4, 8), flag="--kv-bits"
+    )
+    prefill_step_size: int = option(
+        2048, help="prompt tokens that are read at once.", least=1, flag="--prefill-step-size"
+    )
+    mtp: str | int | bool = option(
+        "auto",
+        help="how many tokens the MTP layer guesses ahead for each pass: as many as pay (auto), or 0 to 7. It never "
+        "changes an answer.",
+        expected="'auto', False, or a number from 0 to 7",
+        check=_is_depth,
+        flag="--mtp",
+        metavar="auto|0-7",
+    )
+    prefix_cache: bool = option(
+        True,
+        help="whether to go on from what was read before, and to keep what is read now.",
+        flag="--prefix-cache/--no-prefix-cache",
+    )
+    progress: Progress | bool = option(
+        False,
+        help="called with (done, total) prompt tokens, or True for a line on stderr, in a notebook an output.",
+        expected="True, False or a function of (done, total)",
+    )
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+    @property
+    def drafts(self) -> int | None:
+        """How many tokens to guess ahead; None for as many as pay."""
+        return None if self.mtp is True or self.mtp == "auto" else int(self.mtp)
 
 
-def _is_list(media: object) -> bool:
-    return media is None or (isinstance(media, Sequence) and not isinstance(media, str | bytes))
+class SettingKeywords(TypedDict, total=False):
+    """The fields of `EngineSettings`, for type checkers."""
+
+    kv_bits: int | None
+    prefill_step_size: int
+    mtp: str | int | bool
+    prefix_cache: bool
+    progress: Progress | bool
 
 
-def _is_stop(stop: object) -> bool:
-    strings = [stop] if isinstance(stop, str) else stop
-    if strings is None:
-        return True
-    return isinstance(strings, Sequence) and all(isinstance(string, str) and string for string in strings)
+class OptionKeywords(SettingKeywords, total=False):
+    """What `generate` takes by name, for type checkers: the fields of `GenerationOptions` and of `EngineSettings`."""
+
+    max_tokens: int
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    presence_penalty: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    tools: Tools | None
+    enable_thinking: bool | None
+    thinking_budget: int | None
+    preserve_thinking: bool | None
+    stop: str | Sequence[str] | None
+    sampler: Sampler | None
+    logits_processors: Sequence[LogitsProcessor] | None
+    images: Sequence["ImageSource"] | None
+    videos: Sequence["VideoSource"] | None
+    max_pixels: int | None
+    min_pixels: int | None
+    total_pixels: int | None
+    fps: float | None
+    min_frames: int | None
+    max_frames: int | None
+    source_fps: float | None
 
 
-def _check(name: str, value: object, fits: bool, expected: str) -> None:
-    if not fits:
-        raise PromptError(f"{name} is {value!r}; expected {expected}.")
+def options_and_settings(
+    keywords: Mapping[str, object], options: GenerationOptions | None = None
+) -> tuple[GenerationOptions, EngineSettings]:
+    """The two values that keywords make, where they are given in place of those of `options`.
+
+    Raises PromptError for a keyword that is unknown, or whose value cannot be used.
+    """
+    check_keywords(keywords, GenerationOptions, EngineSettings)
+    return chosen(GenerationOptions, keywords, options), chosen(EngineSettings, keywords)

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlx_qwen.answer.response import Clock, GenerationResponse
 from mlx_qwen.engine.anchors import Marks, Span, anchors, question_end
-from mlx_qwen.engine.caching import seen_tokens
+from mlx_qwen.engine.caching import check_cache, seen_tokens
 from mlx_qwen.engine.draft import Drafts
 from mlx_qwen.engine.engine import Engine, engine_of
 from mlx_qwen.engine.prefix import prefix_key
@@ -20,10 +20,10 @@ from mlx_qwen.engine.sequence import Sequence as Answering
 from mlx_qwen.engine.transcript import Answer
 from mlx_qwen.errors import PromptError
 from mlx_qwen.model import Model
-from mlx_qwen.model.cache import kv_packing
+from mlx_qwen.model.cache import HybridCache, kv_packing
 from mlx_qwen.model.multimodal import Pixels
 from mlx_qwen.model.qwen import NO_VISION
-from mlx_qwen.options import GenerationOptions, Progress
+from mlx_qwen.options import EngineSettings, GenerationOptions, Progress
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import Prompt, PromptInputs, check_fits, prompt_inputs, room_for_answer
 from mlx_qwen.prompt.placed import Placed, feature_count
@@ -40,18 +40,25 @@ class Request:
 
 
 def prepare_request(
-    model: Model, processor: Processor, prompt: Prompt | PromptInputs, options: GenerationOptions, *, index: int = 0
+    model: Model,
+    processor: Processor,
+    prompt: Prompt | PromptInputs,
+    options: GenerationOptions,
+    settings: EngineSettings,
+    *,
+    cache: HybridCache | None = None,
+    index: int = 0,
 ) -> Request:
-    """Encodes a prompt and checks it (PromptError); row `index` of a batch draws from `seed + index`."""
+    """Encodes a prompt that goes on after `cache` and checks it (PromptError); row `index` draws by `seed + index`."""
     text = model.config.text
-    cache = options.prompt_cache
+    check_cache(model, cache, settings.kv_bits)
     cached, seen = (0, []) if cache is None else (cache.offset, seen_tokens(cache))
     inputs = prompt if isinstance(prompt, PromptInputs) else prompt_inputs(processor, prompt, options)
     ids = inputs.ids
     if inputs.media and model.vision is None:
         raise PromptError(NO_VISION)
     check_fits(ids, text, cached=cached)
-    kv_packing(text, options.kv_bits)
+    kv_packing(text, settings.kv_bits)
     inside = processor.opens_thinking(ids)
     sampler = TokenSampler(
         sampling_parameters(model, processor, options, thinking=inside),
@@ -70,15 +77,15 @@ def prepare_request(
         rules=Rules([budget] if budget else []),
         follower=answer,
         max_tokens=max_tokens,
-        drafts=Drafts(None),
+        drafts=Drafts(settings.drafts),
         media=[_medium(one) for one in inputs.media],
-        key=None if cache is not None else prefix_key(ids, _digests(processor, inputs)),
+        key=prefix_key(ids, _digests(processor, inputs)) if settings.prefix_cache and cache is None else None,
         anchors=anchors(ids, Marks.of(processor), media=_spans(processor, inputs)),
         answer_from=question_end(ids, Marks.of(processor)),
         prompt_cache=cache,
-        step_size=options.prefill_step_size,
-        kv_bits=options.kv_bits,
-        progress=progress_callback(options.progress),
+        step_size=settings.prefill_step_size,
+        kv_bits=settings.kv_bits,
+        progress=progress_callback(settings.progress),
     )
     return Request(sequence, answer)
 
@@ -92,10 +99,15 @@ def sampling_parameters(
 
 
 def stream_answer(
-    model: Model, processor: Processor, prompt: Prompt | PromptInputs, options: GenerationOptions
+    model: Model,
+    processor: Processor,
+    prompt: Prompt | PromptInputs,
+    options: GenerationOptions,
+    settings: EngineSettings,
+    prompt_cache: HybridCache | None = None,
 ) -> Iterator[GenerationResponse]:
-    """As `stream_generate`, with the options in one object. Prompt and cache are checked before this returns."""
-    request = prepare_request(model, processor, prompt, options)
+    """As `stream_generate`, with options and settings as values. Prompt and cache are checked before this returns."""
+    request = prepare_request(model, processor, prompt, options, settings, cache=prompt_cache)
     return responses(engine_of(model), request)
 
 
@@ -111,17 +123,23 @@ def responses(engine: Engine, request: Request) -> Iterator[GenerationResponse]:
 
 
 def write_batch(
-    model: Model, processor: Processor, prompts: Sequence[Prompt], options: GenerationOptions
+    model: Model,
+    processor: Processor,
+    prompts: Sequence[Prompt],
+    options: GenerationOptions,
+    settings: EngineSettings,
 ) -> list[GenerationResponse]:
     """One answer for each prompt, all at the same time; the last response of each, whose `text` is the whole."""
-    if isinstance(prompts, str):
+    if isinstance(prompts, str | bytes) or not hasattr(prompts, "__len__"):
         raise PromptError("batch_generate takes a list of prompts; for a single one use generate.")
     if any(isinstance(prompt, Mapping) for prompt in prompts):
         raise PromptError(
             "batch_generate takes a list of conversations, each a list of messages; this is one conversation. "
             "Put it into a list."
         )
-    requests = [prepare_request(model, processor, prompt, options, index=i) for i, prompt in enumerate(prompts)]
+    requests = [
+        prepare_request(model, processor, prompt, options, settings, index=i) for i, prompt in enumerate(prompts)
+    ]
     engine, clock, last = engine_of(model), Clock(), []
     try:
         for request in requests:

@@ -1,27 +1,25 @@
 """Runs one prompt for the command line, on the same path as the Python functions."""
 
-import sys
-
 import click
 
-from mlx_qwen.cli.options import GenerationFlags
 from mlx_qwen.cli.printer import AnswerPrinter
 from mlx_qwen.engine.caching import kv_cache_summary
 from mlx_qwen.model import Model
-from mlx_qwen.options import GenerationOptions
+from mlx_qwen.options import EngineSettings, GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import Prompt, prompt_inputs
 from mlx_qwen.prompt.placed import describe
 from mlx_qwen.requests import stream_answer
 
 
-def options_from_flags(flags: GenerationFlags) -> GenerationOptions:
-    """The options that the flags ask for; prompt progress is shown where someone watches."""
-    return GenerationOptions(**flags, progress=sys.stderr.isatty())
-
-
 def answer_prompt(
-    model: Model, processor: Processor, prompt: Prompt, options: GenerationOptions, *, verbose: bool
+    model: Model,
+    processor: Processor,
+    prompt: Prompt,
+    options: GenerationOptions,
+    settings: EngineSettings,
+    *,
+    verbose: bool,
 ) -> None:
     """Prints the answer as it comes.
 
@@ -29,11 +27,11 @@ def answer_prompt(
     cut short by Ctrl-C.
     """
     inputs = prompt_inputs(processor, prompt, options)
-    responses = stream_answer(model, processor, inputs, options)
+    responses = stream_answer(model, processor, inputs, options, settings)
     for one in inputs.media if verbose else ():
         click.echo(describe(processor, one.patches), err=True)
-    if verbose and options.kv_bits is not None:
-        click.echo(kv_cache_summary(model, options.kv_bits), err=True)
+    if verbose and settings.kv_bits is not None:
+        click.echo(kv_cache_summary(model, settings.kv_bits), err=True)
     printer = AnswerPrinter(inside_thinking=processor.opens_thinking(inputs.ids))
     last = None
     try:

@@ -1,11 +1,13 @@
 """`mlx-qwen chat`: a conversation in the terminal."""
 
+import sys
 from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from mlx_qwen.cli.options import GenerationFlags, chosen_model, generation_flags, model_flags
+from mlx_qwen.cli.options import chosen_model, generation_flags, model_flags
 from mlx_qwen.errors import PromptError
+from mlx_qwen.options import OptionKeywords, options_and_settings
 
 if TYPE_CHECKING:
     from mlx_qwen.conversation import Conversation
@@ -20,25 +22,25 @@ _HELP = """/image PATH     show an image with the next question; several at once
 
 @click.command()
 @model_flags
-@generation_flags(max_tokens=32768)
+@generation_flags(max_tokens=32768, media=False)
 @click.option("--verbose/--quiet", default=False, help="Statistics after each answer.  [default: quiet]")
 def command(
-    model: str | None, revision: str | None, system_prompt: str | None, verbose: bool, **flags: Unpack[GenerationFlags]
+    model: str | None, revision: str | None, system_prompt: str | None, verbose: bool, **flags: Unpack[OptionKeywords]
 ) -> None:
     """Talk with a model, turn by turn."""
     path = chosen_model(model)
 
-    from mlx_qwen.cli.answering import options_from_flags
     from mlx_qwen.conversation import Conversation
     from mlx_qwen.engine.caching import kv_cache_summary
     from mlx_qwen.loading import load
 
-    options = options_from_flags(flags)
+    flags["progress"] = sys.stderr.isatty()
+    _, settings = options_and_settings(flags)  # checked before the model is loaded
     loaded, processor = load(path, revision=revision)
-    conversation = Conversation(loaded, processor, options, system=system_prompt)
+    conversation = Conversation(loaded, processor, system=system_prompt, **flags)
     click.echo(f"{path or 'The bundled demo'}. /help lists what you can type besides questions.")
-    if options.kv_bits is not None:
-        click.echo(kv_cache_summary(loaded, options.kv_bits), err=True)
+    if settings.kv_bits is not None:
+        click.echo(kv_cache_summary(loaded, settings.kv_bits), err=True)
     while (line := _read_line()) is not None:
         if line.startswith("/"):
             if not _obey(line, conversation):

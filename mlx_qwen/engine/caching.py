@@ -2,10 +2,26 @@
 
 from collections.abc import Sequence
 
+from mlx_qwen.errors import PromptError
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import HybridCache
+from mlx_qwen.value_types import shown
 
 _UNKNOWN = -1
+
+
+def check_cache(model: Model, cache: HybridCache | None, kv_bits: int | None) -> None:
+    """Raises PromptError for what is no cache of this model, or was to be packed after it was made."""
+    if cache is None:
+        return
+    if not isinstance(cache, HybridCache):
+        raise PromptError(f"prompt_cache is {shown(cache)}; expected what model.make_cache() returns, or None.")
+    if cache.text != model.config.text:
+        raise PromptError(
+            "prompt_cache is of another model, whose layers it fits; expected what make_cache() of this one returns."
+        )
+    if kv_bits is not None:
+        raise PromptError("kv_bits belongs to the cache: pass model.make_cache(kv_bits=...) as prompt_cache.")
 
 
 def seen_tokens(cache: HybridCache) -> list[int]:

@@ -1,47 +1,57 @@
 """What a caller may choose about the size of images and videos, and about the frames of a video."""
 
-import math
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 
+from mlx_qwen.declared import check_values, documented, option
 from mlx_qwen.errors import PromptError
 
+_RATE = "frames per second above 0"
 
-@dataclass(frozen=True, slots=True)
+
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MediaLimits:
     """Bounds of areas in pixels and of frames; None leaves a choice to the checkpoint.
 
     Raises PromptError for values that cannot be used.
 
     Attributes:
-        min_pixels: area to which smaller images, and smaller frames of a video, are enlarged.
-        max_pixels: area to which larger images, and larger frames of a video, are shrunk.
-        total_pixels: area that all frames of a video may have together.
-        fps: frames that are taken from a second of video.
-        min_frames: fewest frames that are taken, unless the video has fewer.
-        max_frames: most frames that are taken.
-        source_fps: frames that make a second of a video given as a list of frames; without it, they count as already
-            taken, `fps` of them a second.
+        {options}
     """
 
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    total_pixels: int | None = None
-    fps: float | None = None
-    min_frames: int | None = None
-    max_frames: int | None = None
-    source_fps: float | None = None
+    min_pixels: int | None = option(
+        None,
+        help="area to which smaller images, and smaller frames of a video, are enlarged. This and the following "
+        "choices are the checkpoint's own when left out.",
+        least=1,
+        flag="--min-pixels",
+    )
+    max_pixels: int | None = option(
+        None, help="area to which larger images and frames are shrunk.", least=1, flag="--max-pixels"
+    )
+    total_pixels: int | None = option(
+        None, help="area that all frames of a video may have together.", least=1, flag="--total-pixels"
+    )
+    fps: float | None = option(
+        None,
+        help="frames taken from a second of video; a list of frames counts as taken at this rate already.",
+        above=0,
+        expected=_RATE,
+        flag="--fps",
+    )
+    min_frames: int | None = option(
+        None, help="fewest frames taken from a video that has as many.", least=1, flag="--min-frames"
+    )
+    max_frames: int | None = option(None, help="most frames taken from a video.", least=1, flag="--max-frames")
+    source_fps: float | None = option(
+        None,
+        help="frames that make a second of a video given as a list of frames; fps of them are taken, not all.",
+        above=0,
+        expected=_RATE,
+    )
 
     def __post_init__(self) -> None:
-        for name in NAMES:
-            value = getattr(self, name)
-            if value is None:
-                continue
-            rate = name in ("fps", "source_fps")
-            kind = Real if rate else Integral
-            if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or value <= 0:
-                expected = "frames per second above 0" if rate else "a whole number of at least 1"
-                raise PromptError(f"{name} is {value!r}; expected {expected}.")
+        check_values(self)
         for low, high in (("min_pixels", "max_pixels"), ("min_frames", "max_frames")):
             least, most = getattr(self, low), getattr(self, high)
             if least is not None and most is not None and most < least:

@@ -13,11 +13,12 @@ class HybridCache:
     """Holds the `state` that the last call left; a call that fails or is interrupted leaves that of before.
 
     `tokens` are the ids that generation read and wrote, for penalties that reach back; those that the model was called
-    with directly are unknown.
+    with directly are unknown. `text` is the config of the model that it was made for.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, text: TextConfig) -> None:
         self.state = state
+        self.text = text
         self.tokens: list[int] = []
 
     @property
@@ -60,4 +61,4 @@ def kv_packing(text: TextConfig, kv_bits: int | None, kv_group_size: int | None 
 
 def make_cache(text: TextConfig, *, kv_bits: int | None = None, kv_group_size: int | None = None) -> HybridCache:
     """An empty cache; `kv_bits` 4 or 8 packs keys and values, not the linear layers' state. Raises as `kv_packing`."""
-    return HybridCache(empty_state(text, kv_packing(text, kv_bits, kv_group_size)))
+    return HybridCache(empty_state(text, kv_packing(text, kv_bits, kv_group_size)), text)

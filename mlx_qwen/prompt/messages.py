@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from mlx_qwen.errors import PromptError
-from mlx_qwen.json_types import Json, Message, Messages, Tools
+from mlx_qwen.json_types import Json, Message, Messages, ToolCall, Tools, tool_name
 from mlx_qwen.prompt.media_parts import check_fields, media_kind, placeholder_part
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -18,11 +18,11 @@ _TOOL_RESPONSE = re.compile(r"\s*<tool_response>.*</tool_response>\s*", re.DOTAL
 def prepare_messages(messages: Messages) -> list[dict[str, Json]]:
     """Copies messages into plain JSON, repairs what has one obvious meaning and refuses the rest.
 
-    Text parts are joined, tool arguments in JSON strings parsed, and system messages after the first merged into it
-    (with a warning). Where a message holds images or videos its content stays a list of parts, {"type": "image"} or
-    {"type": "video"} for each of them. Raises PromptError naming the message when a role is unknown, content is
-    neither text, images nor videos, a system message holds images, images stand beside the content, or no message is a
-    user's question.
+    Text parts are joined, `ToolCall`s and tool arguments in JSON strings brought into form, and system messages after
+    the first merged into it (with a warning). Where a message holds images or videos its content stays a list of
+    parts, {"type": "image"} or {"type": "video"} for each of them. Raises PromptError naming the message when a role
+    is unknown, content is neither text, images nor videos, a system message holds images, images stand beside the
+    content, or no message is a user's question.
     """
     if not messages:
         raise PromptError('The list of messages is empty; pass at least one, like {"role": "user", "content": "..."}.')
@@ -44,6 +44,10 @@ def prepare_tools(tools: Tools | None) -> list[Json] | None:
             raise PromptError(
                 f"Tool {index} is a {type(tool).__name__}; describe it as JSON: "
                 '{"type": "function", "function": {"name": ..., "parameters": {...}}}.'
+            )
+        if tool_name(tool) is None:
+            raise PromptError(
+                f'Tool {index} has no name; expected {{"type": "function", "function": {{"name": ...}}}}.'
             )
         prepared.append(_plain(tool, f"Tool {index}"))
     return prepared
@@ -145,6 +149,8 @@ def _plain(value: object, where: str) -> Json:
     for kind in (str, int, float):
         if isinstance(value, kind):
             return kind(value)
+    if isinstance(value, ToolCall):
+        return {"type": "function", "function": {"name": value.name, "arguments": _plain(value.arguments, where)}}
     if isinstance(value, Mapping):
         return {str(key): _plain(item, where) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes):

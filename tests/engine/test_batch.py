@@ -1,9 +1,10 @@
 """Every row of a batch is what its prompt gives alone."""
 
+import mlx.core as mx
 import pytest
 
 from mlx_qwen.errors import PromptError
-from mlx_qwen.generation import batch_generate, generate
+from mlx_qwen.generation import batch_generate, generate, stream_generate
 from tests.engine.conftest import Loaded, make_processor
 
 PROMPTS = [[(11 * i * n) % 280 + 3 for i in range(1, n + 1)] for n in (5, 40, 17)]
@@ -46,3 +47,22 @@ def test_one_conversation_instead_of_a_list_is_refused(loaded: Loaded) -> None:
 def test_one_string_instead_of_a_list_is_refused(loaded: Loaded) -> None:
     with pytest.raises(PromptError, match="list of prompts"):
         batch_generate(loaded.model, loaded.processor, "hi")
+
+
+def test_responses_of_a_batch_hold_whole_answers_and_what_each_row_read_and_wrote(loaded: Loaded) -> None:
+    options = {**OPTIONS, "stop": "a", "prefix_cache": False}
+    found = batch_generate(loaded.model, loaded.processor, PROMPTS, return_responses=True, **options)  # type: ignore[arg-type]
+    for index, response in enumerate(found):
+        alone = list(stream_generate(loaded.model, loaded.processor, PROMPTS[index], **options))  # type: ignore[arg-type]
+        assert response.text == "".join(one.text for one in alone)
+        last = alone[-1]
+        for name in ("token", "prompt_tokens", "generation_tokens", "finish_reason", "reasoning", "tool_calls"):
+            assert getattr(response, name) == getattr(last, name), name
+        assert mx.allclose(response.logprobs, last.logprobs, atol=1e-4)
+    assert {response.finish_reason for response in found} == {"stop", "length"}
+
+
+@pytest.mark.parametrize("prompts", [None, 5, b"hi", (prompt for prompt in PROMPTS)], ids=str)
+def test_what_is_no_list_of_prompts_is_refused(loaded: Loaded, prompts: object) -> None:
+    with pytest.raises(PromptError, match="takes a list of prompts"):
+        batch_generate(loaded.model, loaded.processor, prompts)  # type: ignore[call-overload]

@@ -1,11 +1,18 @@
 """Options that cannot be used are refused by name, and the others are completed as Qwen recommends."""
 
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import mlx.core as mx
 import pytest
 
 from mlx_qwen.config import ModelConfig
+from mlx_qwen.conversation import Conversation
 from mlx_qwen.errors import PromptError
-from mlx_qwen.generation import stream_generate
-from mlx_qwen.options import GenerationOptions
+from mlx_qwen.generation import batch_generate, generate, stream_generate
+from mlx_qwen.loading import load, load_model
+from mlx_qwen.options import EngineSettings, GenerationOptions
 from mlx_qwen.recommended import GREEDY, SamplingParameters, recommended_sampling
 from mlx_qwen.requests import sampling_parameters
 from tests.engine.conftest import Loaded, make_processor
@@ -14,32 +21,117 @@ from tests.support.configs import text_config
 THINKING = SamplingParameters(1.0, top_p=0.95, top_k=20, presence_penalty=1.5)
 
 
+# Values that fit no use, and one of another type, for every option that can be wrong.
+UNUSABLE: list[tuple[str, object]] = [
+    ("max_tokens", 0),
+    ("max_tokens", "5"),
+    ("max_tokens", None),
+    ("max_tokens", True),
+    ("max_tokens", 5.0),
+    ("temperature", -0.1),
+    ("temperature", float("nan")),
+    ("temperature", "0"),
+    ("top_p", 0.0),
+    ("top_p", 1.1),
+    ("top_p", [0.5]),
+    ("top_k", -1),
+    ("top_k", 2.5),
+    ("min_p", 1.5),
+    ("min_p", False),
+    ("presence_penalty", 3.0),
+    ("presence_penalty", "high"),
+    ("repetition_penalty", 0.0),
+    ("repetition_penalty", float("inf")),
+    ("thinking_budget", -1),
+    ("thinking_budget", "all"),
+    ("seed", -1),
+    ("seed", 0.5),
+    ("enable_thinking", "no"),
+    ("enable_thinking", 0),
+    ("preserve_thinking", 1),
+    ("tools", {"type": "function", "function": {"name": "f"}}),
+    ("tools", [print]),
+    ("tools", [{"type": "function", "function": {"parameters": {}}}]),
+    ("tools", [{"type": "function", "function": {"name": "f"}}, {}]),
+    ("stop", ""),
+    ("stop", ["a", ""]),
+    ("stop", [1]),
+    ("stop", 1),
+    ("sampler", 0.7),
+    ("logits_processors", print),
+    ("logits_processors", [1]),
+    ("images", "a.png"),
+    ("images", b"\x89PNG"),
+    ("videos", "a.mp4"),
+    ("max_pixels", 0),
+    ("max_pixels", "large"),
+    ("min_pixels", True),
+    ("total_pixels", 1.5),
+    ("fps", 0),
+    ("fps", float("nan")),
+    ("min_frames", -1),
+    ("max_frames", 2.5),
+    ("source_fps", -2),
+    ("prompt_cache", []),
+    ("prefill_step_size", 0),
+    ("prefill_step_size", None),
+    ("kv_bits", 3),
+    ("kv_bits", "4"),
+    ("mtp", 8),
+    ("mtp", "always"),
+    ("prefix_cache", 1),
+    ("progress", "yes"),
+    ("progress", None),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), UNUSABLE, ids=lambda value: str(value)[:30])
+def test_an_impossible_value_is_refused_with_its_name(loaded: Loaded, name: str, value: object) -> None:
+    with pytest.raises(PromptError, match=f"^{name} is .*expected "):
+        stream_generate(loaded.model, loaded.processor, "hi", **{name: value})  # type: ignore[arg-type]
+
+
+def test_no_option_is_left_out_of_what_is_refused() -> None:
+    names = {field.name for cls in (GenerationOptions, EngineSettings) for field in fields(cls)}
+    assert {name for name, _ in UNUSABLE} == names | {"prompt_cache"}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("temprature", "temperature"), ("temp", "temperature"), ("max_new_tokens", "max_tokens"), ("image", "images")],
+)
+def test_an_unknown_option_is_answered_with_the_one_that_was_meant(loaded: Loaded, name: str, meant: str) -> None:
+    for function in (generate, stream_generate, batch_generate, Conversation):
+        prompt = None if function is Conversation else ["hi"]
+        with pytest.raises(PromptError, match=f"no option '{name}'; did you mean {meant}\\?"):
+            function(loaded.model, loaded.processor, prompt, **{name: 0})  # type: ignore[operator, arg-type]
+
+
+@pytest.mark.parametrize("function", [generate, stream_generate, batch_generate, Conversation])
+def test_swapped_or_foreign_arguments_are_refused_by_name(loaded: Loaded, function: Callable[..., object]) -> None:
+    with pytest.raises(PromptError, match=r"^model is an object of type Processor; expected .*load\(\.\.\.\)"):
+        function(loaded.processor, loaded.model, ["hi"])
+    with pytest.raises(PromptError, match=r"^processor is an object of type Model; expected "):
+        function(loaded.model, loaded.model, ["hi"])
+    with pytest.raises(PromptError, match=r"^model is 'Qwen/Qwen3.5-0.8B'; expected "):
+        function("Qwen/Qwen3.5-0.8B", loaded.processor, ["hi"])
+
+
+def test_a_cache_of_another_model_is_refused(loaded: Loaded, checkpoint: Callable[[str], Path]) -> None:
+    folder = checkpoint("moe")
+    other = load_model(folder, ModelConfig.from_directory(folder))
+    with pytest.raises(PromptError, match="prompt_cache is of another model"):
+        stream_generate(loaded.model, loaded.processor, "hi", prompt_cache=other.make_cache())
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("max_tokens", 0),
-        ("temperature", -0.1),
-        ("temperature", float("nan")),
-        ("top_p", 0.0),
-        ("top_p", 1.1),
-        ("top_k", -1),
-        ("min_p", 1.5),
-        ("presence_penalty", 3.0),
-        ("repetition_penalty", 0.0),
-        ("thinking_budget", -1),
-        ("seed", -1),
-        ("stop", ""),
-        ("stop", ["a", ""]),
-        ("stop", [1]),
-        ("stop", 1),
-        ("prompt_cache", []),
-        ("prefill_step_size", 0),
-        ("kv_bits", 3),
-    ],
+    [("dtype", "float16"), ("dtype", mx.int32), ("lazy", None), ("revision", 3), ("path_or_repo", ["a"])],
 )
-def test_an_impossible_value_is_refused_with_its_name(loaded: Loaded, name: str, value: object) -> None:
-    with pytest.raises(PromptError, match=f"^{name} is "):
-        stream_generate(loaded.model, loaded.processor, "hi", **{name: value})  # type: ignore[arg-type]
+def test_load_refuses_arguments_of_another_type(loaded: Loaded, name: str, value: object) -> None:
+    arguments: dict[str, object] = {"path_or_repo": loaded.folder, name: value}
+    with pytest.raises(PromptError, match=f"^{name} is .*expected "):
+        load(**arguments)  # type: ignore[arg-type]
 
 
 def test_a_sampler_beside_the_options_it_replaces_is_refused() -> None:
@@ -49,7 +141,7 @@ def test_a_sampler_beside_the_options_it_replaces_is_refused() -> None:
 
 def test_kv_bits_beside_a_cache_is_refused(loaded: Loaded) -> None:
     with pytest.raises(PromptError, match=r"model\.make_cache\(kv_bits"):
-        GenerationOptions(kv_bits=8, prompt_cache=loaded.model.make_cache())
+        stream_generate(loaded.model, loaded.processor, "hi", kv_bits=8, prompt_cache=loaded.model.make_cache())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 
 from mlx_qwen.errors import PromptError
+from mlx_qwen.json_types import ToolCall
 from mlx_qwen.prompt.messages import prepare_messages, prepare_tools
 
 USER = {"role": "user", "content": "Hi"}
@@ -91,3 +92,22 @@ def test_other_names_for_reasoning_are_understood() -> None:
 def test_a_tool_that_is_no_json_description_is_refused() -> None:
     with pytest.raises(PromptError, match="Tool 0 is a builtin_function_or_method"):
         prepare_tools([print])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "tool", [{}, {"type": "function"}, {"function": {"parameters": {}}}, {"name": ""}, {"function": {"name": 3}}]
+)
+def test_a_tool_without_a_name_is_refused(tool: dict[str, object]) -> None:
+    with pytest.raises(PromptError, match="Tool 1 has no name"):
+        prepare_tools([{"name": "f"}, tool])
+
+
+def test_what_an_answer_holds_is_put_back_as_it_came() -> None:
+    calls = (ToolCall("f", {"n": [4, None]}), ToolCall("g", {}))
+    message = {"role": "assistant", "content": "", "reasoning": None, "tool_calls": calls}
+    found = prepare_messages([USER, message, {"role": "tool", "content": "5"}])[1]
+    assert found["tool_calls"] == [
+        {"type": "function", "function": {"name": "f", "arguments": {"n": [4, None]}}},
+        {"type": "function", "function": {"name": "g", "arguments": {}}},
+    ]
+    assert "reasoning_content" not in found
