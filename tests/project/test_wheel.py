@@ -28,7 +28,7 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 def sources(folder: str, installed_as: str) -> set[str]:
     root = ROOT / folder
-    kinds = ("*.py", "*.metal", "*.h", "py.typed", "*.safetensors", "*.json", "*.jinja", "*.txt")
+    kinds = ("*.py", "*.pyi", "*.metal", "*.h", "py.typed", "*.safetensors", "*.json", "*.jinja", "*.txt")
     return {f"{installed_as}/{file.relative_to(root).as_posix()}" for kind in kinds for file in root.rglob(kind)}
 
 
