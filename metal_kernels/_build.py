@@ -19,7 +19,7 @@ class MetalKernel:
     """One function of a `.metal` file, built when it is first called.
 
     Attributes:
-        file: the `.metal` file; `#include "name"` lines take files of the same folder in, each once.
+        file: the `.metal` file; an `#include "path"` line takes in the file at that path from its own folder, once.
         function: qualified name of the templated function in it.
         inputs, outputs: names of the buffers, in the order in which calls give them.
         template: names of the template parameters, in the function's order; calls give a value for each.
@@ -82,14 +82,17 @@ def _built(kernel: MetalKernel, factory: Any) -> Any:
 
 @cache
 def source_text(file: Path) -> str:
-    """The text of a `.metal` file with its quoted includes taken in."""
-    taken: set[str] = set()
+    """The text of a `.metal` file with its quoted includes taken in, and theirs."""
+    taken: set[Path] = set()
 
-    def include(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name in taken:
-            return ""
-        taken.add(name)
-        return _INCLUDE.sub(include, (file.parent / name).read_text(encoding="utf-8"))
+    def text(file: Path) -> str:
+        def include(match: re.Match[str]) -> str:
+            included = (file.parent / match.group(1)).resolve()
+            if included in taken:
+                return ""
+            taken.add(included)
+            return text(included)
 
-    return _INCLUDE.sub(include, file.read_text(encoding="utf-8"))
+        return _INCLUDE.sub(include, file.read_text(encoding="utf-8"))
+
+    return text(file)
