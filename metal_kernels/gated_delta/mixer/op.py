@@ -3,11 +3,12 @@
 import mlx.core as mx
 
 from metal_kernels._backend import takes_kernel
-from metal_kernels.gated_delta import decode_kernel, decode_reference
-from metal_kernels.gated_delta.decode_reference import DecodeResult, masked_rows
 from metal_kernels.gated_delta.layer import Heads, Mixer
-from metal_kernels.gated_delta.op import kernel_or_chunks
-from metal_kernels.gated_delta.rollback_reference import Tape
+from metal_kernels.gated_delta.mixer import kernel, reference
+from metal_kernels.gated_delta.mixer.reference import DecodeResult
+from metal_kernels.gated_delta.rollback.reference import Tape
+from metal_kernels.gated_delta.rule.op import kernel_or_chunks
+from metal_kernels.gated_delta.rule.reference import masked_rows
 
 
 def gated_delta_decode(
@@ -61,15 +62,15 @@ def gated_delta_decode(
         ("mask", mask, (B, T)),
     ]
     _check_shapes(expected, heads)
-    if takes_kernel("gated_delta_decode", decode_kernel.unsupported(qkvz, x, ba_weight, heads, conv_state, state)):
+    if takes_kernel("gated_delta_decode", kernel.unsupported(qkvz, x, ba_weight, heads, conv_state, state)):
         assert conv_state is not None and state is not None, "the kernel takes only calls with a state"
         inputs = [qkvz, x, ba_weight, conv_weight, A_log, dt_bias, norm_weight, mx.array(eps), conv_state, state]
-        y, conv_state, state, recorded = decode_kernel.launch(inputs, mask, heads, taped=tape)
+        y, conv_state, state, recorded = kernel.launch(inputs, mask, heads, taped=tape)
         if not tape:
             return DecodeResult(y, conv_state, state, None)
         k, delta, log_decay = recorded
         return DecodeResult(y, conv_state, state, Tape(k, delta, log_decay, masked_rows(qkvz[..., :channels], mask)))
-    return decode_reference.gated_delta_decode(
+    return reference.gated_delta_decode(
         qkvz,
         x,
         ba_weight,
@@ -78,6 +79,58 @@ def gated_delta_decode(
         state=state,
         mask=mask,
         tape=tape,
+        rule=kernel_or_chunks,
+    )
+
+
+def gated_delta_mixer(
+    qkv: mx.array,
+    z: mx.array,
+    b: mx.array,
+    a: mx.array,
+    layer: Mixer,
+    *,
+    conv_state: mx.array | None = None,
+    state: mx.array | None = None,
+    mask: mx.array | None = None,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Compute all of a Gated DeltaNet layer between its input projections and its output projection.
+
+    Causal depthwise convolution and SiLU over q, k and v; the gates; the gated delta rule; RMSNorm gated by SiLU(z).
+    Over several tokens the rule is a kernel where :func:`gated_delta_rule` has one.
+
+    Args:
+        qkv: [B, T, 2 Hk Dk + Hv Dv], rows may be strided; queries, keys, values in this order.
+        z: [B, T, Hv Dv].
+        b, a: [B, T, Hv].
+        layer: its weights and heads.
+        conv_state: the W - 1 rows of qkv before this call, [B, W - 1, 2 Hk Dk + Hv Dv]; None is zeros.
+        state: fp32 [B, Hv, Dv, Dk]; None is zeros.
+        mask: bool [B, T]; tokens where it is False enter neither the convolution nor the state. The last W - 1 tokens
+            must not be masked (pad on the left).
+
+    Returns:
+        y [B, T, Hv Dv] in z's dtype, the new conv_state and the new state.
+
+    Raises:
+        ValueError: shapes do not fit together.
+    """
+    heads = layer.heads
+    if heads.num_value % heads.num_key or qkv.shape[-1] != heads.channels:
+        raise ValueError(
+            f"gated_delta_mixer: {heads.num_key} key heads of {heads.key_dim} and {heads.num_value} value heads of "
+            f"{heads.value_dim} need rows of {heads.channels} and value heads divisible by key heads, found qkv "
+            f"{qkv.shape}; check the head counts and sizes in the model's configuration"
+        )
+    return reference.gated_delta_mixer(
+        qkv,
+        z,
+        b,
+        a,
+        layer,
+        conv_state=conv_state,
+        state=state,
+        mask=mask,
         rule=kernel_or_chunks,
     )
 

@@ -8,7 +8,7 @@ from transformers import Qwen3_5TextConfig
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet, Qwen3_5RMSNormGated, causal_conv1d_fn
 
 from metal_kernels.gated_delta import Heads, Mixer, causal_conv, gated_delta_mixer, gated_rms_norm, log_decay_and_beta
-from tests.metal_kernels.delta_rule_oracle import as_numpy, relative_error
+from tests.metal_kernels.gated_delta.rule_oracle import as_numpy, relative_error
 
 HK, HV, DK, DV = 2, 4, 8, 6
 WIDTH = 2 * HK * DK + HV * DV

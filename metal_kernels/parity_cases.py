@@ -7,9 +7,9 @@ import mlx.core as mx
 from metal_kernels import attention, gated_delta, moe_dispatch, norm
 from metal_kernels._backend import Backend, backend
 from metal_kernels.attention import Rotary
-from metal_kernels.gated_delta.prefill import PrefillForm, gated_delta_prefill
+from metal_kernels.gated_delta.rule.prefill import PrefillForm, gated_delta_prefill
 from metal_kernels.moe_dispatch import ExpertWeights, SparseWeights
-from metal_kernels.probes import Arrays, Probe
+from metal_kernels.parity import Arrays, Probe
 
 _D, _HIDDEN, _EPS = 128, 256, 1e-6
 _SHORT = (mx.bfloat16, mx.float16)

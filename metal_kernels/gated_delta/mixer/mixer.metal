@@ -3,7 +3,7 @@
 // state in registers while the tokens pass, so that every byte of it is read once and written once.
 
 #include <metal_stdlib>
-#include "decode_inputs.h"
+#include "inputs.h"
 
 namespace mlx_qwen {
 

@@ -6,8 +6,8 @@ import pytest
 
 import metal_kernels
 from metal_kernels import _build
-from metal_kernels.probe_calls import probes
-from metal_kernels.probes import Probe, run_probe
+from metal_kernels.parity import Probe, run_probe
+from metal_kernels.parity_cases import probes
 from tests.metal_emulator import emulated
 
 

@@ -7,8 +7,8 @@ import pytest
 from metal_kernels import OpStats, _build, reset_stats, stats
 from metal_kernels.gated_delta import DecodeResult
 from tests.metal_emulator import KernelError, emulated
-from tests.metal_kernels.decode_calls import call, in_kernel, layer_inputs, reference
-from tests.metal_kernels.delta_rule_oracle import as_numpy, relative_error
+from tests.metal_kernels.gated_delta.mixer_calls import call, in_kernel, layer_inputs, reference
+from tests.metal_kernels.gated_delta.rule_oracle import as_numpy, relative_error
 
 
 @pytest.fixture(autouse=True)
