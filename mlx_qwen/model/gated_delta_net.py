@@ -6,7 +6,7 @@ Source: Yang et al., "Gated Delta Networks" (2024), and transformers' `Qwen3_5Ga
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels.gated_delta import Heads, Mixer, gated_delta_decode
+from metal_kernels.gated_delta import Heads, Mixer, gated_delta_mixer
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.layers import AnyLinear, FusedLinear
 from mlx_qwen.model.state import RECORDED_TOKENS, GatedDeltaCache
@@ -38,7 +38,7 @@ class GatedDeltaNet(nn.Module):
 
     def __call__(self, x: mx.array, cache: GatedDeltaCache | None = None, mask: mx.array | None = None) -> mx.array:
         """x [B, T, hidden] to the same shape; `mask` bool [B, T] is False where x is left padding."""
-        mixed = gated_delta_decode(
+        mixed = gated_delta_mixer(
             self.in_proj_qkvz(x),
             x,
             self.in_proj_ba.weight,

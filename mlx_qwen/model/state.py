@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from metal_kernels.gated_delta import DecodeResult, Tape, roll_back
+from metal_kernels.gated_delta import MixerResult, Tape, roll_back
 from mlx_qwen.config import TextConfig
 from mlx_qwen.errors import PromptError
 
@@ -91,7 +91,7 @@ class GatedDeltaCache:
     _before: tuple[mx.array | None, mx.array | None] = (None, None)
     _tape: Tape | None = None
 
-    def advance(self, mixed: DecodeResult) -> None:
+    def advance(self, mixed: MixerResult) -> None:
         """Take the states that a call left; those of before are kept as long as its tape."""
         self._tape = mixed.tape
         self._before = (None, None) if mixed.tape is None else (self.conv_state, self.state)

@@ -21,7 +21,7 @@ def _kernel(masked: bool, taped: bool) -> MetalKernel:
     no_mask = ("(const device bool*)nullptr", "(const constant int64_t*)nullptr")
     return MetalKernel(
         file=Path(__file__).with_name("mixer.metal"),
-        function="mlx_qwen::gated_delta_decode",
+        function="mlx_qwen::gated_delta_mixer",
         inputs=(*_INPUTS, "mask") if masked else _INPUTS,
         outputs=(*_STATES, *_TAPE) if taped else _STATES,
         template=("E", "T", "DK", "DV", "W", "ROWS", "SIMDGROUPS", "MASKED", "TAPED"),

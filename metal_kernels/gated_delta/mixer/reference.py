@@ -11,7 +11,7 @@ import mlx.core as mx
 from metal_kernels._fusion import fused_on_metal
 from metal_kernels.gated_delta.lanes import join_lanes, run_in_lanes
 from metal_kernels.gated_delta.layer import Mixer
-from metal_kernels.gated_delta.mixer.convolution import causal_conv, rounded_conv, silu
+from metal_kernels.gated_delta.mixer.convolution import rounded_conv, silu
 from metal_kernels.gated_delta.mixer.one_token import mix_one_token
 from metal_kernels.gated_delta.rollback.reference import Tape
 from metal_kernels.gated_delta.rollback.taped import taped_gated_delta_rule
@@ -19,8 +19,8 @@ from metal_kernels.gated_delta.rule.chunked import chunked_gated_delta_rule
 from metal_kernels.gated_delta.rule.reference import Rule, masked_rows
 
 
-class DecodeResult(NamedTuple):
-    """What `metal_kernels.gated_delta.gated_delta_decode` returns."""
+class MixerResult(NamedTuple):
+    """What `metal_kernels.gated_delta.gated_delta_mixer` returns."""
 
     y: mx.array
     conv_state: mx.array
@@ -63,41 +63,6 @@ def gated_rms_norm(x: mx.array, z: mx.array, weight: mx.array, eps: float) -> mx
 
 
 def gated_delta_mixer(
-    qkv: mx.array,
-    z: mx.array,
-    b: mx.array,
-    a: mx.array,
-    layer: Mixer,
-    *,
-    conv_state: mx.array | None = None,
-    state: mx.array | None = None,
-    mask: mx.array | None = None,
-    rule: Rule = chunked_gated_delta_rule,
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Reference of :func:`metal_kernels.gated_delta.gated_delta_mixer`.
-
-    All between qkv and y is fp32, whatever the inputs are: nothing is rounded until y. `rule` runs the gated delta
-    rule over several tokens.
-    """
-    B, T, _ = qkv.shape
-    Hk, Dk, Hv, Dv = layer.heads
-    mixed, conv_state = rounded_conv(qkv, layer.conv_weight, conv_state, mask, mx.float32)
-    log_decay, beta = log_decay_and_beta(a, b, layer.A_log, layer.dt_bias)
-    log_decay, beta = masked_rows(log_decay, mask), masked_rows(beta, mask)
-    if T == 1:
-        y, state = mix_one_token(mixed, z, log_decay, beta, layer, state)
-        return y, conv_state, state
-    q, k, v = mx.split(mixed, [Hk * Dk, 2 * Hk * Dk], axis=-1)
-    q, k, v, z = (x.reshape(B, T, x.shape[-1] // D, D) for x, D in ((q, Dk), (k, Dk), (v, Dv), (z, Dv)))
-    y, state = rule(q, k, v, log_decay, beta, state)
-
-    def normed(first: int, last: int) -> mx.array:
-        return gated_rms_norm(y[:, :, first:last], z[:, :, first:last], layer.norm_weight, layer.eps)
-
-    return join_lanes(run_in_lanes(normed, Hv, T), axis=2).reshape(B, T, Hv * Dv), conv_state, state
-
-
-def gated_delta_decode(
     qkvz: mx.array,
     x: mx.array,
     ba_weight: mx.array,
@@ -108,39 +73,30 @@ def gated_delta_decode(
     mask: mx.array | None = None,
     tape: bool = False,
     rule: Rule = chunked_gated_delta_rule,
-) -> DecodeResult:
-    """Reference of `metal_kernels.gated_delta.gated_delta_decode`; `rule` runs several tokens without a tape."""
-    Hk, Dk, Hv, Dv = layer.heads
+) -> MixerResult:
+    """Reference of `metal_kernels.gated_delta.gated_delta_mixer`; `rule` runs several tokens without a tape."""
+    (B, T, _), (Hk, Dk, Hv, Dv) = qkvz.shape, layer.heads
     qkv, z = mx.split(qkvz, [layer.heads.channels], axis=-1)
     b, a = mx.split(x @ ba_weight.T, 2, axis=-1)
-    if not tape:
-        mixed = gated_delta_mixer(
-            qkv,
-            z,
-            b,
-            a,
-            layer,
-            conv_state=conv_state,
-            state=state,
-            mask=mask,
-            rule=rule,
-        )
-        return DecodeResult(*mixed, None)
+    mixed, conv_state = rounded_conv(qkv, layer.conv_weight, conv_state, mask, mx.float32)
+    gates = log_decay_and_beta(a, b, layer.A_log, layer.dt_bias)
+    log_decay, beta = (masked_rows(gate, mask) for gate in gates)
+    if T == 1 and not tape:
+        y, state = mix_one_token(mixed, z, log_decay, beta, layer, state)
+        return MixerResult(y, conv_state, state, None)
 
-    B, T, _ = qkvz.shape
-    qkv = masked_rows(qkv, mask)
-    before = None if conv_state is None else conv_state.astype(mx.float32)
-    mixed_qkv, conv_state = causal_conv(qkv.astype(mx.float32), layer.conv_weight, before)
-    log_decay, beta = log_decay_and_beta(a, b, layer.A_log, layer.dt_bias)
-    q, k, v = mx.split(mixed_qkv, [Hk * Dk, 2 * Hk * Dk], axis=-1)
-    log_decay, beta = masked_rows(log_decay, mask), masked_rows(beta, mask)
-    y, state, k, delta = taped_gated_delta_rule(
-        q.reshape(B, T, Hk, Dk),
-        k.reshape(B, T, Hk, Dk),
-        v.reshape(B, T, Hv, Dv),
-        log_decay,
-        beta,
-        mx.zeros((B, Hv, Dv, Dk)) if state is None else state,
-    )
-    y = gated_rms_norm(y, z.reshape(y.shape), layer.norm_weight, layer.eps).reshape(z.shape)
-    return DecodeResult(y, conv_state.astype(qkvz.dtype), state, Tape(k, delta, log_decay, qkv))
+    q, k, v = mx.split(mixed, [Hk * Dk, 2 * Hk * Dk], axis=-1)
+    q, k, v, z = (x.reshape(B, T, x.shape[-1] // D, D) for x, D in ((q, Dk), (k, Dk), (v, Dv), (z, Dv)))
+    recorded: Tape | None = None
+    if tape:
+        before = mx.zeros((B, Hv, Dv, Dk)) if state is None else state
+        y, state, keys, delta = taped_gated_delta_rule(q, k, v, log_decay, beta, before)
+        recorded = Tape(keys, delta, log_decay, masked_rows(qkv, mask))
+    else:
+        y, state = rule(q, k, v, log_decay, beta, state)
+
+    def normed(first: int, last: int) -> mx.array:
+        return gated_rms_norm(y[:, :, first:last], z[:, :, first:last], layer.norm_weight, layer.eps)
+
+    y = join_lanes(run_in_lanes(normed, Hv, T), axis=2).reshape(B, T, Hv * Dv)
+    return MixerResult(y, conv_state, state, recorded)

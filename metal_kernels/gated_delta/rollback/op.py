@@ -31,11 +31,11 @@ def roll_back(tape: Tape, kept: int | mx.array, conv_state: mx.array, state: mx.
     """Return the conv_state and state after the first `kept` of the tape's T tokens.
 
     The state differs from that of a call with only the kept tokens by less than 2e-6 of its largest value. One kernel
-    takes the heads, taps and dtypes that `gated_delta_decode`'s takes. When all tokens are kept, the call that made the
+    takes the heads, taps and dtypes that `gated_delta_mixer`'s takes. When all tokens are kept, the call that made the
     tape has already returned these states.
 
     Args:
-        tape: of `gated_delta_decode(..., tape=True)`.
+        tape: of `gated_delta_mixer(..., tape=True)`.
         kept: 0 to T, for all sequences; or integers [B], one for each.
         conv_state: [B, W - 1, 2 Hk Dk + Hv Dv], from before the tape.
         state: fp32 [B, Hv, Dv, Dk], from before the tape.
