@@ -12,6 +12,7 @@ import mlx.core as mx
 Triple = tuple[int, int, int]
 TemplateValue = int | bool | mx.Dtype
 _INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _built(kernel: MetalKernel, factory: Any) -> Any:
         input_names=list(kernel.inputs),
         output_names=list(kernel.outputs),
         source=kernel.body(),
-        header=source_text(kernel.file),
+        header=compact(source_text(kernel.file)),
         ensure_row_contiguous=kernel.row_contiguous,
     )
 
@@ -96,3 +97,17 @@ def source_text(file: Path) -> str:
         return _INCLUDE.sub(include, file.read_text(encoding="utf-8"))
 
     return text(file)
+
+
+def compact(text: str) -> str:
+    """Metal text without comments, indentation and empty lines. MLX hashes all of it at every launch, and reads ASCII.
+
+    Raises:
+        ValueError: what is left is not ASCII.
+    """
+    lines = (line.strip() for line in _COMMENT.sub(" ", text).split("\n"))
+    left = "".join(f"{line}\n" for line in lines if line and line != "#pragma once")
+    if not left.isascii():
+        line = next(line for line in left.split("\n") if not line.isascii())
+        raise ValueError(f"Metal text must be ASCII outside comments, found {line!r}; write it with ASCII characters")
+    return left
