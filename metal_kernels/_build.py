@@ -12,6 +12,7 @@ import mlx.core as mx
 Triple = tuple[int, int, int]
 TemplateValue = int | bool | mx.Dtype
 _INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class MetalKernel:
     """One function of a `.metal` file, built when it is first called.
 
     Attributes:
-        file: the `.metal` file; `#include "name"` lines take files of the same folder in, each once.
+        file: the `.metal` file; an `#include "path"` line takes in the file at that path from its own folder, once.
         function: qualified name of the templated function in it.
         inputs, outputs: names of the buffers, in the order in which calls give them.
         template: names of the template parameters, in the function's order; calls give a value for each.
@@ -75,21 +76,38 @@ def _built(kernel: MetalKernel, factory: Any) -> Any:
         input_names=list(kernel.inputs),
         output_names=list(kernel.outputs),
         source=kernel.body(),
-        header=source_text(kernel.file),
+        header=compact(source_text(kernel.file)),
         ensure_row_contiguous=kernel.row_contiguous,
     )
 
 
 @cache
 def source_text(file: Path) -> str:
-    """The text of a `.metal` file with its quoted includes taken in."""
-    taken: set[str] = set()
+    """The text of a `.metal` file with its quoted includes taken in, and theirs."""
+    taken: set[Path] = set()
 
-    def include(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name in taken:
-            return ""
-        taken.add(name)
-        return _INCLUDE.sub(include, (file.parent / name).read_text(encoding="utf-8"))
+    def text(file: Path) -> str:
+        def include(match: re.Match[str]) -> str:
+            included = (file.parent / match.group(1)).resolve()
+            if included in taken:
+                return ""
+            taken.add(included)
+            return text(included)
 
-    return _INCLUDE.sub(include, file.read_text(encoding="utf-8"))
+        return _INCLUDE.sub(include, file.read_text(encoding="utf-8"))
+
+    return text(file)
+
+
+def compact(text: str) -> str:
+    """Metal text without comments, indentation and empty lines. MLX hashes all of it at every launch, and reads ASCII.
+
+    Raises:
+        ValueError: what is left is not ASCII.
+    """
+    lines = (line.strip() for line in _COMMENT.sub(" ", text).split("\n"))
+    left = "".join(f"{line}\n" for line in lines if line and line != "#pragma once")
+    if not left.isascii():
+        line = next(line for line in left.split("\n") if not line.isascii())
+        raise ValueError(f"Metal text must be ASCII outside comments, found {line!r}; write it with ASCII characters")
+    return left

@@ -67,8 +67,8 @@ def _machine() -> list[tuple[str, str]]:
 
 def _probed(repeats: int) -> bool:
     """Print a line for each kernel; whether all of them passed."""
-    from metal_kernels.probe_calls import probes
-    from metal_kernels.probes import run_probe
+    from metal_kernels.parity import run_probe
+    from metal_kernels.parity_cases import probes
 
     results = [run_probe(probe, repeats=repeats) for probe in probes()]
     click.echo(f"{'kernel':<{_NAME}}{'result':<10}{'difference':<14}{'kernel':<12}reference")

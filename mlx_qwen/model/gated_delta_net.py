@@ -8,7 +8,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels.gated_delta import Heads, Mixer, Tape, gated_delta_decode
+from metal_kernels.gated_delta import Heads, Mixer, Tape, gated_delta_mixer
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.layers import AnyLinear, FusedLinear
 from mlx_qwen.model.state import LinearState
@@ -50,7 +50,7 @@ class GatedDeltaNet(nn.Module):
         self, x: mx.array, memory: LinearState | None = None, mask: mx.array | None = None, *, tape: bool = False
     ) -> Mixed:
         """x [B, T, hidden] goes on after `memory`; `mask` bool [B, T] is False where x is left padding."""
-        mixed = gated_delta_decode(
+        mixed = gated_delta_mixer(
             self.in_proj_qkvz(x),
             x,
             self.in_proj_ba.weight,

@@ -40,7 +40,7 @@ def test_a_turn_reads_every_prompt_and_writes_all_tokens(checkpoint: CheckpointF
     assert all(timed.prefill_seconds > 0 and timed.decode_seconds > 0 for timed in turn.prompts)
     assert turn.load_seconds > 0
     assert turn.peak_memory > 0
-    assert "gated_delta_decode" in turn.kernels
+    assert "gated_delta_mixer" in turn.kernels
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch, failing: Sequence[str] = ()) -> list[str]:

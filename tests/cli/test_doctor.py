@@ -23,7 +23,7 @@ def test_every_kernel_is_probed_where_there_is_a_gpu(monkeypatch: pytest.MonkeyP
         result = CliRunner().invoke(main, ["doctor", "--repeats", "1"])
     assert result.exit_code == 0, result.output
     assert result.output.count("equal") >= 10
-    assert "gated_delta_decode" in result.output
+    assert "gated_delta_mixer" in result.output
 
 
 def test_a_kernel_that_cannot_be_trusted_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

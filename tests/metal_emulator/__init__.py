@@ -5,8 +5,9 @@
     report.launches[0].buffers["x"].read
 
 It models arithmetic, indexing and synchronisation: SIMD groups of 32 lanes, barriers, threadgroup memory, matrices,
-atomics. It does not model caches, coalescing, occupancy, the rounding of transcendental functions, or time. It
-knows the place of a SIMD operation by its line: one helper called from both sides of a branch looks like one place.
+atomics. In checked mode a text must be Metal, not only C++ (`rules.py`). It does not model caches, coalescing,
+occupancy, the rounding of transcendental functions, or time. It knows the place of a SIMD operation by its line: one
+helper called from both sides of a branch looks like one place.
 """
 
 from tests.metal_emulator.kernel import EmulatedKernel, emulated, metal_kernel

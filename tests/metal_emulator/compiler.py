@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -14,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from shlex import split
 
+from tests.metal_emulator import rules
 from tests.metal_emulator.sites import with_site_table
 
 RUNTIME = Path(__file__).parent / "runtime"
@@ -34,10 +36,14 @@ _CHECKED = split(
     "-fsanitize=thread,alignment,bounds,signed-integer-overflow,integer-divide-by-zero,shift "
     "-mllvm -tsan-instrument-func-entry-exit=0 -mllvm -tsan-instrument-read-before-write=1"
 )
+# Metal is C++14. What the emulator's own headers need beyond it is theirs: they are system headers to this pass.
 _METAL_RULES = split(
-    "-fsyntax-only -DEMULATOR_SYNTAX_ONLY -Wno-everything -Werror=implicit-float-conversion "
-    "-Wno-implicit-int-float-conversion -Werror=uninitialized -Werror=sometimes-uninitialized"
+    "-std=c++14 -fno-exceptions -fno-rtti -ferror-limit=5 -DEMULATOR_SYNTAX_ONLY -pedantic-errors "
+    "-Wno-duplicate-decl-specifier -Wno-unknown-attributes -Wno-ignored-attributes -Wno-pragma-once-outside-header "
+    "-Werror=implicit-float-conversion -Wno-implicit-int-float-conversion -Werror=uninitialized "
+    "-Werror=sometimes-uninitialized"
 )
+_METAL_HEADERS = ["-isystem", str(RUNTIME / "msl")]
 
 # On Linux nothing is linked that zig would first have to build: Python's process has libc and libm already.
 _LINK = ["-shared", "-nostdlib" if sys.platform == "linux" else "-nostdlib++"]
@@ -70,8 +76,8 @@ def cache_directory() -> Path:
 def library(unit: str, *, checked: bool) -> Path:
     """The shared library of a translation unit linked with the runtime.
 
-    Raises CompileError, and for checked code MetalRulesError: address spaces mixed up, floats silently narrowed, locals
-    used before they are set, a double.
+    Raises CompileError, and for checked code MetalRulesError: address spaces mixed up or missing, floats silently
+    narrowed, locals used before they are set, a double, and what C++14 or Metal lacks (`rules.py`).
     """
     objects = [str(path) for path in _runtime_objects(checked)]
     build = _build_checked if checked else _build_quick
@@ -86,12 +92,40 @@ def _build_quick(unit: str, objects: list[str], work: Path, made: Path) -> None:
 def _build_checked(unit: str, objects: list[str], work: Path, made: Path) -> None:
     source, assembly = _written(work / "unit.cpp", unit), work / "unit.s"
     _run([*_plain_clang(), *_LANGUAGE, *_CODE, *_CHECKED, *_INCLUDE, "-S", source, "-o", str(assembly)])
-    try:
-        _run([*_plain_clang(), *_LANGUAGE, *_METAL_RULES, *_INCLUDE, source])
-    except CompileError as error:
-        raise MetalRulesError(*error.args) from None
+    check_metal_rules(unit)
     located = _written(assembly, with_site_table(assembly.read_text()))
     _run([*compiler(), *_LINK, located, *objects, "-o", str(made)])
+
+
+def check_metal_rules(unit: str) -> None:
+    """Raises MetalRulesError where a translation unit is C++ but not Metal."""
+    with tempfile.TemporaryDirectory() as work:
+        source = _written(Path(work) / "unit.cpp", unit)
+        command = [*_plain_clang(), *_METAL_RULES, *_METAL_HEADERS, "-include-pch", str(_headers_parsed()), source]
+        try:
+            tree = json.loads(_run([*command, "-fsyntax-only", "-Xclang", "-ast-dump=json"]))
+        except CompileError as error:
+            raise MetalRulesError(*error.args) from None
+    if found := rules.broken_rules(unit, tree):
+        raise MetalRulesError("\n".join(rules.message(unit, each) for each in found))
+
+
+@cache
+def _headers_parsed() -> Path:
+    """The headers as the pass for Metal's rules reads them; syntax trees then hold the kernel's texts alone."""
+
+    def parse(_: Path, made: Path) -> None:
+        command = [
+            *_plain_clang(),
+            *_METAL_RULES,
+            *_METAL_HEADERS,
+            "-x",
+            "c++-header",
+            str(RUNTIME / "msl" / "prelude.h"),
+        ]
+        _run([*command, "-Xclang", "-emit-pch", "-Xclang", "-fno-pch-timestamp", "-o", str(made)])
+
+    return _kept(f"headers of {RUNTIME}", ".pch", parse)
 
 
 @cache
@@ -130,7 +164,11 @@ def _identity() -> str:
     processor = Path("/proc/cpuinfo")
     features = re.findall(r"^flags.*", processor.read_text(), re.MULTILINE)[:1] if processor.exists() else []
     digest = hashlib.sha256(f"{version} {platform.machine()} {features}".encode())
-    files = [Path(__file__), Path(__file__).with_name("sites.py"), *RUNTIME.rglob("*")]
+    files = [
+        Path(__file__),
+        *(Path(__file__).with_name(name) for name in ("sites.py", "rules.py")),
+        *RUNTIME.rglob("*"),
+    ]
     for path in sorted(path for path in files if path.is_file()):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
@@ -167,9 +205,10 @@ def _written(path: Path, text: str) -> str:
     return str(path)
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
     zig_cache = str(cache_directory() / "zig")
     environment = {"ZIG_LOCAL_CACHE_DIR": zig_cache, "ZIG_GLOBAL_CACHE_DIR": zig_cache, **os.environ}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise CompileError(done.stderr)
+    return done.stdout

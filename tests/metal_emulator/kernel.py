@@ -10,9 +10,9 @@ from unittest.mock import patch
 import mlx.core as mx
 import numpy as np
 
-from tests.metal_emulator import compiler, launch, memory
+from tests.metal_emulator import compiler, launch, memory, rules
 from tests.metal_emulator.faults import diagnosed, error_of
-from tests.metal_emulator.report import ErrorKind, LaunchRecord, Report, Traffic
+from tests.metal_emulator.report import ErrorKind, KernelError, LaunchRecord, Report, Traffic
 from tests.metal_emulator.signature import KernelSource, Signature, TemplateValue, make_signature
 from tests.metal_emulator.translate import translation_unit
 
@@ -112,6 +112,8 @@ class EmulatedKernel:
         signature = make_signature(self.source, arrays, output_dtypes, tuple(template or ()))
         if verbose:
             print(f"Generated source code for `{self.source.name}`:\n```\n{signature.text(self.source.header)}\n```")
+        if because := rules.refused_outright(self.source, signature):
+            raise KernelError(self.source.name, "metal rules", because)
         sizes = _sizes(self.source.name, grid), _sizes(self.source.name, threadgroup)
         if sizes[1][0] * sizes[1][1] * sizes[1][2] > launch.THREADS_PER_GROUP:
             raise ValueError(f"{self.source.name}: a threadgroup has at most 1024 threads, got {tuple(threadgroup)}")

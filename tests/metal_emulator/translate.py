@@ -34,8 +34,7 @@ def translation_unit(kernel: KernelSource, signature: Signature) -> str:
     header, body = (_edit(text, variables, aliases) for text in (header, body))
     return "\n".join(
         [
-            '#include "mlx.h"',
-            '#include "attributes.h"',
+            '#include "prelude.h"',
             f'#line {HEADER_LINES + 1} "{kernel.name}.header"',
             header,
             f'#line 1 "{kernel.name}.signature"',
@@ -44,7 +43,7 @@ def translation_unit(kernel: KernelSource, signature: Signature) -> str:
             body,
             "}",
             '#line 1 "emulator"',
-            'extern "C" EMULATOR_PLAIN void emulator_kernel([[maybe_unused]] void** arguments) {',
+            'extern "C" EMULATOR_PLAIN void emulator_kernel(void** arguments) {',
             f"  {signature.call()};",
             "}",
             "",

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from metal_kernels.attention import Rotary, attention_epilogue, attention_prologue
-from metal_kernels.gated_delta.prefill import gated_delta_prefill
+from metal_kernels.gated_delta.rule.prefill import gated_delta_prefill
 from metal_kernels.moe_dispatch import ExpertWeights, Routing, SparseWeights, route, sparse_mlp
 from metal_kernels.norm import add_rms_norm
 from mlx_qwen.bench.table import Table
@@ -20,8 +20,8 @@ from mlx_qwen.checkpoint.released import released
 from mlx_qwen.config import TextConfig
 from tests.metal_emulator import emulated
 from tests.metal_emulator.report import LaunchRecord
-from tests.metal_kernels.decode_calls import call, layer_inputs
-from tests.metal_kernels.delta_rule_oracle import random_inputs
+from tests.metal_kernels.gated_delta.mixer_calls import call, layer_inputs
+from tests.metal_kernels.gated_delta.rule_oracle import random_inputs
 
 _DTYPE = mx.bfloat16
 _EXPERTS_HELD = 16

@@ -52,7 +52,7 @@ def through_kernels(monkeypatch: pytest.MonkeyPatch, run: Run) -> np.ndarray:
     with emulated() as report:
         found = run()
     counts = stats()
-    assert report.count("mlx_qwen_gated_delta_decode") and report.count("mlx_qwen_attention_prologue")
+    assert report.count("mlx_qwen_gated_delta_mixer") and report.count("mlx_qwen_attention_prologue")
     assert {reason for op in counts.values() for reason in op.reference} <= ALLOWED, counts
     monkeypatch.setenv("MLX_QWEN_KERNELS", "reference")
     return found
@@ -131,5 +131,5 @@ def test_every_operation_of_a_decoded_token_is_a_kernel(
         reset_stats()
         mx.eval(model(tokens(1), cache))
     counts = stats()
-    assert {"gated_delta_decode", "add_rms_norm", "rms_norm"} <= set(counts)
+    assert {"gated_delta_mixer", "add_rms_norm", "rms_norm"} <= set(counts)
     assert all(not op.reference for op in counts.values()), counts

@@ -79,7 +79,7 @@ def test_launches_and_bytes_are_printed_beside_mlx_lms() -> None:
     result = CliRunner().invoke(main, ["bench", "--kernels"])
     assert result.exit_code == 0, result.output
     assert "Kernel launches" in result.output
-    assert "gated_delta_decode" in result.output
+    assert "gated_delta_mixer" in result.output
     assert "mlx-lm: gated_delta_step_packed" in result.output
 
 

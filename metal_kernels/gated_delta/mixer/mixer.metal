@@ -1,9 +1,9 @@
-// Decode and verify steps of a Gated DeltaNet layer: all that lies between its wide input projection and its output
-// projection, for T new tokens in one launch. A threadgroup owns one value head of one sequence and holds the head's
-// state in registers while the tokens pass, so that every byte of it is read once and written once.
+// A few tokens of a Gated DeltaNet layer, decoded or verified: all that lies between its wide input projection and its
+// output projection, in one launch. A threadgroup owns one value head of one sequence and holds the head's state in
+// registers while the tokens pass, so that every byte of it is read once and written once.
 
 #include <metal_stdlib>
-#include "decode_inputs.h"
+#include "inputs.h"
 
 namespace mlx_qwen {
 
@@ -50,7 +50,7 @@ struct OutputGates {
 /// Of y [B, T, Hv DV], the states and the tape: what belongs to one value head. A mask or tape not given is null.
 template <typename E, int T, int DK, int DV, int W, int ROWS, int SIMDGROUPS, bool MASKED, bool TAPED,
           typename ConvE, typename NormE, typename Decays, typename Biases, typename Mask>
-void gated_delta_decode(
+void gated_delta_mixer(
     const device E* qkvz, const constant int64_t* qkvz_strides,
     const device E* x, const constant int* x_shape, const constant int64_t* x_strides,
     const device E* ba_weight, const constant int64_t* ba_weight_strides,

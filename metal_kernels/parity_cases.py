@@ -7,9 +7,9 @@ import mlx.core as mx
 from metal_kernels import attention, gated_delta, moe_dispatch, norm
 from metal_kernels._backend import Backend, backend
 from metal_kernels.attention import Rotary
-from metal_kernels.gated_delta.prefill import PrefillForm, gated_delta_prefill
+from metal_kernels.gated_delta.rule.prefill import PrefillForm, gated_delta_prefill
 from metal_kernels.moe_dispatch import ExpertWeights, SparseWeights
-from metal_kernels.probes import Arrays, Probe
+from metal_kernels.parity import Arrays, Probe
 
 _D, _HIDDEN, _EPS = 128, 256, 1e-6
 _SHORT = (mx.bfloat16, mx.float16)
@@ -20,15 +20,15 @@ def probes() -> list[Probe]:
     """Every kernel; the inputs are made once, here, and always the same."""
     calls = [
         *_rule_probes(),
-        _decode_probe(2, 4, 3, mx.float32),
+        _mixer_probe(2, 4, 3, mx.float32),
         _verify_probe(),
         *_moe_probes(bits=4, dtype=mx.float32),
         *_stream_probes(mx.float32, heads=4, kv_heads=2),
     ]
     for dtype in _SHORT:
-        calls += [_decode_probe(16, 32, 1, dtype), *_moe_probes(bits=8, dtype=dtype)]
+        calls += [_mixer_probe(16, 32, 1, dtype), *_moe_probes(bits=8, dtype=dtype)]
         calls += _stream_probes(dtype, heads=32, kv_heads=2)
-    return [*calls, _decode_probe(16, 48, 8, mx.bfloat16)]
+    return [*calls, _mixer_probe(16, 48, 8, mx.bfloat16)]
 
 
 def _probe(kernel: str, dtype: mx.Dtype, run: Callable[[], Arrays], what: str = "") -> Probe:
@@ -43,7 +43,7 @@ def _normal(*shape: int, dtype: mx.Dtype = mx.float32, scale: float = 1.0) -> mx
     return x
 
 
-def _decode(Hk: int, Hv: int, T: int, dtype: mx.Dtype) -> Callable[[bool], gated_delta.DecodeResult]:
+def _mixer(Hk: int, Hv: int, T: int, dtype: mx.Dtype) -> Callable[[bool], gated_delta.MixerResult]:
     channels = 2 * Hk * _D + Hv * _D
     rows, x = _normal(1, T, channels + Hv * _D, dtype=dtype), _normal(1, T, _HIDDEN, dtype=dtype)
     ba_weight = _normal(2 * Hv, _HIDDEN, dtype=dtype, scale=_HIDDEN**-0.5)
@@ -52,20 +52,20 @@ def _decode(Hk: int, Hv: int, T: int, dtype: mx.Dtype) -> Callable[[bool], gated
     layer = gated_delta.Mixer(conv_weight, _normal(Hv), _normal(Hv, scale=0.5), norm_weight, _EPS, heads)
     conv_state, state = _normal(1, 3, channels, dtype=dtype), _normal(1, Hv, _D, _D, scale=0.1)
 
-    def call(tape: bool) -> gated_delta.DecodeResult:
-        return gated_delta.gated_delta_decode(rows, x, ba_weight, layer, conv_state=conv_state, state=state, tape=tape)
+    def call(tape: bool) -> gated_delta.MixerResult:
+        return gated_delta.gated_delta_mixer(rows, x, ba_weight, layer, conv_state=conv_state, state=state, tape=tape)
 
     return call
 
 
-def _decode_probe(Hk: int, Hv: int, T: int, dtype: mx.Dtype) -> Probe:
-    call = _decode(Hk, Hv, T, dtype)
-    return _probe("gated_delta_decode", dtype, lambda: call(False)[:3], f"{Hv} heads, {T} tokens")
+def _mixer_probe(Hk: int, Hv: int, T: int, dtype: mx.Dtype) -> Probe:
+    call = _mixer(Hk, Hv, T, dtype)
+    return _probe("gated_delta_mixer", dtype, lambda: call(False)[:3], f"{Hv} heads, {T} tokens")
 
 
 def _verify_probe() -> Probe:
     Hk, Hv, T = 2, 4, 5
-    call, channels = _decode(Hk, Hv, T, mx.float32), (2 * Hk + Hv) * _D
+    call, channels = _mixer(Hk, Hv, T, mx.float32), (2 * Hk + Hv) * _D
     before = _normal(1, 3, channels), _normal(1, Hv, _D, _D, scale=0.1)
 
     def run() -> Arrays:

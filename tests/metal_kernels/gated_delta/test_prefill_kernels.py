@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from metal_kernels import OpStats, _build, reset_stats, stats
-from metal_kernels.gated_delta import gated_delta_rule, prefill, reference
-from metal_kernels.gated_delta.prefill import CHUNKED_FROM_TOKENS, chosen_form, gated_delta_prefill
+from metal_kernels.gated_delta import gated_delta_rule
+from metal_kernels.gated_delta.rule import prefill, reference
+from metal_kernels.gated_delta.rule.prefill import CHUNKED_FROM_TOKENS, chosen_form, gated_delta_prefill
 from tests.metal_emulator import KernelError, emulated
-from tests.metal_kernels.delta_rule_oracle import as_numpy, exact_rule, random_inputs, relative_error
+from tests.metal_kernels.gated_delta.rule_oracle import as_numpy, exact_rule, random_inputs, relative_error
 
 TOLERANCE = 1e-6
 FORMS = ("sequential", "chunked")

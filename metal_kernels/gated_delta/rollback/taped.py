@@ -2,10 +2,10 @@
 
 import mlx.core as mx
 
-from metal_kernels.gated_delta.chunked import decay_between
-from metal_kernels.gated_delta.rollback_reference import replayed
-from metal_kernels.gated_delta.step import NORM_EPS
-from metal_kernels.gated_delta.triangular import inverse_of_unit_lower
+from metal_kernels.gated_delta.rollback.reference import replayed
+from metal_kernels.gated_delta.rule.chunked import decay_between
+from metal_kernels.gated_delta.rule.step import NORM_EPS
+from metal_kernels.gated_delta.rule.triangular import inverse_of_unit_lower
 
 
 def taped_gated_delta_rule(

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from metal_kernels.gated_delta.lanes import join_lanes, run_in_lanes
-from metal_kernels.gated_delta.step import NORM_EPS
-from metal_kernels.gated_delta.triangular import inverse_of_unit_lower
+from metal_kernels.gated_delta.rule.step import NORM_EPS
+from metal_kernels.gated_delta.rule.triangular import inverse_of_unit_lower
 
 _SMALLEST_LOG_DECAY = -60.0
 

@@ -10,7 +10,7 @@ import torch
 from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from metal_kernels.gated_delta import gated_delta_rule
-from tests.metal_kernels.delta_rule_oracle import as_numpy, exact_rule, random_inputs, relative_error
+from tests.metal_kernels.gated_delta.rule_oracle import as_numpy, exact_rule, random_inputs, relative_error
 
 TOLERANCE = 2e-6
 LENGTHS = [1, 2, 7, 8, 31, 32, 33, 63, 64, 65, 130, 257]

@@ -8,7 +8,7 @@ from transformers import Qwen3_5TextConfig
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet, Qwen3_5RMSNormGated, causal_conv1d_fn
 
 from metal_kernels.gated_delta import Heads, Mixer, causal_conv, gated_delta_mixer, gated_rms_norm, log_decay_and_beta
-from tests.metal_kernels.delta_rule_oracle import as_numpy, relative_error
+from tests.metal_kernels.gated_delta.rule_oracle import as_numpy, relative_error
 
 HK, HV, DK, DV = 2, 4, 8, 6
 WIDTH = 2 * HK * DK + HV * DV
@@ -134,13 +134,14 @@ class Layer:
 
     def __call__(self, x, conv_state=None, state=None, mask=None, dtype=mx.float32):
         t, weights = self.torch, {name: mx.array(p.detach().numpy()) for name, p in self.torch.named_parameters()}
-        projected = x @ mx.concatenate([weights[f"in_proj_{n}.weight"] for n in ("qkv", "z", "b", "a")]).T
-        qkv, z, b, a = mx.split(projected.astype(dtype), [WIDTH, WIDTH + HV * DV, WIDTH + HV * DV + HV], axis=-1)
-        y, conv_state, state = gated_delta_mixer(
-            qkv,
-            z,
-            b,
-            a,
+        wide, narrow = (
+            mx.concatenate([weights[f"in_proj_{name}.weight"] for name in names])
+            for names in (("qkv", "z"), ("b", "a"))
+        )
+        mixed = gated_delta_mixer(
+            (x @ wide.T).astype(dtype),
+            x.astype(dtype),
+            narrow.astype(dtype),
             Mixer(
                 weights["conv1d.weight"].swapaxes(1, 2).astype(dtype),
                 weights["A_log"],
@@ -153,8 +154,8 @@ class Layer:
             state=state,
             mask=mask,
         )
-        assert y.dtype == dtype
-        return y.astype(mx.float32) @ weights["out_proj.weight"].T, conv_state, state
+        assert mixed.y.dtype == dtype
+        return mixed.y.astype(mx.float32) @ weights["out_proj.weight"].T, mixed.conv_state, mixed.state
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +210,10 @@ def test_mixer_of_bf16_stays_near_fp32(layer, T):
 
 
 def test_mixer_names_the_row_width_it_needs():
-    with pytest.raises(ValueError, match=r"need rows of 12 .* found qkv"):
+    with pytest.raises(ValueError, match=r"qkvz is \(1, 1, 17\), expected \(1, 1, 16\) with 1 key heads of 4"):
         gated_delta_mixer(
-            mx.zeros((1, 1, 13)),
-            *(mx.zeros((1, 1, n)) for n in (4, 1, 1)),
+            mx.zeros((1, 1, 17)),
+            mx.zeros((1, 1, 3)),
+            mx.zeros((2, 3)),
             Mixer(mx.zeros((12, 4, 1)), mx.zeros(1), mx.zeros(1), mx.zeros(4), 1e-6, Heads(1, 4, 1, 4)),
         )

@@ -1,11 +1,10 @@
-"""What a model calls: the operations of a Gated DeltaNet layer, with the choice between kernel and reference."""
+"""What a model calls: the gated delta rule, with the choice between kernel and reference."""
 
 import mlx.core as mx
 
 from metal_kernels._backend import takes_kernel
-from metal_kernels.gated_delta import prefill, reference
-from metal_kernels.gated_delta.chunked import chunked_gated_delta_rule
-from metal_kernels.gated_delta.layer import Mixer
+from metal_kernels.gated_delta.rule import prefill, reference
+from metal_kernels.gated_delta.rule.chunked import chunked_gated_delta_rule
 
 
 def gated_delta_rule(
@@ -48,62 +47,10 @@ def gated_delta_rule(
     return reference.gated_delta_rule(q, k, v, log_decay, beta, state, mask)
 
 
-def gated_delta_mixer(
-    qkv: mx.array,
-    z: mx.array,
-    b: mx.array,
-    a: mx.array,
-    layer: Mixer,
-    *,
-    conv_state: mx.array | None = None,
-    state: mx.array | None = None,
-    mask: mx.array | None = None,
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Compute all of a Gated DeltaNet layer between its input projections and its output projection.
-
-    Causal depthwise convolution and SiLU over q, k and v; the gates; the gated delta rule; RMSNorm gated by SiLU(z).
-    Over several tokens the rule is a kernel where :func:`gated_delta_rule` has one.
-
-    Args:
-        qkv: [B, T, 2 Hk Dk + Hv Dv], rows may be strided; queries, keys, values in this order.
-        z: [B, T, Hv Dv].
-        b, a: [B, T, Hv].
-        layer: its weights and heads.
-        conv_state: the W - 1 rows of qkv before this call, [B, W - 1, 2 Hk Dk + Hv Dv]; None is zeros.
-        state: fp32 [B, Hv, Dv, Dk]; None is zeros.
-        mask: bool [B, T]; tokens where it is False enter neither the convolution nor the state. The last W - 1 tokens
-            must not be masked (pad on the left).
-
-    Returns:
-        y [B, T, Hv Dv] in z's dtype, the new conv_state and the new state.
-
-    Raises:
-        ValueError: shapes do not fit together.
-    """
-    heads = layer.heads
-    if heads.num_value % heads.num_key or qkv.shape[-1] != heads.channels:
-        raise ValueError(
-            f"gated_delta_mixer: {heads.num_key} key heads of {heads.key_dim} and {heads.num_value} value heads of "
-            f"{heads.value_dim} need rows of {heads.channels} and value heads divisible by key heads, found qkv "
-            f"{qkv.shape}; check the head counts and sizes in the model's configuration"
-        )
-    return reference.gated_delta_mixer(
-        qkv,
-        z,
-        b,
-        a,
-        layer,
-        conv_state=conv_state,
-        state=state,
-        mask=mask,
-        rule=kernel_or_chunks,
-    )
-
-
 def kernel_or_chunks(
     q: mx.array, k: mx.array, v: mx.array, log_decay: mx.array, beta: mx.array, state: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """The rule over several tokens in fp32, gates masked already: what `reference.gated_delta_mixer` takes."""
+    """The rule over several tokens in fp32, gates masked already: what the mixer takes."""
     if takes_kernel("gated_delta_rule", prefill.unsupported(q, k, v, log_decay, beta, state)):
         return prefill.gated_delta_prefill(q, k, v, log_decay, beta, state)
     return chunked_gated_delta_rule(q, k, v, log_decay, beta, state)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from metal_kernels import OpStats, _build, reset_stats, stats
-from metal_kernels.gated_delta import DecodeResult
+from metal_kernels.gated_delta import MixerResult
 from tests.metal_emulator import KernelError, emulated
-from tests.metal_kernels.decode_calls import call, in_kernel, layer_inputs, reference
-from tests.metal_kernels.delta_rule_oracle import as_numpy, relative_error
+from tests.metal_kernels.gated_delta.mixer_calls import call, in_kernel, layer_inputs, reference
+from tests.metal_kernels.gated_delta.rule_oracle import as_numpy, relative_error
 
 
 @pytest.fixture(autouse=True)
@@ -18,12 +18,12 @@ def _fresh_counts():
     reset_stats()
 
 
-def arrays(result: DecodeResult) -> dict[str, mx.array]:
+def arrays(result: MixerResult) -> dict[str, mx.array]:
     tape = {} if result.tape is None else result.tape._asdict()
     return {"y": result.y, "conv_state": result.conv_state, "state": result.state, **tape}
 
 
-def check_equal(found: DecodeResult, expected: DecodeResult, bound=2e-6):
+def check_equal(found: MixerResult, expected: MixerResult, bound=2e-6):
     found, expected = arrays(found), arrays(expected)
     assert found.keys() == expected.keys()
     for name, array in expected.items():
@@ -129,26 +129,26 @@ def test_a_decode_step_moves_hardly_more_bytes_than_its_arrays_have(monkeypatch)
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_the_kernel_does_not_take_runs_as_the_mixer_does_and_is_counted(monkeypatch, change, reason):
+def test_what_the_kernel_does_not_take_runs_as_the_reference_and_is_counted(monkeypatch, change, reason):
     monkeypatch.setenv("MLX_QWEN_KERNELS", "metal")
     inputs = layer_inputs(9 if not change else 2, Dv=36 if "norm_weight" in change else 32) | change
     with emulated() as report:
         y = call(**inputs).y
-    assert report.count("mlx_qwen_gated_delta_decode") == 0
-    assert stats()["gated_delta_decode"] == OpStats(kernel=0, reference={reason: 1})
+    assert report.count("mlx_qwen_gated_delta_mixer") == 0
+    assert stats()["gated_delta_mixer"] == OpStats(kernel=0, reference={reason: 1})
     assert mx.allclose(y, reference(**inputs).y, rtol=1e-5, atol=1e-6)
 
 
 def test_launches_are_counted():
     in_kernel(**layer_inputs(1))
-    assert stats() == {"gated_delta_decode": OpStats(kernel=1)}
+    assert stats() == {"gated_delta_mixer": OpStats(kernel=1)}
 
 
 @pytest.mark.parametrize(
     ("name", "shape"), [("state", (1, 4, 32, 31)), ("x", (1, 3, 24)), ("conv_weight", (9, 4, 1)), ("mask", (2, 2))]
 )
 def test_a_wrong_shape_is_named_with_the_right_one(name, shape):
-    with pytest.raises(ValueError, match=rf"gated_delta_decode: {name} is \({shape[0]}, .*, expected \("):
+    with pytest.raises(ValueError, match=rf"gated_delta_mixer: {name} is \({shape[0]}, .*, expected \("):
         reference(**layer_inputs(2) | {name: mx.zeros(shape)})
 
 

@@ -6,9 +6,13 @@ import pytest
 
 import metal_kernels
 from metal_kernels import _build
-from metal_kernels.probe_calls import probes
-from metal_kernels.probes import Probe, run_probe
+from metal_kernels.parity import Probe, run_probe
+from metal_kernels.parity_cases import probes
 from tests.metal_emulator import emulated
+from tests.metal_emulator import kernel as emulator
+from tests.metal_emulator.compiler import check_metal_rules
+from tests.metal_emulator.signature import KernelSource, Signature
+from tests.metal_emulator.translate import translation_unit
 
 
 @pytest.mark.parametrize("probe", probes(), ids=lambda probe: probe.kernel)
@@ -32,6 +36,23 @@ def test_the_probes_run_every_metal_file(monkeypatch: pytest.MonkeyPatch) -> Non
         for probe in probes():
             run_probe(probe, repeats=1)
     assert used == {file.name for file in Path(metal_kernels.__file__).parent.rglob("*.metal")}
+
+
+def test_every_kernel_is_what_apples_compiler_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, build = {}, emulator._library
+
+    def noted(source: KernelSource, signature: Signature, checked: bool) -> Path:
+        made[signature.function] = translation_unit(source, signature)
+        return build(source, signature, checked)
+
+    monkeypatch.setattr(emulator, "_library", noted)
+    monkeypatch.setenv("MLX_QWEN_KERNELS", "metal")
+    with emulated():
+        for probe in probes():
+            probe.run()
+    assert len(made) > 15
+    for unit in made.values():
+        check_metal_rules(unit)
 
 
 def test_a_kernel_that_computes_something_else_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:

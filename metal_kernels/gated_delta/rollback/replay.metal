@@ -1,7 +1,7 @@
 // Takes tokens of a verify step back: one threadgroup a value head replays the kept ones on the state from before.
 
 #include <metal_stdlib>
-#include "head.h"
+#include "../head.h"
 
 namespace mlx_qwen {
 

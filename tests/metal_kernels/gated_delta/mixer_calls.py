@@ -1,10 +1,10 @@
-"""Calls of `gated_delta_decode` and `roll_back`: arguments, and ways to run them."""
+"""Calls of `gated_delta_mixer` and `roll_back`: arguments, and ways to run them."""
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from metal_kernels.gated_delta import DecodeResult, Heads, Mixer, gated_delta_decode
+from metal_kernels.gated_delta import Heads, Mixer, MixerResult, gated_delta_mixer
 from tests.metal_emulator import emulated
 
 
@@ -34,12 +34,12 @@ def layer_inputs(T, *, B=1, Hk=2, Hv=4, Dk=32, Dv=32, W=4, hidden=24, dtype=mx.f
     }
 
 
-def call(**inputs) -> DecodeResult:
-    """`gated_delta_decode` on what `layer_inputs` returns."""
+def call(**inputs) -> MixerResult:
+    """`gated_delta_mixer` on what `layer_inputs` returns."""
     weights = [inputs.pop(name) for name in ("conv_weight", "A_log", "dt_bias", "norm_weight", "eps")]
     sizes = ("num_key_heads", "key_head_dim", "num_value_heads", "value_head_dim")
     layer = Mixer(*weights, Heads(*(inputs.pop(name) for name in sizes)))
-    return gated_delta_decode(layer=layer, **inputs)
+    return gated_delta_mixer(layer=layer, **inputs)
 
 
 def tokens(inputs, stop):
@@ -47,7 +47,7 @@ def tokens(inputs, stop):
     return inputs | {name: inputs[name][:, :stop] for name in ("qkvz", "x")}
 
 
-def reference(**inputs) -> DecodeResult:
+def reference(**inputs) -> MixerResult:
     return in_reference(call, **inputs)
 
 
@@ -57,7 +57,7 @@ def in_reference(op, *args, **kwargs):
         return op(*args, **kwargs)
 
 
-def in_kernel(*, checked=False, order="forward", **inputs) -> DecodeResult:
+def in_kernel(*, checked=False, order="forward", **inputs) -> MixerResult:
     return in_one_launch(call, checked=checked, order=order, **inputs)
 
 

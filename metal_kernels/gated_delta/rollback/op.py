@@ -6,9 +6,10 @@ import mlx.core as mx
 
 from metal_kernels._backend import takes_kernel
 from metal_kernels._build import MetalKernel
-from metal_kernels.gated_delta import decode_kernel, rollback_reference
+from metal_kernels.gated_delta import head_kernels
 from metal_kernels.gated_delta.layer import Heads
-from metal_kernels.gated_delta.rollback_reference import Tape
+from metal_kernels.gated_delta.rollback import reference
+from metal_kernels.gated_delta.rollback.reference import Tape
 
 _KERNEL = MetalKernel(
     file=Path(__file__).with_name("replay.metal"),
@@ -20,7 +21,7 @@ _KERNEL = MetalKernel(
         *("k", "k_strides", "delta", "delta_shape", "delta_strides", "log_decay", "log_decay_strides"),
         *("rows", "rows_shape", "rows_strides", "kept", "kept_strides", "conv_state", "conv_state_strides"),
         *("state", "state_strides", "new_conv_state", "new_state"),
-        *decode_kernel.THREAD,
+        *head_kernels.THREAD,
     ),
     row_contiguous=False,
 )
@@ -30,11 +31,11 @@ def roll_back(tape: Tape, kept: int | mx.array, conv_state: mx.array, state: mx.
     """Return the conv_state and state after the first `kept` of the tape's T tokens.
 
     The state differs from that of a call with only the kept tokens by less than 2e-6 of its largest value. One kernel
-    takes the heads, taps and dtypes that `gated_delta_decode`'s takes. When all tokens are kept, the call that made the
+    takes the heads, taps and dtypes that `gated_delta_mixer`'s takes. When all tokens are kept, the call that made the
     tape has already returned these states.
 
     Args:
-        tape: of `gated_delta_decode(..., tape=True)`.
+        tape: of `gated_delta_mixer(..., tape=True)`.
         kept: 0 to T, for all sequences; or integers [B], one for each.
         conv_state: [B, W - 1, 2 Hk Dk + Hv Dv], from before the tape.
         state: fp32 [B, Hv, Dv, Dk], from before the tape.
@@ -52,13 +53,13 @@ def roll_back(tape: Tape, kept: int | mx.array, conv_state: mx.array, state: mx.
             return conv_state, state
     if takes_kernel("roll_back", _unsupported(tape, conv_state, state)):
         return _launch(tape, kept, conv_state, state)
-    return rollback_reference.roll_back(tape, kept, conv_state, state)
+    return reference.roll_back(tape, kept, conv_state, state)
 
 
 def _unsupported(tape: Tape, conv_state: mx.array, state: mx.array) -> str | None:
-    if tape.rows.dtype != conv_state.dtype or conv_state.dtype not in decode_kernel.DTYPES or state.dtype != mx.float32:
+    if tape.rows.dtype != conv_state.dtype or conv_state.dtype not in head_kernels.DTYPES or state.dtype != mx.float32:
         return "dtype"
-    return decode_kernel.unsupported_sizes(_heads(tape), conv_state)
+    return head_kernels.unsupported_sizes(_heads(tape), conv_state)
 
 
 def _heads(tape: Tape) -> Heads:
@@ -69,7 +70,7 @@ def _launch(tape: Tape, kept: int | mx.array, conv_state: mx.array, state: mx.ar
     B, taps, _ = conv_state.shape
     heads = _heads(tape)
     counts = mx.array([kept] * B) if isinstance(kept, int) else kept
-    rows, simdgroups = decode_kernel.threads(heads)
+    rows, simdgroups = head_kernels.threads(heads)
     new_conv_state, new_state = _KERNEL(
         [*tape, counts, conv_state, state],
         [conv_state.dtype, heads.key_dim, heads.value_dim, taps + 1, rows, simdgroups],

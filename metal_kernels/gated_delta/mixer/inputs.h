@@ -3,7 +3,7 @@
 #pragma once
 
 #include <metal_stdlib>
-#include "head.h"
+#include "../head.h"
 #include "pointwise.h"
 
 namespace mlx_qwen {

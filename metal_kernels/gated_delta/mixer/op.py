@@ -1,16 +1,17 @@
-"""What a model calls for a few new tokens of a Gated DeltaNet layer: decode steps, and steps that it may take back."""
+"""What a model calls for a Gated DeltaNet layer's tokens: to prefill, to decode, and to verify and take back."""
 
 import mlx.core as mx
 
 from metal_kernels._backend import takes_kernel
-from metal_kernels.gated_delta import decode_kernel, decode_reference
-from metal_kernels.gated_delta.decode_reference import DecodeResult, masked_rows
 from metal_kernels.gated_delta.layer import Heads, Mixer
-from metal_kernels.gated_delta.op import kernel_or_chunks
-from metal_kernels.gated_delta.rollback_reference import Tape
+from metal_kernels.gated_delta.mixer import kernel, reference
+from metal_kernels.gated_delta.mixer.reference import MixerResult
+from metal_kernels.gated_delta.rollback.reference import Tape
+from metal_kernels.gated_delta.rule.op import kernel_or_chunks
+from metal_kernels.gated_delta.rule.reference import masked_rows
 
 
-def gated_delta_decode(
+def gated_delta_mixer(
     qkvz: mx.array,
     x: mx.array,
     ba_weight: mx.array,
@@ -20,14 +21,16 @@ def gated_delta_decode(
     state: mx.array | None = None,
     mask: mx.array | None = None,
     tape: bool = False,
-) -> DecodeResult:
+) -> MixerResult:
     """Compute all of a Gated DeltaNet layer between its wide input projection and its output projection.
 
-    As `gated_delta_mixer`, with the projections of the gates inside: b and a are x @ ba_weight.T, rounded to x's dtype;
-    all else between the inputs and y is fp32. More than 8 tokens, or tokens without a state, run as `gated_delta_mixer`
-    does. One kernel takes 1 to 8 tokens with a state, heads of 32 to 256 in steps of 32 and 2 to 8 taps, at any
-    strides. It sums in another order than the reference: fp32 results differ by less than 2e-6 of the reference's
-    largest value. In bf16 and fp16 a b, a or y near a tie may be rounded the other way.
+    Causal depthwise convolution and SiLU over q, k and v; the gates; the gated delta rule; RMSNorm gated by SiLU(z).
+    b and a are x @ ba_weight.T, rounded to x's dtype; all else between the inputs and y is fp32.
+
+    One kernel takes 1 to 8 tokens with a state, heads of 32 to 256 in steps of 32 and 2 to 8 taps, at any strides. It
+    sums in another order than the reference: fp32 results differ by less than 2e-6 of the reference's largest value.
+    In bf16 and fp16 a b, a or y near a tie may be rounded the other way. All other calls run as plain MLX around the
+    rule, which is a kernel where `gated_delta_rule` has one.
 
     Args:
         qkvz: [B, T, 2 Hk Dk + 2 Hv Dv], rows of q, k, v, z; may be strided.
@@ -61,15 +64,15 @@ def gated_delta_decode(
         ("mask", mask, (B, T)),
     ]
     _check_shapes(expected, heads)
-    if takes_kernel("gated_delta_decode", decode_kernel.unsupported(qkvz, x, ba_weight, heads, conv_state, state)):
+    if takes_kernel("gated_delta_mixer", kernel.unsupported(qkvz, x, ba_weight, heads, conv_state, state)):
         assert conv_state is not None and state is not None, "the kernel takes only calls with a state"
         inputs = [qkvz, x, ba_weight, conv_weight, A_log, dt_bias, norm_weight, mx.array(eps), conv_state, state]
-        y, conv_state, state, recorded = decode_kernel.launch(inputs, mask, heads, taped=tape)
+        y, conv_state, state, recorded = kernel.launch(inputs, mask, heads, taped=tape)
         if not tape:
-            return DecodeResult(y, conv_state, state, None)
+            return MixerResult(y, conv_state, state, None)
         k, delta, log_decay = recorded
-        return DecodeResult(y, conv_state, state, Tape(k, delta, log_decay, masked_rows(qkvz[..., :channels], mask)))
-    return decode_reference.gated_delta_decode(
+        return MixerResult(y, conv_state, state, Tape(k, delta, log_decay, masked_rows(qkvz[..., :channels], mask)))
+    return reference.gated_delta_mixer(
         qkvz,
         x,
         ba_weight,
@@ -87,8 +90,8 @@ def _check_shapes(expected: list[tuple[str, mx.array | None, tuple[int, ...]]], 
     for name, array, shape in expected:
         if array is not None and array.shape != shape:
             raise ValueError(
-                f"gated_delta_decode: {name} is {array.shape}, expected {shape} with {given}; "
+                f"gated_delta_mixer: {name} is {array.shape}, expected {shape} with {given}; "
                 f"check the head counts and sizes in the model's configuration"
             )
     if heads.num_value % heads.num_key:
-        raise ValueError(f"gated_delta_decode: {given} cannot share evenly; check the model's configuration")
+        raise ValueError(f"gated_delta_mixer: {given} cannot share evenly; check the model's configuration")

@@ -5,8 +5,15 @@ import pytest
 
 from metal_kernels import OpStats, reset_stats, stats
 from metal_kernels.gated_delta import Tape, roll_back
-from tests.metal_kernels.decode_calls import call, in_one_launch, in_reference, layer_inputs, reference, tokens
-from tests.metal_kernels.delta_rule_oracle import as_numpy, relative_error
+from tests.metal_kernels.gated_delta.mixer_calls import (
+    call,
+    in_one_launch,
+    in_reference,
+    layer_inputs,
+    reference,
+    tokens,
+)
+from tests.metal_kernels.gated_delta.rule_oracle import as_numpy, relative_error
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Launches of `decode.metal`."""
+"""Launches of `mixer.metal`."""
 
 from functools import cache
 from pathlib import Path
@@ -6,31 +6,13 @@ from pathlib import Path
 import mlx.core as mx
 
 from metal_kernels._build import MetalKernel
+from metal_kernels.gated_delta.head_kernels import DTYPES, THREAD, threads, unsupported_sizes
 from metal_kernels.gated_delta.layer import Heads
 
 _MOST_TOKENS = 8
-_MOST_TAPS = 8
-# Half of the 32 that Metal allows a threadgroup: with more, the registers of a thread would not fit.
-_MOST_SIMDGROUPS = 16
-DTYPES = (mx.float32, mx.bfloat16, mx.float16)
 _INPUTS = ("qkvz", "x", "ba_weight", "conv_weight", "A_log", "dt_bias", "norm_weight", "eps", "conv_state", "state")
 _STATES = ("y", "new_conv_state", "new_state")
 _TAPE = ("tape_k", "tape_delta", "tape_log_decay")
-THREAD = (
-    "threadgroup_position_in_grid",
-    "thread_index_in_threadgroup",
-    "thread_index_in_simdgroup",
-    "simdgroup_index_in_threadgroup",
-)
-
-
-def threads(heads: Heads) -> tuple[int, int]:
-    """Rows of a head's state that a lane works on and SIMD groups that share a head.
-
-    A lane then holds at most 32 values of the state at a time.
-    """
-    rows = 2 if heads.key_dim <= 128 else 1
-    return rows, min(_MOST_SIMDGROUPS, heads.value_dim // (4 * rows))
 
 
 @cache
@@ -38,8 +20,8 @@ def _kernel(masked: bool, taped: bool) -> MetalKernel:
     """The kernel with the buffers of one call; the function gets null for those that are not there."""
     no_mask = ("(const device bool*)nullptr", "(const constant int64_t*)nullptr")
     return MetalKernel(
-        file=Path(__file__).with_name("decode.metal"),
-        function="mlx_qwen::gated_delta_decode",
+        file=Path(__file__).with_name("mixer.metal"),
+        function="mlx_qwen::gated_delta_mixer",
         inputs=(*_INPUTS, "mask") if masked else _INPUTS,
         outputs=(*_STATES, *_TAPE) if taped else _STATES,
         template=("E", "T", "DK", "DV", "W", "ROWS", "SIMDGROUPS", "MASKED", "TAPED"),
@@ -81,15 +63,6 @@ def unsupported(
     if state.dtype != mx.float32:
         return "state not fp32"
     return unsupported_sizes(heads, conv_state) or ("empty or tiny input" if min(x.size, ba_weight.size) < 8 else None)
-
-
-def unsupported_sizes(heads: Heads, conv_state: mx.array) -> str | None:
-    """Why kernels do not take heads or a conv_state of these sizes, or None when they do."""
-    if any(size % 32 or not 32 <= size <= 256 for size in (heads.key_dim, heads.value_dim)):
-        return "head size not a multiple of 32 up to 256"
-    if not 1 <= conv_state.shape[1] < _MOST_TAPS:
-        return f"not 2 to {_MOST_TAPS} taps"
-    return "empty input" if conv_state.size == 0 else None
 
 
 def launch(

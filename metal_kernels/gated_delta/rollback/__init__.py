@@ -1,0 +1,1 @@
+"""Taking tokens back that a Gated DeltaNet layer has run."""

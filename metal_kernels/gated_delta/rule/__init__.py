@@ -1,0 +1,1 @@
+"""The gated delta rule: how its state decays, is written to and is read."""
