@@ -14,6 +14,7 @@ from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.model import Model
 from mlx_qwen.model.weights import assemble, check_norms
+from mlx_qwen.process import note_computing
 from mlx_qwen.prompt import Processor
 
 _FLOAT = Declaration(
@@ -57,6 +58,7 @@ def load(
 
 def load_model(folder: Path, config: ModelConfig, *, dtype: mx.Dtype | None = None, lazy: bool = False) -> Model:
     """The model of a folder whose config is already read; see `load`."""
+    note_computing()
     plan = plan_model(folder, config)
     tensors = read_matrices(plan.targets, config, dtype)
     model = Model(config, with_mtp=plan.has_mtp, with_vision=plan.has_vision)

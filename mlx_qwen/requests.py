@@ -24,6 +24,7 @@ from mlx_qwen.model.cache import HybridCache, kv_packing
 from mlx_qwen.model.multimodal import Pixels
 from mlx_qwen.model.qwen import NO_VISION
 from mlx_qwen.options import EngineSettings, GenerationOptions, Progress
+from mlx_qwen.process import note_computing
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import Prompt, PromptInputs, check_fits, prompt_inputs, room_for_answer
 from mlx_qwen.prompt.placed import Placed, feature_count
@@ -50,6 +51,7 @@ def prepare_request(
     index: int = 0,
 ) -> Request:
     """Encodes a prompt that goes on after `cache` and checks it (PromptError); row `index` draws by `seed + index`."""
+    note_computing()
     text = model.config.text
     check_cache(model, cache, settings.kv_bits)
     cached, seen = (0, []) if cache is None else (cache.offset, seen_tokens(cache))

@@ -105,7 +105,8 @@ class Engine:
             sequence.deliver(item)
             if isinstance(item, Emission) and item.finish_reason is not None:
                 sequence.deliver(None)
-        return bool(self._reading) or any(not row.waits_for_reader for row in self._writing)
+        can_begin = bool(self._waiting) and not self._writing
+        return can_begin or bool(self._reading) or any(not row.waits_for_reader for row in self._writing)
 
     def _take(self) -> None:
         with self._lock:
@@ -153,7 +154,7 @@ class Engine:
         sequence.state = empty_state(self.model.config.text, packing, mtp=self._drafter is not None)
 
     def _read(self, outgoing: list[tuple[Sequence, Emission | BaseException | None]]) -> None:
-        """Read a piece of the first prompt."""
+        """Read a piece of the first prompt, which then stands behind the others."""
         if not self._reading:
             return
         sequence = self._reading[0]
@@ -174,8 +175,9 @@ class Engine:
             return
         if end in sequence.anchors or end == len(sequence.ids):
             self._remember(sequence, end)
+        self._reading.rotate(-1)
         if end == len(sequence.ids):
-            self._reading.popleft()
+            self._reading.remove(sequence)
             self._dissolve()
             self._writing.append(sequence)
 

@@ -1,11 +1,10 @@
 """The one thread that computes: MLX's lazy arrays belong to the thread that made them."""
 
-import os
 from collections.abc import Callable
 from threading import Condition, Thread
 from typing import Protocol
 
-from mlx_qwen.errors import MLXQwenError
+from mlx_qwen.process import note_computing
 
 
 class Worker(Protocol):
@@ -23,15 +22,10 @@ class _Computing:
         self._busy: dict[int, Worker] = {}
         self._again: set[int] = set()
         self._thread: Thread | None = None
-        self._process = os.getpid()
 
     def wake(self, worker: Worker) -> None:
         """Let `worker` step until it says that it has no more to do."""
-        if self._process != os.getpid():
-            raise MLXQwenError(
-                "This process was forked from one that had generated already; MLX's device and threads do not survive "
-                'a fork. Load the model in the child process, or start it with the "spawn" method.'
-            )
+        note_computing()
         with self._changed:
             self._busy[id(worker)] = worker
             self._again.add(id(worker))
@@ -63,7 +57,7 @@ def wake(worker: Worker) -> None:
     """Let `worker` step in the computing thread until it has no more to do; from any thread.
 
     Raises:
-        MLXQwenError: the process was forked after the thread had started.
+        MLXQwenError: the process was forked from one that had computed before.
     """
     _computing.wake(worker)
 

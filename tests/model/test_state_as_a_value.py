@@ -176,7 +176,7 @@ def test_replayed_steps_give_the_values_of_the_layers(
 
 
 def test_a_model_whose_first_layer_is_full_attention_decodes(checkpoint: Checkpoint) -> None:
-    model, ids = load(checkpoint("dense", interval=1)), tokens(12)
+    model, ids = load(checkpoint("dense", first=1)), tokens(12)
     state = read(model, ids[:, :8])
     pieces = []
     for at in range(8, 12):

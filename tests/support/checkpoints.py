@@ -71,6 +71,7 @@ def tiny_checkpoint(
     *,
     layers: int = 4,
     interval: int = 4,
+    first: int = 0,
     tied: bool = False,
     dtype: Literal["float32", "bfloat16"] = "float32",
     with_mtp: bool = False,
@@ -80,14 +81,14 @@ def tiny_checkpoint(
 ) -> Path:
     """Write a random checkpoint of `kind` in Hugging Face layout to `path` and return `path`.
 
-    Every `interval`-th of its `layers` is full attention.
+    Every `interval`-th of its `layers` is full attention; `first` is one of them, counted from 1, if it is given.
     Every parameter that transformers initialises to a constant (norms, A_log, dt_bias) is moved away from it. bfloat16
     checkpoints keep A_log and linear_attn.norm in float32, as the released ones do. `with_mtp` adds the official
     `mtp.*` tensors, with one tensor an expert. transformers saves the decoder's experts apart too; `fused_experts`
     stores them as the released Qwen3.5 checkpoints do. `shard_size` such as "100KB" makes several shards.
     """
     torch.manual_seed(seed)
-    model = _build(kind, layers=layers, interval=interval, tied=tied, with_mtp=with_mtp)
+    model = _build(kind, layers=layers, interval=interval, first=first, tied=tied, with_mtp=with_mtp)
     randomize(model, seed)
     for name, parameter in model.named_parameters():
         if dtype == "bfloat16" and not name.endswith(("A_log", "linear_attn.norm.weight")):
@@ -144,9 +145,11 @@ def randomize(model: nn.Module, seed: int) -> None:
                 parameter.copy_(noise * (0.3 if small else 1.0) / fan_in**0.5)
 
 
-def _build(kind: Kind, *, layers: int, interval: int, tied: bool, with_mtp: bool) -> nn.Module:
+def _build(kind: Kind, *, layers: int, interval: int, first: int, tied: bool, with_mtp: bool) -> nn.Module:
     text = {**_TEXT, "num_hidden_layers": layers, "mtp_num_hidden_layers": int(with_mtp), "tie_word_embeddings": tied}
-    text["layer_types"] = ["linear_attention" if i % interval else "full_attention" for i in range(1, layers + 1)]
+    text["layer_types"] = [
+        "linear_attention" if (i - first) % interval else "full_attention" for i in range(1, layers + 1)
+    ]
     if kind == "next":
         config = transformers.Qwen3NextConfig(**text, **_EXPERTS, norm_topk_prob=True, rope_parameters=_ROPE)
         return transformers.Qwen3NextForCausalLM(config)

@@ -1,0 +1,266 @@
+"""The engine: whoever shares it, and whatever was read before, each answer is what its request gives alone."""
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_qwen.config import ModelConfig
+from mlx_qwen.engine.draft import Drafts
+from mlx_qwen.engine.engine import Engine, Limits
+from mlx_qwen.engine.prefix import PrefixIndex, prefix_key
+from mlx_qwen.engine.rules import Rules
+from mlx_qwen.engine.sampling import TokenSampler
+from mlx_qwen.engine.sequence import MOST_UNREAD, Endless, Sequence
+from mlx_qwen.errors import MLXQwenError, PromptError
+from mlx_qwen.generation import generate, stream_generate
+from mlx_qwen.loading import load_model
+from mlx_qwen.model import Model
+from mlx_qwen.recommended import SamplingParameters
+from tests.engine.conftest import Loaded
+
+Checkpoint = Callable[..., Path]
+GREEDY = SamplingParameters(temperature=0)
+DRAWN = SamplingParameters(temperature=1.0, top_k=20, presence_penalty=1.0)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Checkpoint) -> Model:
+    path = checkpoint("dense", with_mtp=True)
+    return load_model(path, ModelConfig.from_directory(path))
+
+
+def ids(seed: int, count: int) -> list[int]:
+    return np.random.default_rng(seed).integers(3, 299, count).tolist()
+
+
+def sequence(
+    model: Model,
+    prompt: list[int],
+    *,
+    how: SamplingParameters = GREEDY,
+    count: int = 12,
+    drafts: int | None = 0,
+    seed: int = 3,
+    keep: bool = False,
+    **more: object,
+) -> Sequence:
+    sampler = TokenSampler(how, prompt=mx.array(prompt), vocab_size=model.config.text.vocab_size, seed=seed)
+    key = prefix_key(prompt) if keep else None
+    return Sequence(prompt, sampler, Rules(), Endless(), count, Drafts(drafts), key=key, **more)  # type: ignore[arg-type]
+
+
+def answer(engine: Engine, one: Sequence) -> list[int]:
+    engine.submit(one)
+    return [emission.token for emission in engine.stream(one)]
+
+
+def alone(model: Model, prompt: list[int], **how: object) -> list[int]:
+    return answer(Engine(model), sequence(model, prompt, **how))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30, 59, 60])
+def test_an_answer_that_goes_on_from_what_was_read_is_the_one_read_from_the_start(model: Model, cut: int) -> None:
+    prompt, engine = ids(1, 60), Engine(model, prefixes=PrefixIndex(1 << 30))
+    answer(engine, sequence(model, [*prompt[:cut], *ids(2, 7)], keep=True, anchors=[cut]))
+    later = sequence(model, [*prompt, 5], keep=True, drafts=None)
+    assert answer(engine, later) == alone(model, [*prompt, 5])
+    assert later.cached == cut
+
+
+def test_the_same_prompt_again_reads_nothing(model: Model) -> None:
+    prompt, engine = ids(1, 40), Engine(model, prefixes=PrefixIndex(1 << 30))
+    first = answer(engine, sequence(model, prompt, keep=True))
+    again = sequence(model, prompt, keep=True)
+    assert answer(engine, again) == first
+    assert again.cached == len(prompt)
+    assert answer(engine, sequence(model, prompt, keep=True, how=DRAWN)) == alone(model, prompt, how=DRAWN)
+
+
+def test_a_prompt_that_repeats_an_answer_reads_only_what_is_new_and_copies_nothing(model: Model) -> None:
+    prompt, engine = ids(1, 700), Engine(model, prefixes=PrefixIndex(1 << 30))
+    first = sequence(model, prompt, keep=True)
+    written = answer(engine, first)
+    longer = [*prompt, *written, *ids(3, 9)]
+    second = sequence(model, longer, keep=True)
+    assert answer(engine, second) == alone(model, longer)
+    assert second.cached == len(prompt) + len(written) - 1
+    assert first.state is not None
+    assert second.state is not None
+    assert first.state.chains[0].buffers()[0] is second.state.chains[0].buffers()[0]
+
+
+def test_what_one_prompt_left_is_not_changed_by_those_that_go_on_from_it(model: Model) -> None:
+    prompt, engine = ids(1, 50), Engine(model, prefixes=PrefixIndex(1 << 30))
+    answer(engine, sequence(model, prompt, keep=True))
+    branches = [[*prompt, *ids(seed, 6 + seed)] for seed in range(5)]
+    together = [sequence(model, branch, keep=True, drafts=None) for branch in branches]
+    for one in together:
+        engine.submit(one)
+    found = [[emission.token for emission in engine.stream(one)] for one in together]
+    assert found == [alone(model, branch) for branch in branches]
+    assert all(one.cached >= len(prompt) for one in together)
+
+
+def test_random_requests_that_come_go_and_share_equal_their_solo_runs(model: Model) -> None:
+    rng = random.Random(0)
+    engine = Engine(model, Limits(most_rows=5), prefixes=PrefixIndex(3 << 20))
+    prompts = [ids(seed, rng.choice([3, 17, 40, 90])) for seed in range(6)]
+    expected: dict[tuple[object, ...], list[int]] = {}
+    waiting: list[tuple[Sequence, Iterator[object], list[int], int]] = []
+    for number in range(120):
+        prompt = [*rng.choice(prompts)[: rng.randrange(1, 60)], *ids(number % 7, rng.randrange(4))]
+        how, count = rng.choice([GREEDY, DRAWN]), rng.randrange(1, 14)
+        what = (tuple(prompt), how, count)
+        if what not in expected:
+            expected[what] = alone(model, prompt, how=how, count=count)
+        one = sequence(
+            model, prompt, how=how, count=count, keep=rng.random() < 0.8, drafts=rng.choice([0, 2, 5, None]),
+            step_size=rng.choice([7, 32, 2048]), anchors=sorted({rng.randrange(1, len(prompt) + 1) for _ in range(2)}),
+        )  # fmt: skip
+        engine.submit(one)
+        leaves = rng.randrange(1, count + 1) if rng.random() < 0.3 else count
+        waiting.append((one, engine.stream(one), expected[what], leaves))
+        while len(waiting) > rng.randrange(8):
+            _, stream, wanted, leaves = waiting.pop(rng.randrange(len(waiting)))
+            found = [emission.token for emission, _ in zip(stream, range(leaves), strict=False)]  # type: ignore[attr-defined]
+            stream.close()  # type: ignore[attr-defined]
+            assert found == wanted[:leaves]
+    for _, stream, wanted, _ in waiting:
+        assert [emission.token for emission in stream] == wanted  # type: ignore[attr-defined]
+
+
+def test_a_long_prompt_lets_others_write_between_its_pieces(model: Model) -> None:
+    engine, places = Engine(model), []
+    quick = sequence(model, ids(1, 5), count=30)
+    long = sequence(
+        model, ids(2, 400), step_size=20, count=1, progress=lambda done, _: places.append((done, len(quick.written)))
+    )
+    engine.submit(long)
+    engine.submit(quick)
+    assert [emission.token for emission in engine.stream(quick)] == alone(model, ids(1, 5), count=30)
+    list(engine.stream(long))
+    assert len({written for done, written in places if 0 < done < 400}) > 10
+
+
+def test_requests_beyond_the_memory_budget_wait_for_their_turn(model: Model) -> None:
+    engine = Engine(model, Limits(state_bytes=1))
+    several = [sequence(model, ids(seed, 20), count=40) for seed in range(3)]
+    for one in several:
+        engine.submit(one)
+    writing = [
+        sum(bool(each.written) and not each.finish_reason for each in several)
+        for one in several
+        for _ in engine.stream(one)
+    ]
+    assert len(writing) == 3 * 40
+    assert max(writing) <= 1
+
+
+def test_a_cancelled_answer_frees_its_place_at_once(model: Model) -> None:
+    engine = Engine(model, Limits(most_rows=1))
+    endless, next_one = sequence(model, ids(1, 5), count=2000), sequence(model, ids(2, 5), count=3)
+    engine.submit(endless)
+    engine.submit(next_one)
+    stream = engine.stream(endless)
+    next(stream)
+    stream.close()
+    assert [emission.token for emission in engine.stream(next_one)] == alone(model, ids(2, 5), count=3)
+    assert len(endless.written) < 200
+
+
+def test_an_answer_runs_ahead_of_its_reader_only_so_far(model: Model) -> None:
+    engine = Engine(model)
+    slow, other = sequence(model, ids(1, 5), count=500), sequence(model, ids(2, 5), count=100)
+    engine.submit(slow)
+    stream = engine.stream(slow)
+    next(stream)
+    answer(engine, other)
+    assert len(slow.written) <= MOST_UNREAD + 9
+    assert [*[emission.token for emission in stream]] == alone(model, ids(1, 5), count=500)[1:]
+
+
+def test_an_error_ends_the_answers_it_concerns_and_no_others(model: Model) -> None:
+    def failing(done: int, total: int) -> None:
+        raise RuntimeError("stopped by the caller")
+
+    engine = Engine(model)
+    broken, sound = sequence(model, ids(1, 5), progress=failing), sequence(model, ids(2, 5))
+    engine.submit(broken)
+    engine.submit(sound)
+    with pytest.raises(RuntimeError, match="stopped by the caller"):
+        list(engine.stream(broken))
+    assert [emission.token for emission in engine.stream(sound)] == alone(model, ids(2, 5))
+
+
+def test_a_sampler_that_leaves_the_vocabulary_is_an_error_and_not_a_crash(loaded: Loaded) -> None:
+    for wrong in (10**6, -1):
+        with pytest.raises(PromptError, match=f"sampler returned \\[{wrong}\\]"):
+            generate(*loaded[:2], [5, 6], sampler=lambda _, wrong=wrong: mx.array([wrong]), max_tokens=4)
+    assert generate(*loaded[:2], [5, 6], max_tokens=4, temperature=0)
+
+
+def test_models_load_and_answer_in_any_threads(checkpoint: Checkpoint, loaded: Loaded) -> None:
+    expected = generate(*loaded[:2], [5, 6, 7], max_tokens=8, temperature=0)
+    found: dict[str, object] = {}
+
+    def load_here() -> None:
+        found["model"] = load_model(loaded.folder, ModelConfig.from_directory(loaded.folder))
+
+    def answer_there() -> None:
+        stream = stream_generate(found["model"], loaded.processor, [5, 6, 7], max_tokens=8, temperature=0)  # type: ignore[arg-type]
+        responses = list(stream)
+        found["text"] = "".join(response.text for response in responses)
+        found["likeliest"] = mx.argmax(responses[0].logprobs).item()
+        found["first"] = responses[0].token
+
+    for run in (load_here, answer_there):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert found["text"] == expected
+    assert found["likeliest"] == found["first"]
+    assert generate(found["model"], loaded.processor, [5, 6, 7], max_tokens=8, temperature=0) == expected  # type: ignore[arg-type]
+
+
+def test_a_cache_made_here_can_be_used_there(loaded: Loaded) -> None:
+    model, processor, _ = loaded
+    cache, found = model.make_cache(), []
+    model.hidden_states(mx.array([[5, 6, 7]]), cache)
+    mx.eval(cache.arrays())
+
+    def go_on() -> None:
+        found.append(generate(model, processor, [8, 9], prompt_cache=cache, max_tokens=8, temperature=0))
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    thread.join()
+    assert found == [generate(model, processor, [5, 6, 7, 8, 9], max_tokens=8, temperature=0)]
+    assert mx.argmax(model(mx.array([[1]]), cache)[:, -1]).item() >= 0
+
+
+def loaded_again(loaded: Loaded) -> Model:
+    return load_model(loaded.folder, ModelConfig.from_directory(loaded.folder))
+
+
+def test_a_forked_process_says_that_it_cannot_generate(loaded: Loaded) -> None:
+    generate(*loaded[:2], [5, 6], max_tokens=2)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        for use in (lambda: generate(*loaded[:2], [5, 6], max_tokens=2), lambda: loaded_again(loaded)):
+            try:
+                use()
+            except MLXQwenError as error:
+                os.write(write, str(error).encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    assert os.read(read, 10_000).count(b'"spawn"') == 2
