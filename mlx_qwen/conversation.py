@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Unpack
 
-from mlx_qwen.answer import AnswerParser
 from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.declared import check_value, takes
 from mlx_qwen.generation import check_loaded
@@ -72,7 +71,7 @@ class Conversation:
         asked: Message = {"role": "user", "content": content}
         inputs = prompt_inputs(self._processor, [*self._system_message(), *self.turns, asked], self._options)
         responses = stream_answer(self._model, self._processor, inputs, self._options, self._settings)
-        return Turn(asked, inputs.ids, responses, inside_thinking=self._processor.opens_thinking(inputs.ids))
+        return Turn(asked, inputs.ids, responses)
 
     def remember(self, turn: "Turn") -> None:
         """Makes a turn part of the history, also one that was interrupted after its first token."""
@@ -87,33 +86,27 @@ class Conversation:
 class Turn:
     """One question and its answer in the making: iterate it, then `Conversation.remember` it."""
 
-    def __init__(
-        self,
-        question: Message,
-        ids: list[int],
-        responses: Iterator[GenerationResponse],
-        *,
-        inside_thinking: bool,
-    ) -> None:
+    def __init__(self, question: Message, ids: list[int], responses: Iterator[GenerationResponse]) -> None:
         self.question = question
         self.ids = ids
         self.tokens: list[int] = []
-        self.inside_thinking = inside_thinking
         self.last: GenerationResponse | None = None
         self._responses = responses
-        self._text: list[str] = []
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
 
     def __iter__(self) -> Iterator[GenerationResponse]:
         for response in self._responses:
             self.last = response
             self.tokens.append(response.token)
-            self._text.append(response.text)
+            self._content.append(response.delta.content)
+            self._reasoning.append(response.delta.reasoning)
             yield response
 
-    def answer(self) -> dict[str, str]:
-        """The answer so far as a message, reasoning apart."""
-        parser = AnswerParser(inside_thinking=self.inside_thinking)
-        parser.push("".join(self._text))
-        parser.finish()
-        message = {"role": "assistant", "content": parser.content}
-        return message if parser.reasoning is None else {**message, "reasoning_content": parser.reasoning}
+    def answer(self) -> Message:
+        """The answer as a message, reasoning apart; of one that was interrupted, what had come."""
+        if self.last is not None and self.last.answer is not None:
+            return self.last.answer.message
+        message = {"role": "assistant", "content": "".join(self._content)}
+        reasoning = "".join(self._reasoning)
+        return {**message, "reasoning_content": reasoning} if reasoning else message

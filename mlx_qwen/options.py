@@ -116,11 +116,12 @@ class GenerationOptions(MediaLimits):
     )
     stop: str | Sequence[str] | None = option(
         None,
-        help="text that ends the answer and is not part of it.",
+        help="text that ends the answer behind its reasoning, and is not part of it.",
         expected="a text that is not empty, or a list of such",
         check=_none_empty,
         flag="--stop",
     )
+    stop_in_reasoning: bool = option(False, help="whether `stop` is looked for inside the reasoning too.")
     sampler: Sampler | None = option(
         None, help="draws the token instead: log-probabilities fp32 [1, V] to a token [1]."
     )
@@ -242,6 +243,7 @@ class OptionKeywords(SettingKeywords, total=False):
     thinking_budget: int | None
     preserve_thinking: bool | None
     stop: str | Sequence[str] | None
+    stop_in_reasoning: bool
     sampler: Sampler | None
     logits_processors: Sequence[LogitsProcessor] | None
     images: Sequence["ImageSource"] | None

@@ -7,6 +7,7 @@ from hashlib import blake2b
 import mlx.core as mx
 import numpy as np
 
+from mlx_qwen.answer import AnswerDelta
 from mlx_qwen.answer.response import Clock, GenerationResponse
 from mlx_qwen.engine.anchors import Marks, Span, anchors, question_end
 from mlx_qwen.engine.caching import check_cache, seen_tokens
@@ -72,7 +73,16 @@ def prepare_request(
     )
     budget = ThinkingBudget.for_prompt(options.thinking_budget, processor, inside=inside)
     max_tokens = room_for_answer(ids, text, options.max_tokens, cached=cached)
-    answer = Answer(processor, options, inside_thinking=inside, max_tokens=max_tokens)
+    answer = Answer(
+        processor.stream(),
+        end_token_ids=processor.end_token_ids,
+        max_tokens=max_tokens,
+        inside_thinking=inside,
+        tools=options.tools,
+        stop=options.stop_strings,
+        stop_in_reasoning=options.stop_in_reasoning,
+        thinking_is_limited=budget is not None,
+    )
     sequence = Answering(
         ids=ids,
         sampler=sampler,
@@ -208,10 +218,11 @@ def _own(model: Model, sequence: Answering) -> None:
 
 def _response(request: Request, emission: Emission, clock: Clock, *, text: str | None = None) -> GenerationResponse:
     sequence, choice = request.sequence, emission.choice
-    parsed = request.answer.parsed() if emission.finish_reason else None
+    delta = emission.added
+    assert isinstance(delta, AnswerDelta), "what Answer.push returns"
     read = len(sequence.ids) if sequence.prompt_cache is not None else len(sequence.ids) - sequence.cached
     return GenerationResponse(
-        text=str(emission.added) if text is None else text,
+        text=delta.text if text is None else text,
         token=emission.token,
         logprobs=choice.logprobs[0],
         from_draft=emission.from_draft,
@@ -222,8 +233,8 @@ def _response(request: Request, emission: Emission, clock: Clock, *, text: str |
         peak_memory=mx.get_peak_memory() / 1e9,
         finish_reason=emission.finish_reason,
         cached_tokens=sequence.cached,
-        reasoning=parsed.reasoning if parsed else None,
-        tool_calls=parsed.tool_calls if parsed else (),
+        delta=delta,
+        answer=request.answer.parsed if emission.finish_reason else None,
     )
 
 

@@ -1,14 +1,12 @@
 """What `stream_generate` yields."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Literal
 
 import mlx.core as mx
 
+from mlx_qwen.answer.deltas import AnswerDelta, FinishReason, ParsedAnswer
 from mlx_qwen.json_types import ToolCall
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +23,13 @@ class GenerationResponse:
         generation_tokens: tokens generated so far, this one included.
         generation_tps: generated tokens per second.
         peak_memory: highest memory use so far, in GB (10^9 bytes).
-        finish_reason: on the last response only: "stop" (end token or stop string) or "length".
+        finish_reason: on the last response only: "stop" (end token or stop string), "tool_calls" (the same, after calls
+            of tools) or "length".
         cached_tokens: tokens that the cache held before the prompt.
-        reasoning: on the last response: the text of the think block, None when there was none.
-        tool_calls: on the last response: the tools that the model calls.
+        delta: what the token added to the answer: `content`, `reasoning` and `tool_calls`, each without the tags around
+            it. A call's name comes as soon as it stands, its arguments in pieces of JSON text.
+        answer: on the last response: the whole answer. Its `content`, `reasoning` and `tool_calls` are the deltas
+            summed, and those of the response itself.
     """
 
     text: str
@@ -42,8 +43,23 @@ class GenerationResponse:
     peak_memory: float
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
-    reasoning: str | None = None
-    tool_calls: tuple[ToolCall, ...] = ()
+    delta: AnswerDelta = field(default_factory=AnswerDelta)
+    answer: ParsedAnswer | None = None
+
+    @property
+    def content(self) -> str | None:
+        """On the last response: the words for the user, without reasoning and tool calls; None before."""
+        return self.answer.content if self.answer else None
+
+    @property
+    def reasoning(self) -> str | None:
+        """On the last response: the text of the think block, None when there was none."""
+        return self.answer.reasoning if self.answer else None
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """On the last response: the tools that the model calls."""
+        return self.answer.tool_calls if self.answer else ()
 
     def statistics(self) -> str:
         """Three lines on tokens, speed and memory, as mlx-lm prints them."""

@@ -2,14 +2,20 @@
 
 from collections.abc import Sequence
 
+from mlx_qwen.answer.reasoning import ReasoningEnd
 from mlx_qwen.answer.tags import partial_tag_length
 
 
 class StopStrings:
-    """Passes text on up to the first stop string, which itself is dropped with everything after it."""
+    """Passes text on up to the first stop string, which itself is dropped with everything after it.
 
-    def __init__(self, strings: Sequence[str]) -> None:
+    Of several, the one that begins first in the text wins, however the text is cut. With `after`, text passes
+    unsearched until the reasoning has ended.
+    """
+
+    def __init__(self, strings: Sequence[str], *, after: ReasoningEnd | None = None) -> None:
         self._strings = tuple(strings)
+        self._after = after
         self._held = ""
         self.reached = False
 
@@ -17,17 +23,27 @@ class StopStrings:
         """Takes the next piece and returns what can no longer belong to a stop string."""
         if not self._strings or self.reached:
             return "" if self.reached else text
+        passed = ""
+        if self._after is not None:
+            passed, text = self._after.push(text)
         self._held += text
-        starts = [start for string in self._strings if (start := self._held.find(string)) >= 0]
-        if starts:
-            self.reached = True
-            before, self._held = self._held[: min(starts)], ""
-            return before
+        found = self._first()
         certain = len(self._held) - partial_tag_length(self._held, self._strings)
-        before, self._held = self._held[:certain], self._held[certain:]
-        return before
+        if found is not None and found <= certain:  # nothing that begins before it can still become one
+            self.reached = True
+            certain = found
+        before, self._held = self._held[:certain], "" if self.reached else self._held[certain:]
+        return passed + before
 
     def finish(self) -> str:
-        """What was held back and is plain text after all."""
-        held, self._held = self._held, ""
-        return held
+        """What was held back, up to a stop string whose rival never came."""
+        held = self._held + (self._after.finish() if self._after else "")
+        self._held = ""
+        found = min((start for string in self._strings if (start := held.find(string)) >= 0), default=None)
+        if found is None or self.reached:
+            return held
+        self.reached = True
+        return held[:found]
+
+    def _first(self) -> int | None:
+        return min((start for string in self._strings if (start := self._held.find(string)) >= 0), default=None)

@@ -32,12 +32,12 @@ def answer_prompt(
         click.echo(describe(processor, one.patches), err=True)
     if verbose and settings.kv_bits is not None:
         click.echo(kv_cache_summary(model, settings.kv_bits), err=True)
-    printer = AnswerPrinter(inside_thinking=processor.opens_thinking(inputs.ids))
+    printer = AnswerPrinter()
     last = None
     try:
         for last in responses:
-            printer.push(last.text)
+            printer.push(last)
     finally:
-        printer.finish()
+        printer.finish(quiet=not verbose)
         if verbose and last is not None:
             click.echo(f"{'=' * 10}\n{last.statistics()}", err=True)

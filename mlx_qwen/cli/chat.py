@@ -97,10 +97,10 @@ def _answer(conversation: "Conversation", question: str, *, verbose: bool) -> No
     except PromptError as error:
         click.echo(f"Error: {error} /reset starts anew.", err=True)
         return
-    printer = AnswerPrinter(inside_thinking=turn.inside_thinking)
+    printer = AnswerPrinter()
     try:
         for response in turn:
-            printer.push(response.text)
+            printer.push(response)
     except KeyboardInterrupt:
         click.echo(" (stopped)", nl=False)
     printer.finish()

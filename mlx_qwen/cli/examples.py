@@ -6,11 +6,10 @@ from textwrap import indent
 
 import click
 
-from mlx_qwen.answer import AnswerParser
 from mlx_qwen.demo.tasks import Example
 from mlx_qwen.demo.tasks.drawing import draw_clip, draw_scene
 from mlx_qwen.demo.tasks.example import Message, Part, call_text
-from mlx_qwen.generation import generate
+from mlx_qwen.generation import generate, stream_generate
 from mlx_qwen.model import Model
 from mlx_qwen.prompt import Processor
 
@@ -54,22 +53,20 @@ class Asker:
 
     def _answer(self, example: Example, history: list[Message], right: Message) -> None:
         """The model's answer to a history in which the earlier answers are the right ones."""
-        tools = list(example.tools)
-        text = generate(
+        *_, last = stream_generate(
             self._model,
             self._processor,
             history,
             max_tokens=_MOST_TOKENS,
             enable_thinking="reasoning_content" in right,
-            tools=tools,
+            tools=list(example.tools),
         )
-        parser = AnswerParser(inside_thinking="reasoning_content" in right, tools=tools)
-        parser.push(text)
-        parser.finish()
-        if parser.reasoning:
-            _show("thinks", parser.reasoning.strip(), dim=True)
-        calls = [{"function": {"name": call.name, "arguments": call.arguments}} for call in parser.tool_calls]
-        self._compare(parser.content + call_text(calls), str(right["content"]) + call_text(right.get("tool_calls")))
+        answer = last.answer
+        assert answer is not None, "the last response carries the whole answer"
+        if answer.reasoning:
+            _show("thinks", answer.reasoning.strip(), dim=True)
+        calls = answer.message.get("tool_calls")
+        self._compare(answer.content + call_text(calls), str(right["content"]) + call_text(right.get("tool_calls")))
 
     def _compare(self, answer: str, right: str) -> None:
         same = answer.strip() == right.strip()

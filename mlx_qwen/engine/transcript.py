@@ -1,25 +1,55 @@
 """Follows one answer from token to token: its text, its end, and what it consists of."""
 
-from mlx_qwen.answer import AnswerParser
-from mlx_qwen.answer.response import FinishReason
-from mlx_qwen.answer.stopping import StopStrings
-from mlx_qwen.options import GenerationOptions
-from mlx_qwen.prompt import Processor
+from collections.abc import Sequence, Set
+
+from mlx_qwen.answer import AnswerDelta, AnswerStream, FinishReason, ParsedAnswer, TextStream
+from mlx_qwen.json_types import Tools
 
 
 class Answer:
-    """Text of the tokens so far; `finish_reason` is set with the last one."""
+    """One answer in the making.
+
+    Args:
+        decoder: a fresh decoder of token ids to text.
+        end_token_ids: any of these ends the answer and is not part of its text.
+        max_tokens: most tokens; the one that reaches it is the last.
+        inside_thinking: whether the prompt already opened the think block.
+        tools: the function descriptions that the model was given; PromptError where their schemas make no sense.
+        stop: strings that end the answer, searched behind the reasoning.
+        stop_in_reasoning: whether they are searched inside the reasoning too.
+        thinking_is_limited: whether a rule may close the think block for the model.
+
+    Attributes:
+        num_tokens: tokens so far.
+        finish_reason: set with the last token.
+        parsed: the whole answer, set with the last token.
+    """
 
     def __init__(
-        self, processor: Processor, options: GenerationOptions, *, inside_thinking: bool, max_tokens: int
+        self,
+        decoder: TextStream,
+        *,
+        end_token_ids: Set[int],
+        max_tokens: int,
+        inside_thinking: bool,
+        tools: Tools | None = None,
+        stop: Sequence[str] = (),
+        stop_in_reasoning: bool = False,
+        thinking_is_limited: bool = False,
     ) -> None:
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
+        self.parsed: ParsedAnswer | None = None
+        self._decoder = decoder
+        self._end_token_ids = end_token_ids
         self._max_tokens = max_tokens
-        self._end_token_ids = processor.end_token_ids
-        self._stream = processor.stream()
-        self._stop = StopStrings(options.stop_strings)
-        self._parser = AnswerParser(inside_thinking=inside_thinking, tools=options.tools)
+        self._stream = AnswerStream(
+            inside_thinking=inside_thinking,
+            tools=tools,
+            stop=stop,
+            stop_in_reasoning=stop_in_reasoning,
+            thinking_is_limited=thinking_is_limited,
+        )
         self._pieces: list[str] = []
 
     @property
@@ -27,22 +57,15 @@ class Answer:
         """Everything written so far, raw."""
         return "".join(self._pieces)
 
-    def push(self, token: int) -> str:
-        """The text that is certain with this token: "" while a character or a stop string may be incomplete."""
+    def push(self, token: int) -> AnswerDelta:
+        """What is certain with this token; its text is "" while a character or a stop string may be incomplete."""
         self.num_tokens += 1
         ended = token in self._end_token_ids
-        piece = "" if ended else self._stop.push(self._stream.push(token))
-        if ended or self._stop.reached:
-            self.finish_reason = "stop"
-        elif self.num_tokens == self._max_tokens:
-            self.finish_reason = "length"
-        if self.finish_reason:
-            piece += self._stop.push(self._stream.finish()) + self._stop.finish()
-        self._pieces.append(piece)
-        return piece
-
-    def parsed(self) -> AnswerParser:
-        """The finished answer taken apart; call once, at the end."""
-        self._parser.push(self.text)
-        self._parser.finish()
-        return self._parser
+        delta = AnswerDelta() if ended else self._stream.push(self._decoder.push(token))
+        if ended or self._stream.stopped or self.num_tokens == self._max_tokens:
+            last = self._stream.push("" if self._stream.stopped else self._decoder.finish())
+            delta = delta + last + self._stream.finish(ended=ended)
+            self.parsed = self._stream.answer("stop" if ended or self._stream.stopped else "length")
+            self.finish_reason = self.parsed.finish_reason
+        self._pieces.append(delta.text)
+        return delta

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _END_OF_TURN = "<|im_end|>"
 _END_OF_TEXT = "<|endoftext|>"
+_ASSISTANT = "<|im_start|>assistant"
 _IMAGE_PAD, _VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
 
 
@@ -177,14 +178,18 @@ class Processor:
         )
 
     def opens_thinking(self, ids: Sequence[int]) -> bool:
-        """Whether an answer to this prompt begins inside a think block."""
+        """Whether an answer to this prompt begins inside a think block.
+
+        It does behind a `<think>` that begins an assistant's turn or ends the prompt; elsewhere the tag is a mention.
+        """
         if self.thinking is None:
             return False
         start, end = self.thinking
-        for token in reversed(ids):
-            if token == start:
-                return True
-            if token == end or token in self.end_token_ids:
+        for index in range(len(ids) - 1, -1, -1):
+            if ids[index] == start:
+                before, behind = self.decode(ids[max(0, index - 8) : index]), self.decode(ids[index + 1 :])
+                return before.rstrip().endswith(_ASSISTANT) or not behind.strip()
+            if ids[index] == end or ids[index] in self.end_token_ids:
                 return False
         return False
 

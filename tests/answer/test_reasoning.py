@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_qwen.answer import AnswerParser, ReasoningSplitter
+from mlx_qwen.answer import AnswerStream, ReasoningSplitter
 from mlx_qwen.json_types import ToolCall
 
 CASES = {
@@ -46,10 +46,11 @@ def test_reasoning_streams_before_the_block_is_closed() -> None:
 
 def test_a_tool_call_counts_in_the_answer_and_not_in_the_reasoning() -> None:
     call = "<tool_call>\n<function={}>\n</function>\n</tool_call>"
-    parser = AnswerParser(inside_thinking=True)
+    stream = AnswerStream(inside_thinking=True)
     for character in f"Maybe {call.format('a')}.\n</think>\n\nNow {call.format('b')}":
-        parser.push(character)
-    parser.finish()
+        stream.push(character)
+    stream.finish()
+    parser = stream.answer("stop")
     assert parser.tool_calls == (ToolCall("b", {}),)
     assert parser.content == "Now "
     assert parser.reasoning == f"Maybe {call.format('a')}."

@@ -7,6 +7,7 @@ import mlx.core as mx
 import pytest
 from click.testing import CliRunner, Result
 
+from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.cli import main
 from mlx_qwen.cli.printer import AnswerPrinter
 from mlx_qwen.conversation import Conversation
@@ -105,9 +106,9 @@ def test_an_interrupted_answer_stays_in_the_conversation(folder: Path, monkeypat
     pushed: list[str] = []
     original = AnswerPrinter.push
 
-    def interrupted(self: AnswerPrinter, text: str) -> None:
-        pushed.append(text)
-        original(self, text)
+    def interrupted(self: AnswerPrinter, response: GenerationResponse) -> None:
+        pushed.append(response.text)
+        original(self, response)
         if len(pushed) == 3:
             raise KeyboardInterrupt
 

@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.cli import COMMANDS, main
 from mlx_qwen.cli.printer import AnswerPrinter
 from mlx_qwen.generation import generate
@@ -127,9 +128,9 @@ def test_ctrl_c_prints_the_statistics_so_far_and_exits_with_130(folder: Path, mo
     pushed: list[str] = []
     original = AnswerPrinter.push
 
-    def interrupted(self: AnswerPrinter, text: str) -> None:
-        pushed.append(text)
-        original(self, text)
+    def interrupted(self: AnswerPrinter, response: GenerationResponse) -> None:
+        pushed.append(response.text)
+        original(self, response)
         if len(pushed) == 3:
             raise KeyboardInterrupt
 

@@ -204,3 +204,28 @@ def test_tool_calls_and_reasoning_arrive_with_the_last_response(loaded: Loaded) 
     assert [(call.name, call.arguments) for call in answer[-1].tool_calls] == [("f", {"n": 4})]
     assert "".join(r.text for r in answer) == script
     assert all(r.reasoning is None and not r.tool_calls for r in answer[:-1])
+    deltas = [r.delta for r in answer]
+    assert ("".join(d.reasoning for d in deltas), "".join(d.content for d in deltas)) == ("Hm.", "OK")
+    calls = [call for d in deltas for call in d.tool_calls]
+    assert [call.name for call in calls if call.name] == ["f"]
+    assert "".join(call.arguments for call in calls) == '{"n": 4}'
+    assert answer[-1].content == "OK"
+    assert answer[-1].answer.finish_reason == answer[-1].finish_reason == "length"
+
+
+def test_an_answer_that_ends_with_a_call_says_so(loaded: Loaded) -> None:
+    written = iter(loaded.processor.encode("<tool_call>\n<function=f>\n</function>\n</tool_call>"))
+    answer = responses(
+        loaded._replace(processor=make_processor(ends=(299,))),
+        temperature=None,
+        sampler=lambda logprobs: mx.array([next(written, 299)]),
+        max_tokens=100,
+    )
+    assert answer[-1].finish_reason == "tool_calls"
+    assert [call.name for call in answer[-1].tool_calls] == ["f"]
+
+
+def test_tools_whose_schema_makes_no_sense_are_refused_before_anything_is_read(loaded: Loaded) -> None:
+    schema = {"function": {"name": "f", "parameters": {"properties": {"n": {"type": "intger"}}}}}
+    with pytest.raises(PromptError, match="Tool f, n: type is 'intger'"):
+        stream_generate(loaded.model, loaded.processor, PROMPT, tools=[schema])

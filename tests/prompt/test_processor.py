@@ -107,6 +107,9 @@ def test_a_template_that_knows_no_thinking_has_no_default_for_it(tmp_path: Path)
         ("<|im_start|>assistant\n<think>\n\n</think>\n\n", False),
         ("<|im_start|>user\n<think> what?<|im_end|>\n<|im_start|>assistant\n", False),
         ("plain", False),
+        ("What does <think> mean?", False),
+        ("<|im_start|>user\nWhat does <think> mean?", False),
+        ("Why? <think>\n", True),
     ],
 )
 def test_an_open_think_block_at_the_end_of_the_prompt_is_seen(folder: Path, text: str, inside: bool) -> None:
