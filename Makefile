@@ -24,7 +24,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/mlx-qwen bench --vs mlx-lm --kernels-on-off
-	$(BIN)/mlx-qwen bench --only rule --only model --only host --only start --only convert --kernels
+	$(BIN)/python -m tools.benchmarks
 
 notebooks: $(VENV)/.notebooks
 	$(BIN)/python notebooks/execute.py

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from mlx_qwen.bench.table import Table
 from mlx_qwen.bench.timing import median_times
 from mlx_qwen.checkpoint.released import reduced
-from mlx_qwen.cli import main
 from tests.support.checkpoints import tiny_checkpoint
 from tests.support.tokenizers import add_tokenizer
+from tools.benchmarks.__main__ import main
 from tools.benchmarks.conversions import bench_conversion_memory
 from tools.benchmarks.delta_rule import random_problem
 from tools.benchmarks.peer import random_pair
@@ -76,7 +76,7 @@ def test_the_rules_inputs_decay_as_in_a_trained_layer() -> None:
 
 
 def test_launches_and_bytes_are_printed_beside_mlx_lms() -> None:
-    result = CliRunner().invoke(main, ["bench", "--kernels"])
+    result = CliRunner().invoke(main, ["kernels"])
     assert result.exit_code == 0, result.output
     assert "Kernel launches" in result.output
     assert "gated_delta_mixer" in result.output
@@ -84,7 +84,7 @@ def test_launches_and_bytes_are_printed_beside_mlx_lms() -> None:
 
 
 def test_quality_without_a_model_says_what_it_needs() -> None:
-    result = CliRunner().invoke(main, ["bench", "--only", "quality"])
+    result = CliRunner().invoke(main, ["quality"])
     assert result.exit_code == 2
     assert "--model" in result.output
 
