@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The packages as they install, for the type checker: convert/ is mlx_qwen.convert.
+# The packages as they install, for the type checker: convert/ is mlx_qwen.convert. tools/ is checked beside them.
 TYPED := build/typed
 
 .PHONY: demo test lint bench notebooks clean
@@ -20,7 +20,9 @@ lint: $(VENV)/.dev
 	ln -s $(CURDIR)/metal_kernels $(TYPED)/
 	ln -s $(CURDIR)/mlx_qwen/* $(TYPED)/mlx_qwen/
 	ln -s $(CURDIR)/convert $(TYPED)/mlx_qwen/
-	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml metal_kernels mlx_qwen
+	ln -s $(CURDIR)/tools $(TYPED)/
+	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
+		--cache-dir $(CURDIR)/.mypy_cache metal_kernels mlx_qwen tools
 
 bench: $(VENV)/.dev
 	$(BIN)/mlx-qwen bench --vs mlx-lm --kernels-on-off
