@@ -1,5 +1,7 @@
 """The benchmarks compare like with like, and print what they measured."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,7 +17,7 @@ from tests.support.tokenizers import add_tokenizer
 from tools.benchmarks.__main__ import main
 from tools.benchmarks.conversions import bench_conversion_memory
 from tools.benchmarks.delta_rule import random_problem
-from tools.benchmarks.peer import random_pair
+from tools.benchmarks.peer import WITHOUT_TORCH, random_pair
 from tools.benchmarks.quality import bench_quality
 
 SMALL = {
@@ -93,3 +95,9 @@ def test_memory_of_a_conversion_is_measured_at_three_sizes(tmp_path: Path) -> No
     table = bench_conversion_memory(tmp_path, layers=1, vocab_size=1024)
     assert [row[0] for row in table.rows] == ["1×", "2×", "4×", "4× / 1×"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mlx_lm_is_measured_without_torch() -> None:
+    code = f"{WITHOUT_TORCH}import mlx_lm, transformers; print(transformers.utils.is_torch_available())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
