@@ -43,7 +43,7 @@ HOUSE = {
     "generation": Room(_loose("generation", "conversation"), ("engine",)),
     "bench": Room(("mlx_qwen/bench",), ("engine", "loading")),
     "convert": Room(("convert",), ("loading",)),
-    "mlx_qwen": Room(_loose("__init__"), ("generation", "loading")),
+    "mlx_qwen": Room(_loose("__init__"), ("generation", "convert")),
     "cli": Room(("mlx_qwen/cli", *_loose("__main__")), ("generation", "bench", "convert")),
 }
 
