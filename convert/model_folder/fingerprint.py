@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import mlx.core as mx
 
-from mlx_qwen import __version__
+from mlx_qwen.version import __version__
 
 from ..outputs import Output, Outputs
 from ..work import pieces

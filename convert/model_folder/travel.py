@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_qwen import __version__
 from mlx_qwen.checkpoint.shards import COMPANION_PATTERN
+from mlx_qwen.version import __version__
 
 from ..description import Description
 from ..source.folder import copied_files

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from mlx_qwen import __version__
 from mlx_qwen.checkpoint.hub import is_repository_id, network_errors
 from mlx_qwen.config import Json
 from mlx_qwen.errors import ConversionError
+from mlx_qwen.version import __version__
 
 
 def check_upload(repo: str) -> str:

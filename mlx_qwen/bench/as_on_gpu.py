@@ -4,20 +4,15 @@ Operations whose CPU version is a graph of its own, and kernels, become one node
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib import reload
 from typing import Any
 from unittest.mock import patch
 
 import mlx.core as mx
 
 from metal_kernels._backend import ENVIRONMENT_VARIABLE
-
-# The peer makes its kernels when this module is imported, if there is Metal then.
-_PEER_KERNELS = "mlx_lm.models.gated_delta"
 
 
 def weightless(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
@@ -93,17 +88,10 @@ def as_on_gpu() -> Iterator[Launches]:
     }
     with ExitStack() as stack:
         stack.enter_context(patch.dict(os.environ, {ENVIRONMENT_VARIABLE: "metal"}))
-        stack.callback(_remake_peer_kernels)
         for module, functions in stand_ins.items():
             for name, function in functions.items():
                 stack.enter_context(patch.object(module, name, function))
-        _remake_peer_kernels()
         yield launches
-
-
-def _remake_peer_kernels() -> None:
-    if _PEER_KERNELS in sys.modules:
-        reload(sys.modules[_PEER_KERNELS])
 
 
 def _metal_kernel(launches: Launches) -> Callable[..., object]:

@@ -2,9 +2,10 @@
 
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
 import mlx.core as mx
+
+from mlx_qwen.version import installed
 
 _PACKAGES = ("mlx-qwen", "mlx", "mlx-lm", "mlx-vlm")
 
@@ -20,7 +21,7 @@ def machine_facts() -> dict[str, str]:
         "device": str(mx.default_device()),
         "system": system,
         "python": platform.python_version(),
-        **{name: _version(name) for name in _PACKAGES},
+        **{name: installed(name) or "" for name in _PACKAGES},
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -28,10 +29,3 @@ def machine_facts() -> dict[str, str]:
 def machine_line(facts: dict[str, str]) -> str:
     """All facts in one line."""
     return "; ".join(f"{name} {value}" for name, value in facts.items())
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -1,5 +1,6 @@
 """The checkpoint that a speed comparison runs on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import mlx.core as mx
 
 from mlx_qwen.checkpoint.hub import resolve
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert import convert
 from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import MLXQwenError
 
@@ -21,10 +21,15 @@ class Subject:
     notes: tuple[str, ...]
 
 
-def subject(model: str | None, revision: str | None, workdir: Path, most_tokens: int) -> Subject:
+def subject(model: str | None, revision: str | None, most_tokens: int, in_fp32: Callable[[Path], Path]) -> Subject:
     """The folder of `model`, by default the bundled demo.
 
     On a CPU, weights in 16 bits are compared in fp32: MLX's CPU backend has no 16-bit matrices of experts.
+
+    Args:
+        model, revision: a folder or a Hub repository, and what of it.
+        most_tokens: the longest prompt and what is written after it.
+        in_fp32: makes a model folder whose weights are those of another in fp32.
 
     Raises:
         MLXQwenError: the model cannot be found or read, or `most_tokens` are more than its context.
@@ -42,6 +47,4 @@ def subject(model: str | None, revision: str | None, workdir: Path, most_tokens:
         )
     if mx.default_device() == mx.gpu or config.quantization is not None:
         return Subject(folder, name, (f"Model: {name}.",))
-    whole = workdir / "fp32"
-    convert(folder, whole, quantize=False, dtype="float32", progress=False)
-    return Subject(whole, name, (f"Model: {name}, in fp32, as MLX's CPU backend has no 16-bit experts.",))
+    return Subject(in_fp32(folder), name, (f"Model: {name}, in fp32, as MLX's CPU backend has no 16-bit experts.",))

@@ -20,7 +20,7 @@ COMMANDS = {
     "plan": "Work out what a model needs, whether it fits, and what bounds its speed.",
     "demo": "Show one answer of each kind from the bundled checkpoint, the right answer beside it.",
     "doctor": "Check this machine and run each kernel's parity probe on its GPU.",
-    "bench": "Measure speed, memory and precision, beside mlx-lm and mlx-vlm in alternation.",
+    "bench": "Measure prefill, decode and memory of a model, beside mlx-lm and mlx-vlm in alternation.",
 }
 
 INTERRUPTED = 130

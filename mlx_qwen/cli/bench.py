@@ -1,15 +1,17 @@
-"""`mlx-qwen bench`: speed and memory on this machine, beside mlx-lm and mlx-vlm in the same run."""
+"""`mlx-qwen bench`: speed on this machine, beside mlx-lm and mlx-vlm in the same run."""
 
-import json
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mlx_qwen.bench.sections import SECTIONS, Run
+if TYPE_CHECKING:
+    from mlx_qwen.bench.section import Section
 
-PEERS = ("mlx-lm", "mlx-vlm")
+# What installs each peer.
+PEERS = {"mlx-lm": "pip install mlx-lm", "mlx-vlm": "pip install 'mlx-qwen[bench]'"}
 
 
 class _Sizes(click.ParamType[tuple[int, ...]]):
@@ -35,24 +37,12 @@ class _Sizes(click.ParamType[tuple[int, ...]]):
 @click.option("--prompt-tokens", type=_Sizes(), default="128,512,2048", show_default=True, help="Sizes of the prompts.")
 @click.option("--generate-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens after each.")
 @click.option("--kernels-on-off", is_flag=True, help="Measure with the Metal kernels and with plain MLX instead.")
-@click.option("--vs", type=click.Choice(PEERS), multiple=True, help="Measure this too; may be repeated.")
+@click.option("--vs", type=click.Choice(list(PEERS)), multiple=True, help="Measure this too; may be repeated.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Timed turns of each candidate.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every sample here.")
 @click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write what is printed here too.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw speed into this .png.")
-@click.option(
-    "--only",
-    type=click.Choice(list(SECTIONS)),
-    multiple=True,
-    help="What to measure, several times for several: a model's prefill and decode (speed), the gated delta rule's "
-    "prefill, a whole small model, the host's share of a token, import and load, converting a 0.8B (1.7 GB), "
-    "converting 4 layers of 35B-A3B (7 GB), how a conversion's memory grows "
-    "(convert-memory), what precision costs a model on a text, the same of "
-    "every recipe (recipes), the vision tower's memory, kernel launches and bytes.  "
-    "[default: speed]",
-)
-@click.option("--kernels", is_flag=True, help="The same as --only kernels.")
-@click.option("--text", type=click.Path(path_type=Path, exists=True), help="Text file, for --only quality or recipes.")
+@click.option("--kernels", is_flag=True, help="Count the GPU launches of a decoded token instead, without running it.")
 @click.option(
     "--workdir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -69,64 +59,55 @@ def command(
     json_file: Path | None,
     markdown: Path | None,
     plot: Path | None,
-    only: tuple[str, ...],
     kernels: bool,
-    text: Path | None,
     workdir: Path | None,
 ) -> None:
-    """Measure speed, memory and precision, beside mlx-lm and mlx-vlm in alternation.
+    """Measure prefill, decode and memory of a model, beside mlx-lm and mlx-vlm in alternation.
 
     Paste the output into a bug report: it names the chip and every version. The whole picture of one model:
 
     mlx-qwen bench --model FOLDER --kernels-on-off --vs mlx-lm --vs mlx-vlm --json bench.json --plot bench.png
     """
-    chosen = tuple(dict.fromkeys((*only, "kernels") if kernels else only or ("speed",)))
-    _check(chosen, model, text, vs, plot)
-    from mlx_qwen.bench.machine import machine_facts, machine_line
+    _check(vs, plot, kernels)
+    from mlx_qwen.bench.section import print_sections
+    from mlx_qwen.bench.speed_section import SpeedRun, speed_section
+    from mlx_qwen.bench.subject import subject
 
-    facts = machine_facts()
-    lines = [machine_line(facts), ""]
-    click.echo("\n".join(lines))
-    results: dict[str, object] = {}
-    with tempfile.TemporaryDirectory(dir=workdir) as folder:
-        run = Run(
-            repeats=repeats,
-            folder=Path(folder),
-            model=model,
-            revision=revision,
-            text=text,
-            prompt_tokens=prompt_tokens,
-            generate_tokens=generate_tokens,
-            kernels_on_off=kernels_on_off,
-            vs=vs,
-            plot=plot,
-            say=lambda line: click.echo(line, err=True),
-        )
-        for name in chosen:
-            section = SECTIONS[name](run)
-            results[name] = section.data
-            lines.append(section.text)
-            click.echo(section.text)
-    if markdown is not None:
-        markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if json_file is not None:
-        json_file.write_text(json.dumps({"machine": facts, **results}, indent=2) + "\n", encoding="utf-8")
+    def speed() -> "Section":
+        run = SpeedRun(prompt_tokens, generate_tokens, kernels_on_off, vs, repeats, plot)
+        with tempfile.TemporaryDirectory(dir=workdir) as folder:
+            most = max(prompt_tokens) + generate_tokens
+            measured = subject(model, revision, most, lambda source: _in_fp32(source, Path(folder)))
+            return speed_section(measured, run, lambda line: click.echo(line, err=True))
+
+    section = ("kernels", _launches) if kernels else ("speed", speed)
+    print_sections([section], click.echo, json_file=json_file, markdown=markdown)
 
 
-def _check(
-    chosen: tuple[str, ...], model: str | None, text: Path | None, vs: tuple[str, ...], plot: Path | None
-) -> None:
-    judged = [name for name in chosen if name in ("quality", "recipes")]
-    if judged and (model is None or text is None or not Path(model).is_dir()):
-        raise click.UsageError(
-            f"--only {judged[0]} needs --model, an unquantized model folder, and --text, a text file."
-        )
+def _check(vs: tuple[str, ...], plot: Path | None, kernels: bool) -> None:
     missing = [peer for peer in vs if find_spec(peer.replace("-", "_")) is None]
     if missing:
-        raise click.UsageError(f"--vs {missing[0]} needs it: pip install {missing[0]}")
+        raise click.UsageError(f"--vs {missing[0]} needs it: {PEERS[missing[0]]}")
     if plot is not None:
-        if "speed" not in chosen:
-            raise click.UsageError("--plot draws the section speed: add --only speed.")
+        if kernels:
+            raise click.UsageError("--plot draws speed, which --kernels does not measure: leave one of them out.")
         from mlx_qwen.bench.chart import check_plot
 
         check_plot(plot)
+
+
+def _in_fp32(source: Path, workdir: Path) -> Path:
+    from mlx_qwen.convert import convert
+
+    whole = workdir / "fp32"
+    convert(source, whole, quantize=False, dtype="float32", progress=False)
+    return whole
+
+
+def _launches() -> "Section":
+    from mlx_qwen.bench.launches import launches_table
+    from mlx_qwen.bench.section import section_of
+    from mlx_qwen.checkpoint.layout import Quantization
+    from mlx_qwen.convert.recipes import uniform
+
+    return section_of([launches_table(uniform(Quantization(bits=4, group_size=64)).precision)])

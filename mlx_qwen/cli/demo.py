@@ -1,6 +1,9 @@
 """`mlx-qwen demo`: one answer of each kind from the bundled checkpoint, on any machine and without network."""
 
 import random
+import shlex
+import shutil
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -49,9 +52,21 @@ def command(save: Path, seed: int, bits: str | None) -> None:
         for task in tasks:
             asker.ask(draw(task, random.Random(f"{title} {seed}"), held_out=True))
     click.echo(f"\n{asker.right} of {asker.asked} answers are right. Your turn:")
-    click.echo('  mlx-qwen generate --prompt "What is 358+67?" --enable-thinking')
-    click.echo(f'  mlx-qwen generate --prompt "How many things are there?" --image {asker.pictures[0]}')
-    click.echo('With a real model:\n  mlx-qwen generate --model Qwen/Qwen3.5-0.8B --prompt "Why is the sky blue?"')
+    command = this_command()
+    click.echo(f'  {command} generate --prompt "What is 358+67?" --enable-thinking')
+    click.echo(f'  {command} generate --prompt "How many things are there?" --image {asker.pictures[0]}')
+    click.echo(f'With a real model:\n  {command} generate --model Qwen/Qwen3.5-0.8B --prompt "Why is the sky blue?"')
+
+
+def this_command() -> str:
+    """How this command is called here: by its name where a shell finds it, else by its place."""
+    name, called = "mlx-qwen", Path(sys.argv[0])
+    if shutil.which(name) is not None:
+        return name
+    if called.name != name:
+        return f"{shlex.quote(sys.executable)} -m mlx_qwen"
+    here = Path.cwd()
+    return shlex.quote(str(called.relative_to(here) if called.is_relative_to(here) else called))
 
 
 def _loaded(bits: str | None) -> "tuple[Model, Processor]":

@@ -4,9 +4,10 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
 
 import click
+
+from mlx_qwen.version import installed
 
 _FAILED = 1
 _NAME = 54
@@ -45,7 +46,7 @@ def _machine() -> list[tuple[str, str]]:
     facts = [
         ("system", f"macOS {platform.mac_ver()[0]}" if sys.platform == "darwin" else platform.platform()),
         ("python", platform.python_version()),
-        *((name, version(name)) for name in packages),
+        *((name, installed(name) or "not installed") for name in packages),
         ("default device", str(mx.default_device())),
     ]
     gigabytes = {

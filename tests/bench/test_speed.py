@@ -155,9 +155,8 @@ def test_the_chart_is_a_picture(bench: tuple[Result, Path]) -> None:
         (["--prompt-tokens", "12,many"], "no list of numbers"),
         (["--prompt-tokens", "0"], "at least 1 token"),
         (["--generate-tokens", "1"], "generate-tokens"),
-        (["--only", "rule", "--plot", "x.png"], "--only speed"),
+        (["--kernels", "--plot", "x.png"], "leave one of them out"),
         (["--plot", "x.txt"], ".png"),
-        (["--only", "quality", "--model", "nowhere", "--text", __file__], "--model"),
         (["--prompt-tokens", "300000"], "--prompt-tokens and --generate-tokens"),
     ],
 )

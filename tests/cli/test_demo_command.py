@@ -1,6 +1,10 @@
 """`mlx-qwen demo` and commands without --model run the bundled checkpoint, on any machine and offline."""
 
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mlx_qwen.cli import main
+from mlx_qwen.cli.demo import this_command
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +44,20 @@ def test_the_demo_saves_the_pictures_that_the_model_saw(shown: tuple[str, Path])
         assert min(picture.size) >= 256
     with Image.open(folder / "frames-2.gif") as frames:
         assert frames.n_frames == 8  # type: ignore[attr-defined]
+
+
+def test_what_the_demo_suggests_can_be_typed_as_it_stands(shown: tuple[str, Path]) -> None:
+    (line,) = re.findall(r"^  (.*) generate --prompt .* --enable-thinking$", shown[0], flags=re.MULTILINE)
+    done = subprocess.run([*shlex.split(line), "--version"], capture_output=True, text=True, check=True)
+    assert "mlx-qwen" in done.stdout
+
+
+def test_a_command_off_the_path_is_suggested_by_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    for called in (tmp_path / ".venv/bin/mlx-qwen", Path(".venv/bin/mlx-qwen")):
+        monkeypatch.setattr(sys, "argv", [str(called)])
+        assert this_command() == ".venv/bin/mlx-qwen"
 
 
 def test_the_demo_runs_converted_to_fewer_bits(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import pytest
 from mlx_qwen.cli import COMMANDS, main
 from mlx_qwen.convert import RECIPES
 from mlx_qwen.media.images import ImageProcessor
+from tools.benchmarks.__main__ import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 CODE_FOLDERS = ("metal_kernels", "mlx_qwen", "convert", "tests", "docs", "notebooks", "tools")
-MODEL = "qwen3.5-0.8b-4bit"
+MODEL = "qwen3.5-0.8b"
 
 
 def text_of(page: Path) -> str:
@@ -52,8 +53,9 @@ COMMAND_LINES = [
 IN_TEXT = [name for page in PAGES for name in names(page) if name.startswith("mlx-qwen ")]
 
 
-def test_there_are_pages_on_kernels_checkpoints_recipes_and_vision() -> None:
-    assert {page.stem for page in PAGES} >= {"kernels", "checkpoint-format", "recipes", "vision"}
+def test_these_pages_are_there() -> None:
+    using, making = {"checkpoint-format", "recipes", "vision"}, {"architecture", "kernels", "CONTRIBUTING"}
+    assert {page.stem for page in PAGES} >= using | making | {"comparison", "measured"}
 
 
 @pytest.mark.parametrize("line", dict.fromkeys([*COMMAND_LINES, *IN_TEXT]))
@@ -104,7 +106,7 @@ def test_every_name_occurs_in_the_sources(name: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_name_no_place_on_a_machine(page: Path) -> None:
-    assert not re.search(r"/(work|root|tmp|home|Users)/", text_of(page))
+    assert not re.search(r"(?<!\w)/(work|root|tmp|home|Users)/", text_of(page))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -123,6 +125,23 @@ def test_the_table_of_tokens_is_what_the_processor_makes(picture: str, resized: 
     new_height, new_width = processor.resized(height, width)
     assert resized == f"{new_width} × {new_height}"
     assert tokens == f"{new_width * new_height // processor.layout.unit**2:,}"
+
+
+def test_every_measurement_names_a_section_of_the_benchmark() -> None:
+    page = text_of(ROOT / "docs" / "measured.md")
+    measured = page.partition("## Speed and memory")[2].partition("\n## ")[0]
+    named = set(re.findall(r"\| `([\w-]+)` \|$", measured, flags=re.MULTILINE))
+    named |= set(re.findall(r"python -m tools\.benchmarks (\w+)", page))
+    assert {"convert", "host", "rule", "start", "quality", "recipes"} <= named <= set(SECTIONS)
+    assert measured.count("\n| ") > 10
+
+
+def test_the_emulators_page_shows_code_that_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(
+        r"```python\n(.*?)```", text_of(ROOT / "tests" / "metal_emulator" / "README.md"), flags=re.DOTALL
+    )
+    exec(compile(code, "README.md", "exec"), {})
+    assert "14" in capsys.readouterr().out
 
 
 def test_every_recipe_is_described() -> None:

@@ -1,67 +1,19 @@
 """Dependencies point one way, and the way to the first token is short."""
 
-import ast
+import inspect
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from importlib.util import resolve_name
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = {"metal_kernels": ROOT / "metal_kernels", "mlx_qwen": ROOT / "mlx_qwen", "convert": ROOT / "convert"}
+import mlx_qwen
+from tests.support.house import HOUSE, ROOT, files, imported, imports, module_of, modules, reach, room_of
 
-
-def package_of(file: Path) -> str:
-    """Which of the project's parts a file belongs to."""
-    relative = file.relative_to(ROOT).parts
-    outermost = {("mlx_qwen", "cli"), ("mlx_qwen", "bench"), ("mlx_qwen", "planning"), ("mlx_qwen", "__main__.py")}
-    return "cli" if relative[:2] in outermost else relative[0]
-
-
-def part_of(module: str) -> str | None:
-    """Which of the project's parts an imported module belongs to."""
-    for prefix, part in (
-        ("mlx_qwen.cli", "cli"),
-        ("mlx_qwen.bench", "cli"),
-        ("mlx_qwen.convert.planning", "cli"),
-        ("mlx_qwen.convert", "convert"),
-        ("mlx_qwen", "mlx_qwen"),
-        ("metal_kernels", "metal_kernels"),
-    ):
-        if module == prefix or module.startswith(f"{prefix}."):
-            return part
-    return None
-
-
-def imports(file: Path) -> Iterator[str]:
-    """The modules, and the names taken from them, that a file imports anywhere."""
-    yield from imported(file.read_text(encoding="utf-8"), package=import_path(file.parent))
-
-
-def import_path(folder: Path) -> str:
-    """The package that a folder is installed as."""
-    parts = folder.relative_to(ROOT).parts
-    return ".".join(("mlx_qwen", *parts) if parts[0] == "convert" else parts)
-
-
-def imported(source: str, *, package: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            module = resolve_name("." * node.level + (node.module or ""), package)
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-
-
-ALLOWED = {
-    "metal_kernels": {"metal_kernels"},
-    "mlx_qwen": {"mlx_qwen", "metal_kernels"},
-    "convert": {"convert", "mlx_qwen", "metal_kernels"},
-    "cli": {"cli", "convert", "mlx_qwen", "metal_kernels"},
-}
-FILES = [file for folder in FOLDERS.values() for file in sorted(folder.rglob("*.py"))]
+FILES = files()
+PEERS = {"mlx_lm", "mlx_vlm", "transformers", "torch"}
 
 
 @pytest.mark.parametrize(
@@ -75,25 +27,74 @@ FILES = [file for folder in FOLDERS.values() for file in sorted(folder.rglob("*.
     ],
 )
 def test_every_form_of_import_is_seen(statement: str, module: str) -> None:
-    assert list(imported(statement, package=import_path(ROOT / "convert"))) == [module]
+    assert list(imported(statement, package=module_of(ROOT / "convert" / "__init__.py"))) == [module]
 
 
-def test_there_are_files_to_check() -> None:
-    assert len(FILES) > 30
+def test_every_file_stands_in_one_room_and_no_room_is_empty() -> None:
+    assert len(FILES) > 100
+    assert {room_of(file) for file in FILES.values()} == set(HOUSE)
+    assert all((ROOT / path).exists() for room in HOUSE.values() for path in room.paths)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_imports_point_from_the_command_line_to_the_kernels_only(file: Path) -> None:
-    reached = {part for module in imports(file) if (part := part_of(module)) is not None}
-    assert reached <= ALLOWED[package_of(file)]
+def test_no_room_stands_on_itself() -> None:
+    order = TopologicalSorter({name: room.below for name, room in HOUSE.items()}).static_order()
+    assert set(order) == set(HOUSE)
+
+
+@pytest.mark.parametrize("file", FILES.values(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_file_imports_its_own_room_and_those_below(file: Path) -> None:
+    reached = {room_of(FILES[module]) for module in modules(imports(file), FILES)}
+    assert reached <= reach(room_of(file))
+
+
+@pytest.mark.parametrize("file", FILES.values(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_file_imports_nothing_that_only_a_checkout_has(file: Path) -> None:
+    assert {name.partition(".")[0] for name in imports(file)}.isdisjoint({"tools", "tests", "convert"})
+
+
+@pytest.mark.parametrize(("room", "below"), [(name, below) for name, room in HOUSE.items() for below in room.below])
+def test_every_arrow_stands_for_an_import(room: str, below: str) -> None:
+    inside = [file for file in FILES.values() if room_of(file) == room]
+    names = [name for file in inside for name in imports(file)] + (public() if room == "mlx_qwen" else [])
+    assert below in {room_of(FILES[module]) for module in modules(names, FILES)}
+
+
+def public() -> list[str]:
+    """The modules that the package's lazy names come from."""
+    values = (getattr(mlx_qwen, name) for name in {*mlx_qwen.__all__, "convert"})
+    return [value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", "") for value in values]
+
+
+def test_public_names_come_from_below() -> None:
+    assert {room_of(FILES[module]) for module in public() if module in FILES} <= reach("mlx_qwen")
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    needs = {module: modules(imports(file), FILES) - {module} for module, file in FILES.items()}
+    assert len(list(TopologicalSorter(needs).static_order())) == len(FILES)
+
+
+def test_only_the_public_names_and_the_command_line_reach_the_converter() -> None:
+    assert [name for name in HOUSE if name != "convert" and "convert" in reach(name)] == ["mlx_qwen", "cli"]
+
+
+def test_the_drawing_of_the_house_is_this_table() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (drawing,) = re.findall(r"```mermaid\n(flowchart.*?)```", page, flags=re.DOTALL)
+    drawn = re.findall(r"^ *(\w+) --> (.+)$", drawing, flags=re.MULTILINE)
+    arrows = {(room, below) for room, many in drawn for below in many.split(" & ")}
+    assert arrows == {(name, below) for name, room in HOUSE.items() for below in room.below}
+
+
+def test_only_the_benchmark_imports_peers() -> None:
+    users = {room_of(file) for file in FILES.values() if PEERS & {name.partition(".")[0] for name in imports(file)}}
+    assert users == {"bench"}
 
 
 def test_the_kernels_need_mlx_and_the_standard_library_only() -> None:
-    names = {module.split(".")[0] for file in FOLDERS["metal_kernels"].rglob("*.py") for module in imports(file)}
+    kernels = [file for file in FILES.values() if room_of(file) == "metal_kernels"]
+    names = {module.split(".")[0] for file in kernels for module in imports(file)}
     assert names - set(sys.stdlib_module_names) <= {"mlx", "metal_kernels"}
-
-
-FORBIDDEN = ("transformers", "mlx_lm", "mlx_vlm", "torch")
 
 
 def loaded_by(code: str, *arguments: str) -> set[str]:
@@ -108,7 +109,7 @@ def loaded_by(code: str, *arguments: str) -> set[str]:
 def test_importing_the_package_loads_no_heavy_library() -> None:
     loaded = loaded_by("import mlx_qwen")
     assert "mlx_qwen" in loaded
-    assert loaded.isdisjoint(FORBIDDEN)
+    assert loaded.isdisjoint(PEERS)
 
 
 def test_the_way_to_a_token_loads_no_heavy_library(chat_folder: Path) -> None:
@@ -118,7 +119,7 @@ def test_the_way_to_a_token_loads_no_heavy_library(chat_folder: Path) -> None:
     )
     loaded = loaded_by(code, str(chat_folder))
     assert "tokenizers" in loaded
-    assert loaded.isdisjoint(FORBIDDEN)
+    assert loaded.isdisjoint(PEERS)
 
 
 def test_the_commands_way_to_a_token_loads_no_heavy_library(chat_folder: Path) -> None:
@@ -130,4 +131,4 @@ def test_the_commands_way_to_a_token_loads_no_heavy_library(chat_folder: Path) -
     listed = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
     loaded = {name.split(".")[0] for name in listed}
     assert "tokenizers" in loaded
-    assert loaded.isdisjoint(FORBIDDEN)
+    assert loaded.isdisjoint(PEERS)

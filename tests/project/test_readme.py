@@ -1,64 +1,101 @@
-"""What the README shows works as it stands."""
+"""What the README says can be typed, gives what it shows, and holds the numbers that the packages give."""
 
+import contextlib
+import io
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from mlx_qwen.cli import COMMANDS, main
-from mlx_qwen.cli.bench import SECTIONS
+from mlx_qwen.convert.planning import plan
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MODEL = "qwen3.5-0.8b-4bit"
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-COMMAND_LINES = [
-    line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines() if "mlx-qwen " in line
-]
+def plain_commands() -> list[str]:
+    return [line for block in blocks("console") for line in block.splitlines() if line.startswith("mlx-qwen ")]
 
 
-@pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line.startswith("mlx-qwen ")])
+def shown() -> list[tuple[str, str]]:
+    """Commands with what they print."""
+    parts = (block[2:].partition("\n") for block in blocks("console") if block.startswith("$ "))
+    return [(command, output) for command, _, output in parts]
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert len(README.splitlines()) <= 140
+
+
+@pytest.mark.parametrize("line", [*plain_commands(), *(command for command, _ in shown())])
 def test_every_command_line_is_understood(line: str) -> None:
     name, *arguments = shlex.split(line)[1:]
     assert name in COMMANDS
-    context = click.Context(main)
-    command = main.get_command(context, name)
+    command = main.get_command(click.Context(main), name)
     assert command is not None
     command.make_parser(click.Context(command)).parse_args(arguments)
 
 
+@pytest.mark.parametrize(("line", "output"), shown())
+def test_every_answer_shown_is_the_one_that_is_given(line: str, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    result = CliRunner().invoke(main, shlex.split(line)[1:])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == output.strip()
+
+
+def test_the_readme_shows_a_sum_and_a_picture() -> None:
+    assert [("--image" in command, bool(output)) for command, output in shown()] == [(False, True), (True, True)]
+
+
+def test_the_python_shown_gives_the_output_shown() -> None:
+    (code,), (output,) = blocks("python"), blocks("text")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, "README.md", "exec"), {})
+    assert [line.strip() for line in printed.getvalue().splitlines()] == [line.strip() for line in output.splitlines()]
+
+
 def test_make_targets_named_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    named = set(re.findall(r"\bmake (\w+)", README))
-    assert {"demo", "test"} <= named
+    named = set(re.findall(r"^make (\w+)$", README, flags=re.MULTILINE))
+    assert "demo" in named
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in named)
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_every_python_block_runs(block: str, chat_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert MODEL in block
-    exec(compile(block.replace(MODEL, str(chat_folder)), "README.md", "exec"), {})
-    assert capsys.readouterr().out
+def test_extras_named_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = set(re.findall(r"'\.\[(\w+)\]'", README))
+    assert {"bench", "notebooks", "video"} <= named <= set(extras)
 
 
-def test_every_measurement_names_a_section_of_the_benchmark() -> None:
-    measured = README.partition("## Measured")[2].partition("\n## ")[0]
-    named = set(re.findall(r"`--only ([\w-]+)", measured))
-    assert {"convert", "host", "rule", "start", "quality"} <= named <= set(SECTIONS)
-    assert measured.count("\n| ") > 10
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ("0.8B", r"([\d.]+) bits a\s+weight for 0\.8B"),
+        ("9B", r"([\d.]+) for 9B"),
+        ("35B-A3B", r"([\d.]+) for\s+35B-A3B"),
+    ],
+)
+def test_bits_a_weight_that_are_stated_are_those_of_a_plain_conversion(size: str, said: str) -> None:
+    (stated,) = re.findall(said, README)
+    found = plan(size).weights.bits_per_weight
+    assert found is not None
+    assert stated == f"{found:.1f}"
 
 
-def test_every_folder_named_exists() -> None:
-    folders = re.findall(r"^\| `(\w+)/` \|", README, flags=re.MULTILINE)
-    assert len(folders) >= 4
-    assert all((ROOT / folder).is_dir() for folder in folders)
+def test_links_and_pictures_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(targets) > 8
+    assert all((ROOT / target).exists() for target in targets)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

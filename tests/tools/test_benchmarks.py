@@ -1,5 +1,7 @@
 """The benchmarks compare like with like, and print what they measured."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,12 +12,12 @@ from click.testing import CliRunner
 from mlx_qwen.bench.table import Table
 from mlx_qwen.bench.timing import median_times
 from mlx_qwen.checkpoint.released import reduced
-from mlx_qwen.cli import main
 from tests.support.checkpoints import tiny_checkpoint
 from tests.support.tokenizers import add_tokenizer
+from tools.benchmarks.__main__ import main
 from tools.benchmarks.conversions import bench_conversion_memory
 from tools.benchmarks.delta_rule import random_problem
-from tools.benchmarks.peer import random_pair
+from tools.benchmarks.peer import WITHOUT_TORCH, random_pair
 from tools.benchmarks.quality import bench_quality
 
 SMALL = {
@@ -76,7 +78,7 @@ def test_the_rules_inputs_decay_as_in_a_trained_layer() -> None:
 
 
 def test_launches_and_bytes_are_printed_beside_mlx_lms() -> None:
-    result = CliRunner().invoke(main, ["bench", "--kernels"])
+    result = CliRunner().invoke(main, ["kernels"])
     assert result.exit_code == 0, result.output
     assert "Kernel launches" in result.output
     assert "gated_delta_mixer" in result.output
@@ -84,7 +86,7 @@ def test_launches_and_bytes_are_printed_beside_mlx_lms() -> None:
 
 
 def test_quality_without_a_model_says_what_it_needs() -> None:
-    result = CliRunner().invoke(main, ["bench", "--only", "quality"])
+    result = CliRunner().invoke(main, ["quality"])
     assert result.exit_code == 2
     assert "--model" in result.output
 
@@ -93,3 +95,9 @@ def test_memory_of_a_conversion_is_measured_at_three_sizes(tmp_path: Path) -> No
     table = bench_conversion_memory(tmp_path, layers=1, vocab_size=1024)
     assert [row[0] for row in table.rows] == ["1×", "2×", "4×", "4× / 1×"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mlx_lm_is_measured_without_torch() -> None:
+    code = f"{WITHOUT_TORCH}import mlx_lm, transformers; print(transformers.utils.is_torch_available())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -7,11 +7,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mlx_qwen.cli import main
 from mlx_qwen.errors import MLXQwenError
 from tests.support.checkpoints import tiny_checkpoint
 from tests.support.tokenizers import add_tokenizer
 from tools.benchmarks import recipes
+from tools.benchmarks.__main__ import main
 from tools.benchmarks.recipes import bench_recipes, divergences
 
 
@@ -63,6 +63,6 @@ def test_a_text_that_is_too_short_is_refused(folder: Path, tmp_path: Path) -> No
 
 
 def test_recipes_without_a_text_say_what_they_need() -> None:
-    result = CliRunner().invoke(main, ["bench", "--only", "recipes"])
+    result = CliRunner().invoke(main, ["recipes"])
     assert result.exit_code == 2
-    assert "--only recipes needs --model" in result.output
+    assert "recipes needs --model" in result.output

@@ -14,6 +14,7 @@ from mlx_qwen.bench.timing import OURS, PEER
 from mlx_qwen.checkpoint.released import reduced, released
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import MLXQwenError
+from tools.benchmarks.peer import WITHOUT_TORCH
 from tools.benchmarks.synthetic import write_random_checkpoint
 
 Shape = Literal["0.8B", "35B-slice"]
@@ -21,7 +22,7 @@ Shape = Literal["0.8B", "35B-slice"]
 _CONVERTERS = {
     OURS: "from mlx_qwen.convert import convert; import sys; convert(sys.argv[1], sys.argv[2], bits=4)\n",
     PEER: (
-        "from mlx_lm import convert; import sys; "
+        f"{WITHOUT_TORCH}from mlx_lm import convert; "
         "convert(sys.argv[1], sys.argv[2], quantize=True, q_bits=4, q_group_size=64)\n"
     ),
 }

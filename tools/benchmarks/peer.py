@@ -13,6 +13,9 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.model import Model
 from mlx_qwen.model.weights import assemble
 
+# Run before mlx-lm is imported: as its users install it, without torch, which transformers loads where it can.
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; "
+
 _PACKED = (Role.EMBEDDING, Role.HEAD, Role.LINEAR, Role.EXPERT, Role.ROUTER)
 _BARE = (".A_log.weight", ".dt_bias.weight")
 

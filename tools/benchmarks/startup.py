@@ -9,13 +9,14 @@ from mlx_qwen.bench.table import Table
 from mlx_qwen.bench.timing import OURS, PEER, median_times
 from mlx_qwen.convert import convert
 from tools.benchmarks.conversions import bench_config, write_tokenizer
+from tools.benchmarks.peer import WITHOUT_TORCH
 from tools.benchmarks.synthetic import write_random_checkpoint
 
 _LOAD = {
     OURS: "import sys, mlx_qwen; mlx_qwen.load(sys.argv[1])",
-    PEER: "import sys, mlx_lm; mlx_lm.load(sys.argv[1])",
+    PEER: f"{WITHOUT_TORCH}import mlx_lm; mlx_lm.load(sys.argv[1])",
 }
-_IMPORT = {OURS: "from mlx_qwen import generate, load", PEER: "from mlx_lm import generate, load"}
+_IMPORT = {OURS: "from mlx_qwen import generate, load", PEER: f"{WITHOUT_TORCH}from mlx_lm import generate, load"}
 
 
 def bench_startup(workdir: Path, *, repeats: int = 3) -> Table:

@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from mlx_qwen.demo.tasks import TASKS, Draw, Example, clips, draw, pictures, recall
+from mlx_qwen.demo.tasks.example import Clip
 from mlx_qwen.demo.tasks.scenes import GRIDS
 from tools.demo_training import drills
 from tools.demo_training.pixels import clip_pixels, patches, scene_patches
@@ -151,7 +152,7 @@ def _with_placeholders(example: Example) -> str:
     return text
 
 
-def _clip_text(clip: clips.Clip) -> str:
+def _clip_text(clip: Clip) -> str:
     """The time of each step, the mean of its frames', and its placeholders."""
     pads = "<|video_pad|>" * (clip.scenes[0].rows * clip.scenes[0].columns)
     between = clips.FRAMES_A_STEP / 2 - 0.5

@@ -1,6 +1,7 @@
 """The demo in this runtime and in transformers, as functions from a batch of questions to logits."""
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +17,7 @@ def runtime(model: Model) -> Engine:
     """This package's model."""
 
     def logits(batch: Batch) -> np.ndarray:
-        media = {name: mx.array(array) for name, array in _media(batch).items()}
+        media: dict[str, Any] = {name: mx.array(array) for name, array in _media(batch).items()}
         return np.array(model(mx.array(batch.ids), **media).astype(mx.float32))
 
     return logits

@@ -79,7 +79,7 @@ def accuracy(engine: Engine, questions: Sequence[Question]) -> float:
 def answered(engine: Engine, batch: Batch) -> list[bool]:
     """Whether each question of a batch is answered right."""
     expected, found = batch.ids[:, 1:], engine(batch)[:, :-1].argmax(-1)
-    return ((expected == found) | ~batch.graded[:, 1:]).all(1).tolist()
+    return [bool(right) for right in ((expected == found) | ~batch.graded[:, 1:]).all(1)]
 
 
 def batches(questions: Sequence[Question]) -> Iterator[Batch]:

@@ -1,0 +1,167 @@
+"""What developers measure: `python -m tools.benchmarks [SECTION …]`, in a checkout of the sources."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+
+from mlx_qwen.bench.section import Section, print_sections, section_of
+from mlx_qwen.errors import MLXQwenError
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the command line asked for.
+
+    Attributes:
+        repeats: timed turns of each candidate.
+        folder: for checkpoints, which are removed with it.
+        model, text: a model folder and a text file, for the sections that judge a model.
+    """
+
+    repeats: int
+    folder: Path
+    model: Path | None
+    text: Path | None
+
+    def judged(self) -> tuple[Path, Path]:
+        """The model folder and the text file."""
+        assert self.model is not None and self.text is not None, "the command asked for both"
+        return self.model, self.text
+
+
+def _rule(run: Run) -> Section:
+    from tools.benchmarks.delta_rule import bench_rule
+
+    return section_of([bench_rule(repeats=run.repeats)])
+
+
+def _model(run: Run) -> Section:
+    from tools.benchmarks.small_model import bench_model
+
+    return section_of([bench_model(repeats=run.repeats)])
+
+
+def _host(run: Run) -> Section:
+    from tools.benchmarks.small_model import bench_host_time
+
+    return section_of([bench_host_time(repeats=3 * run.repeats)])
+
+
+def _start(run: Run) -> Section:
+    from tools.benchmarks.startup import bench_startup
+
+    return section_of([bench_startup(run.folder, repeats=run.repeats)])
+
+
+def _convert(run: Run) -> Section:
+    from tools.benchmarks.conversions import bench_conversion
+
+    return section_of([bench_conversion("0.8B", run.folder, repeats=run.repeats)])
+
+
+def _convert_moe(run: Run) -> Section:
+    from tools.benchmarks.conversions import bench_conversion
+
+    return section_of([bench_conversion("35B-slice", run.folder, repeats=run.repeats)])
+
+
+def _convert_memory(run: Run) -> Section:
+    from tools.benchmarks.conversions import bench_conversion_memory
+
+    return section_of([bench_conversion_memory(run.folder)])
+
+
+def _quality(run: Run) -> Section:
+    from tools.benchmarks.quality import bench_quality
+
+    return section_of([bench_quality(*run.judged(), run.folder)])
+
+
+def _recipes(run: Run) -> Section:
+    from tools.benchmarks.recipes import bench_recipes
+
+    return section_of([bench_recipes(*run.judged(), run.folder)])
+
+
+def _vision(_: Run) -> Section:
+    from tools.benchmarks.vision_tower import bench_vision
+
+    return section_of([bench_vision()])
+
+
+def _kernels(_: Run) -> Section:
+    from tools.benchmarks.kernel_bytes import bench_kernel_bytes
+    from tools.benchmarks.launches import bench_launches
+
+    return section_of([bench_launches(), bench_kernel_bytes()])
+
+
+# What each section measures, and how.
+SECTIONS: dict[str, tuple[str, Callable[[Run], Section]]] = {
+    "rule": ("the gated delta rule's prefill", _rule),
+    "model": ("prefill and decode of a small model", _model),
+    "host": ("the host's share of a decoded token", _host),
+    "start": ("import and load of a 0.8B", _start),
+    "convert": ("converting a 0.8B, 1.7 GB", _convert),
+    "convert-moe": ("converting 4 layers of 35B-A3B, 7 GB", _convert_moe),
+    "convert-memory": ("how a conversion's memory grows", _convert_memory),
+    "vision": ("the vision tower's memory", _vision),
+    "kernels": ("launches of a decoded token, and the kernels' device bytes", _kernels),
+    "quality": ("what precision costs --model on --text", _quality),
+    "recipes": ("what every recipe costs --model on --text", _recipes),
+}
+JUDGES = ("quality", "recipes")
+DEFAULT = ("rule", "model", "host", "start", "convert", "kernels")
+
+
+class _Listed(click.Command):
+    """A command whose help lists the sections."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Sections"):
+            formatter.write_dl([(name, what) for name, (what, _) in SECTIONS.items()])
+
+
+@click.command(cls=_Listed)
+@click.argument("sections", metavar="[SECTION …]", type=click.Choice(list(SECTIONS)), nargs=-1)
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Timed turns of each candidate.")
+@click.option(
+    "--model", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Unquantized model folder."
+)
+@click.option("--text", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Text to judge it on.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the tables here.")
+@click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write what is printed here too.")
+@click.option(
+    "--workdir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where checkpoints are made and removed again.  [default: the system's temporary folder]",
+)
+def main(
+    sections: tuple[str, ...],
+    repeats: int,
+    model: Path | None,
+    text: Path | None,
+    json_file: Path | None,
+    markdown: Path | None,
+    workdir: Path | None,
+) -> None:
+    """Measure parts of this project beside mlx-lm's and mlx-vlm's, in alternation."""
+    chosen = tuple(dict.fromkeys(sections or DEFAULT))
+    judges = [name for name in chosen if name in JUDGES]
+    if judges and (model is None or text is None):
+        raise click.UsageError(f"{judges[0]} needs --model, an unquantized model folder, and --text, a text file.")
+    try:
+        with tempfile.TemporaryDirectory(dir=workdir) as folder:
+            run = Run(repeats, Path(folder), model, text)
+            measured = [(name, partial(SECTIONS[name][1], run)) for name in chosen]
+            print_sections(measured, click.echo, json_file=json_file, markdown=markdown)
+    except MLXQwenError as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m tools.benchmarks")
