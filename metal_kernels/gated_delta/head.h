@@ -67,7 +67,9 @@ struct StatePart {
   float4 columns[ROWS][DK / 32];
 
   void load(const device float* state, int64_t row_stride, int64_t stride, RowLane at) {
+#pragma unroll
     for (int r = 0; r < ROWS; ++r) {
+#pragma unroll
       for (int i = 0; i < DK / 32; ++i) {
         const uint row = at.row + r * ROWS_AT_ONCE;
         columns[r][i] = load4(state + row * row_stride + 4 * (at.lane + i * ROW_LANES) * stride, stride);
@@ -76,7 +78,9 @@ struct StatePart {
   }
 
   void store(device float* state, RowLane at) const {
+#pragma unroll
     for (int r = 0; r < ROWS; ++r) {
+#pragma unroll
       for (int i = 0; i < DK / 32; ++i) {
         const uint row = at.row + r * ROWS_AT_ONCE;
         *reinterpret_cast<device float4*>(state + row * DK + 4 * (at.lane + i * ROW_LANES)) = columns[r][i];
@@ -88,18 +92,22 @@ struct StatePart {
   void write(
       const threadgroup float4* key, const threadgroup float* values, float2 gate, device float* deltas, RowLane at) {
     float4 k[DK / 32];
+#pragma unroll
     for (int i = 0; i < DK / 32; ++i) {
       k[i] = key[at.lane + i * ROW_LANES];
     }
+#pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       // One lane alone touches the value of its row, in whose place `read` puts the output.
       const bool is_first = at.lane == 0;
       float missing = is_first ? values[at.row + r * ROWS_AT_ONCE] : 0.0f;
+#pragma unroll
       for (int i = 0; i < DK / 32; ++i) {
         columns[r][i] *= gate.x;
         missing -= metal::dot(columns[r][i], k[i]);
       }
       const float delta = sum_over_row(missing) * gate.y;
+#pragma unroll
       for (int i = 0; i < DK / 32; ++i) {
         columns[r][i] += delta * k[i];
       }
@@ -117,8 +125,10 @@ struct StatePart {
       int64_t delta_stride,
       float decay,
       RowLane at) {
+#pragma unroll
     for (int i = 0; i < DK / 32; ++i) {
       const float4 k = load4(key + 4 * (at.lane + i * ROW_LANES) * key_stride, key_stride);
+#pragma unroll
       for (int r = 0; r < ROWS; ++r) {
         columns[r][i] *= decay;
         columns[r][i] += deltas[(at.row + r * ROWS_AT_ONCE) * delta_stride] * k;
@@ -129,11 +139,14 @@ struct StatePart {
   /// Reads the state at a query.
   void read(const threadgroup float4* query, threadgroup float* out, RowLane at) const {
     float4 q[DK / 32];
+#pragma unroll
     for (int i = 0; i < DK / 32; ++i) {
       q[i] = query[at.lane + i * ROW_LANES];
     }
+#pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       float sum = 0;
+#pragma unroll
       for (int i = 0; i < DK / 32; ++i) {
         sum += metal::dot(columns[r][i], q[i]);
       }

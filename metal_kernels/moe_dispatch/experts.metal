@@ -20,6 +20,7 @@ struct Matrix {
   // Elements are masked where they lie in 16 bits, so the input is scaled down by what that multiplies them with.
   static float load(const device T* x, thread float* values) {
     float sum = 0.0f;
+#pragma unroll
     for (int i = 0; i < step; ++i) {
       const float value = float(x[i]);
       sum += value;
@@ -31,10 +32,40 @@ struct Matrix {
   float product(ulong row, uint column, thread const float* values, float sum) const {
     const ushort4 parts = *(const device ushort4*)(weight + (row * columns + column) * bits / 32);
     float result = 0.0f;
+#pragma unroll
     for (int i = 0; i < step; ++i) {
       const ushort mask = ((1 << bits) - 1) << (bits * (i % in_part));
       result += values[i] * float(parts[i / in_part] & mask);
     }
+    const ulong place = (row * columns + column) / group;
+    return float(scales[place]) * result + float(biases[place]) * sum;
+  }
+};
+
+// Bytes are converted as they are, four from each of two words; nothing need be masked or scaled.
+template <typename T, int group>
+struct Matrix<T, 8, group> {
+  const device uint32_t* weight;
+  const device T* scales;
+  const device T* biases;
+  uint columns;
+
+  static constexpr constant int step = 8;
+
+  static float load(const device T* x, thread float* values) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < step; ++i) sum += values[i] = float(x[i]);
+    return sum;
+  }
+
+  float product(ulong row, uint column, thread const float* values, float sum) const {
+    const device uchar4* codes = (const device uchar4*)(weight + (row * columns + column) / 4);
+    const uchar4 first = codes[0];
+    const uchar4 second = codes[1];
+    float result = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) result += values[i] * float(first[i]) + values[4 + i] * float(second[i]);
     const ulong place = (row * columns + column) / group;
     return float(scales[place]) * result + float(biases[place]) * sum;
   }
@@ -51,6 +82,7 @@ struct Matrix<T, 0, group> {
   static constexpr constant int step = 8;
 
   static float load(const device T* x, thread float* values) {
+#pragma unroll
     for (int i = 0; i < step; ++i) values[i] = float(x[i]);
     return 0.0f;
   }
@@ -60,6 +92,7 @@ struct Matrix<T, 0, group> {
     const metal::vec<T, 4> first = elements[0];
     const metal::vec<T, 4> second = elements[1];
     float result = 0.0f;
+#pragma unroll
     for (int i = 0; i < 4; ++i) result += values[i] * float(first[i]) + values[4 + i] * float(second[i]);
     return result;
   }
@@ -68,12 +101,15 @@ struct Matrix<T, 0, group> {
 // The products of x with R rows of the matrix, the same in every lane.
 template <int R, typename M, typename T>
 void multiply(M matrix, thread const ulong* rows, const device T* x, uint lane, thread float* products) {
+#pragma unroll
   for (int r = 0; r < R; ++r) products[r] = 0.0f;
   for (uint column = lane * M::step; column < matrix.columns; column += 32 * M::step) {
     float values[M::step];
     const float sum = M::load(x + column, values);
+#pragma unroll
     for (int r = 0; r < R; ++r) products[r] += matrix.product(rows[r], column, values, sum);
   }
+#pragma unroll
   for (int r = 0; r < R; ++r) products[r] = metal::simd_sum(products[r]);
 }
 
@@ -156,6 +192,7 @@ void expert_down_combine(
   const uint first = 4 * position.z;
   const uint expert = slot < k ? indices[token * k + slot] : 0;
   ulong rows[4];
+#pragma unroll
   for (uint r = 0; r < 4; ++r) rows[r] = ulong(expert) * K + metal::min(first + r, K - 1);
 
   float products[4];
@@ -169,6 +206,7 @@ void expert_down_combine(
     multiply<4>(matrix, rows, shared_hidden + token * I, lane, products);
   }
   if (lane == 0) {
+#pragma unroll
     for (uint r = 0; r < 4; ++r) products_of_slots[4 * slot + r] = products[r];
   }
   metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);

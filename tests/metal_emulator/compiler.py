@@ -85,25 +85,25 @@ def library(unit: str, *, checked: bool) -> Path:
 
 
 def _build_quick(unit: str, objects: list[str], work: Path, made: Path) -> None:
-    source = _written(work / "unit.cpp", unit)
-    _run([*compiler(), *_LANGUAGE, *_CODE, *_QUICK, *_INCLUDE, *_LINK, source, *objects, "-o", str(made)])
+    source = written(work / "unit.cpp", unit)
+    run([*compiler(), *_LANGUAGE, *_CODE, *_QUICK, *_INCLUDE, *_LINK, source, *objects, "-o", str(made)])
 
 
 def _build_checked(unit: str, objects: list[str], work: Path, made: Path) -> None:
-    source, assembly = _written(work / "unit.cpp", unit), work / "unit.s"
-    _run([*_plain_clang(), *_LANGUAGE, *_CODE, *_CHECKED, *_INCLUDE, "-S", source, "-o", str(assembly)])
+    source, assembly = written(work / "unit.cpp", unit), work / "unit.s"
+    run([*plain_clang(), *_LANGUAGE, *_CODE, *_CHECKED, *_INCLUDE, "-S", source, "-o", str(assembly)])
     check_metal_rules(unit)
-    located = _written(assembly, with_site_table(assembly.read_text()))
-    _run([*compiler(), *_LINK, located, *objects, "-o", str(made)])
+    located = written(assembly, with_site_table(assembly.read_text()))
+    run([*compiler(), *_LINK, located, *objects, "-o", str(made)])
 
 
 def check_metal_rules(unit: str) -> None:
     """Raises MetalRulesError where a translation unit is C++ but not Metal."""
     with tempfile.TemporaryDirectory() as work:
-        source = _written(Path(work) / "unit.cpp", unit)
-        command = [*_plain_clang(), *_METAL_RULES, *_METAL_HEADERS, "-include-pch", str(_headers_parsed()), source]
+        source = written(Path(work) / "unit.cpp", unit)
+        command = [*plain_clang(), *_METAL_RULES, *_METAL_HEADERS, "-include-pch", str(_headers_parsed()), source]
         try:
-            tree = json.loads(_run([*command, "-fsyntax-only", "-Xclang", "-ast-dump=json"]))
+            tree = json.loads(run([*command, "-fsyntax-only", "-Xclang", "-ast-dump=json"]))
         except CompileError as error:
             raise MetalRulesError(*error.args) from None
     if found := rules.broken_rules(unit, tree):
@@ -116,14 +116,14 @@ def _headers_parsed() -> Path:
 
     def parse(_: Path, made: Path) -> None:
         command = [
-            *_plain_clang(),
+            *plain_clang(),
             *_METAL_RULES,
             *_METAL_HEADERS,
             "-x",
             "c++-header",
             str(RUNTIME / "msl" / "prelude.h"),
         ]
-        _run([*command, "-Xclang", "-emit-pch", "-Xclang", "-fno-pch-timestamp", "-o", str(made)])
+        run([*command, "-Xclang", "-emit-pch", "-Xclang", "-fno-pch-timestamp", "-o", str(made)])
 
     return _kept(f"headers of {RUNTIME}", ".pch", parse)
 
@@ -144,7 +144,7 @@ def compiler() -> tuple[str, ...]:
     raise RuntimeError("the Metal emulator needs clang 17 or newer: pip install ziglang, or set METAL_EMULATOR_CXX")
 
 
-def _plain_clang() -> tuple[str, ...]:
+def plain_clang() -> tuple[str, ...]:
     """`zig c++` chooses sanitizers itself and insists on an object; `zig clang` is the clang inside it."""
     return tuple("clang" if word == "c++" else word for word in compiler())
 
@@ -181,7 +181,7 @@ def _runtime_objects(checked: bool) -> tuple[Path, ...]:
     def compiled(name: str) -> Path:
         source = str(RUNTIME / name)
         command = [*compiler(), *_LANGUAGE, *_CODE, *_QUICK, "-c", source, "-o"]
-        return _kept(f"object {name}", ".o", lambda _, made: _run([*command, str(made)]))
+        return _kept(f"object {name}", ".o", lambda _, made: run([*command, str(made)]))
 
     return tuple(compiled(name) for name in names)
 
@@ -200,12 +200,14 @@ def _kept(key: str, suffix: str, build: Callable[[Path, Path], None]) -> Path:
     return target
 
 
-def _written(path: Path, text: str) -> str:
+def written(path: Path, text: str) -> str:
+    """The path of a file that now holds `text`."""
     path.write_text(text)
     return str(path)
 
 
-def _run(command: list[str]) -> str:
+def run(command: list[str]) -> str:
+    """What a compiler prints. Raises CompileError with its messages when it fails."""
     zig_cache = str(cache_directory() / "zig")
     environment = {"ZIG_LOCAL_CACHE_DIR": zig_cache, "ZIG_GLOBAL_CACHE_DIR": zig_cache, **os.environ}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -27,6 +27,24 @@ _ALIAS = re.compile(
 
 def translation_unit(kernel: KernelSource, signature: Signature) -> str:
     """C++ that defines `emulator_kernel`, one GPU thread's call of the specialised kernel."""
+    call = f"void emulator_kernel(void** arguments) {{\n  {signature.call()};\n}}"
+    return _unit(kernel, signature, f'extern "C" EMULATOR_PLAIN {call}')
+
+
+def gpu_unit(kernel: KernelSource, signature: Signature, threads: int, registers: int) -> str:
+    """C++ that defines `emulator_kernel` as an entry function of clang's own GPU target, with the kernel's buffers."""
+    parameters = ", ".join(parameter.text for parameter in signature.parameters)
+    given = [parameter.text.split()[-1] for parameter in signature.parameters]
+    given += [f"emulator::attribute::{name}()" for name in signature.attributes]
+    # A SIMD unit of that GPU has 1,024 registers a lane: so many waves leave each so many.
+    limits = f"amdgpu_num_vgpr({registers}), amdgpu_waves_per_eu({1024 // registers})"
+    attributes = f"__attribute__((amdgpu_kernel, amdgpu_flat_work_group_size({threads}, {threads}), {limits}))"
+    call = f"{signature.function}{signature.template_arguments}({', '.join(given)})"
+    entry = f'extern "C" {attributes} void emulator_kernel({parameters}) {{\n  {call};\n}}'
+    return _unit(kernel, signature, entry)
+
+
+def _unit(kernel: KernelSource, signature: Signature, entry: str) -> str:
     header = _without_comments(kernel.header)
     body = _without_comments(signature.body)
     variables = count()
@@ -43,9 +61,7 @@ def translation_unit(kernel: KernelSource, signature: Signature) -> str:
             body,
             "}",
             '#line 1 "emulator"',
-            'extern "C" EMULATOR_PLAIN void emulator_kernel(void** arguments) {',
-            f"  {signature.call()};",
-            "}",
+            entry,
             "",
         ]
     )
@@ -101,7 +117,7 @@ def _variables(match: re.Match[str], variables: "count[int]") -> str:
         name, extent = re.fullmatch(r"\s*(\w+)\s*(.*?)\s*", declarator, re.DOTALL).groups()  # type: ignore[union-attr]
         kind = f"threadgroup {match['type']}"
         reference = f"(&{name}){extent}" if extent else f"&{name}"
-        out.append(f"{kind} {reference} = *emulator::variable<{kind}{extent}>({next(variables)});")
+        out.append(f"{kind} {reference} = *emulator::variable<{kind}{extent}, {next(variables)}>();")
     return " ".join(out)
 
 

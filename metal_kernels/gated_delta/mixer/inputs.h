@@ -49,9 +49,11 @@ void convolve(
     float taps[W];
     // Unrolled, these stay in registers, and all loads are on their way before the first is needed.
     E window[W - 1 + T];
+#pragma unroll
     for (int w = 0; w < W; ++w) {
       taps[w] = static_cast<float>(weight[channel * weight_strides[0] + w * weight_strides[1]]);
     }
+#pragma unroll
     for (int w = 0; w < W - 1; ++w) {
       window[w] = state[w * state_strides[1] + channel * state_strides[2]];
     }
@@ -62,6 +64,7 @@ void convolve(
 #pragma unroll
     for (int t = 0; t < T; ++t) {
       float sum = 0;
+#pragma unroll
       for (int w = 0; w < W; ++w) {
         sum += static_cast<float>(window[t + w]) * taps[w];
       }
@@ -69,6 +72,7 @@ void convolve(
     }
     // Value heads that share a key head all convolve its channels; one of them writes their rows.
     if (head.first || i >= 2 * DK) {
+#pragma unroll
       for (int w = 0; w < W - 1; ++w) {
         new_state[w * head.channels + channel] = window[T + w];
       }

@@ -42,9 +42,9 @@ inline float decay_between(threadgroup const float4* gates, int after, int last)
   return metal::precise::exp(sum);
 }
 
-/// One 8 x 8 block of left right^T, entry (i, j) times the decay of the tokens in (j, i]. STRICT keeps what is below
-/// the diagonal, times beta of row i; otherwise the diagonal is kept too. The rest is zero.
-template <int Dk, bool STRICT>
+/// One 8 x 8 block of left right^T, entry (i, j) times the decay of the tokens in (j, i] and `factor` of its row, into
+/// `pairs`. Above the diagonal it is zero.
+template <int Dk>
 void pair_block(
     threadgroup const float* left,
     threadgroup const float* right,
@@ -52,53 +52,54 @@ void pair_block(
     threadgroup float* pairs,
     uint block_row,
     uint block_column,
+    float factor,
     uint lane) {
   constexpr int key_stride = Dk + PAD;
   Matrix sum = zeros(), a, b;
+  // Four at a time: with all loads on their way at once, too few registers are left for the state.
+#pragma unroll 4
   for (int i = 0; i < Dk; i += 8) {
     metal::simdgroup_load(a, left + block_row * 8 * key_stride + i, key_stride);
     metal::simdgroup_load(b, right + block_column * 8 * key_stride + i, key_stride, ulong2(0), true);
     metal::simdgroup_multiply_accumulate(sum, a, b, sum);
   }
   const int row = block_row * 8 + row_of(lane);
+#pragma unroll
   for (int e = 0; e < 2; ++e) {
     const int column = block_column * 8 + column_of(lane) + e;
-    const float weight = decay_between(gates, column, row) * (STRICT ? gates[row].z : 1.0f);
-    const bool kept = STRICT ? row > column : row >= column;
-    pairs[row * PAIR_STRIDE + column] = kept ? sum.thread_elements()[e] * weight : 0.0f;
+    const float weight = factor * decay_between(gates, column, row);
+    pairs[row * PAIR_STRIDE + column] = row >= column ? sum.thread_elements()[e] * weight : 0.0f;
   }
 }
 
-/// Turns the strictly lower triangular `pairs` into (I + pairs)^-1 diag(beta), by forward substitution with a column a
-/// lane; powers of the matrix would lose accuracy when keys repeat.
-inline void invert(threadgroup float* pairs, threadgroup const float4* gates, uint lane) {
-  const int column = lane % CHUNK;
-  float solution[CHUNK];
+/// Turns an 8 x 8 block L on the diagonal of `pairs` into (I + strictly_lower(L))^-1 diag(beta), by forward substitution
+/// with a column a lane; powers of the matrix would lose accuracy when keys repeat. For one SIMD group.
+inline void invert_block(threadgroup float* block, threadgroup const float4* gates, uint lane) {
+  const int column = lane % 8;
+  float solution[8];
 #pragma unroll
-  for (int i = 0; i < CHUNK; ++i) {
+  for (int i = 0; i < 8; ++i) {
     solution[i] = i == column ? 1.0f : 0.0f;
 #pragma unroll
     for (int j = 0; j < i; ++j) {
-      solution[i] -= pairs[i * PAIR_STRIDE + j] * solution[j];
+      solution[i] -= block[i * PAIR_STRIDE + j] * solution[j];
     }
   }
   metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup);
-  if (lane < CHUNK) {
-    for (int i = 0; i < CHUNK; ++i) {
-      pairs[i * PAIR_STRIDE + column] = solution[i] * gates[column].z;
+  if (lane < 8) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      block[i * PAIR_STRIDE + column] = solution[i] * gates[column].z;
     }
   }
 }
 
-/// Product of a lower triangular CHUNK x CHUNK matrix and CHUNK x 8, added to `sums`.
-inline void add_lower_product(threadgroup const float* lower, thread Matrix* right, thread Matrix* sums) {
+/// Adds a block of `pairs` times an 8 x 8 matrix to `sum`.
+inline void add_product(
+    threadgroup const float* pairs, int block_row, int block_column, Matrix right, thread Matrix& sum) {
   Matrix block;
-  for (int i = 0; i < BLOCKS; ++i) {
-    for (int j = 0; j <= i; ++j) {
-      metal::simdgroup_load(block, lower + i * 8 * PAIR_STRIDE + j * 8, PAIR_STRIDE);
-      metal::simdgroup_multiply_accumulate(sums[i], block, right[j], sums[i]);
-    }
-  }
+  metal::simdgroup_load(block, pairs + block_row * 8 * PAIR_STRIDE + block_column * 8, PAIR_STRIDE);
+  metal::simdgroup_multiply_accumulate(sum, block, right, sum);
 }
 
 /// Eight value rows of the state, transposed: Dk x 8; and what the chunk's keys and queries find in it, CHUNK x 8 each.
@@ -110,7 +111,9 @@ struct StateColumns {
 
   template <bool HAS_STATE, typename Source>
   void load(Source state, uint lane) {
+#pragma unroll
     for (int i = 0; i < Dk / 8; ++i) {
+#pragma unroll
       for (int e = 0; e < 2; ++e) {
         blocks[i].thread_elements()[e] = HAS_STATE ? state[(column_of(lane) + e) * Dk + 8 * i + row_of(lane)] : 0.0f;
       }
@@ -118,6 +121,7 @@ struct StateColumns {
   }
 
   void store(device float* state) {
+#pragma unroll
     for (int i = 0; i < Dk / 8; ++i) {
       metal::simdgroup_store(blocks[i], state + 8 * i, Dk, ulong2(0), true);
     }
@@ -125,14 +129,16 @@ struct StateColumns {
 
   void look_up(threadgroup const float* keys, threadgroup const float* queries) {
     constexpr int key_stride = Dk + PAD;
-    Matrix key, query;
+    Matrix row;
+#pragma unroll
     for (int i = 0; i < BLOCKS; ++i) {
       recalled[i] = read[i] = zeros();
+#pragma unroll
       for (int j = 0; j < Dk / 8; ++j) {
-        metal::simdgroup_load(key, keys + i * 8 * key_stride + 8 * j, key_stride);
-        metal::simdgroup_multiply_accumulate(recalled[i], key, blocks[j], recalled[i]);
-        metal::simdgroup_load(query, queries + i * 8 * key_stride + 8 * j, key_stride);
-        metal::simdgroup_multiply_accumulate(read[i], query, blocks[j], read[i]);
+        metal::simdgroup_load(row, keys + i * 8 * key_stride + 8 * j, key_stride);
+        metal::simdgroup_multiply_accumulate(recalled[i], row, blocks[j], recalled[i]);
+        metal::simdgroup_load(row, queries + i * 8 * key_stride + 8 * j, key_stride);
+        metal::simdgroup_multiply_accumulate(read[i], row, blocks[j], read[i]);
       }
     }
   }
@@ -140,32 +146,44 @@ struct StateColumns {
   /// Replaces this SIMD group's columns of the chunk's values by its results, and advances the state over the chunk.
   void advance(
       threadgroup const float* keys,
-      threadgroup const float* inverse,
+      threadgroup const float* key_key,
       threadgroup const float* query_key,
       threadgroup const float2* decays,
       threadgroup float* values,
       int value_stride,
       uint lane) {
     constexpr int key_stride = Dk + PAD;
-    Matrix residual[BLOCKS], delta[BLOCKS], key;
+    Matrix residual, delta[BLOCKS], key;
+#pragma unroll
     for (int i = 0; i < BLOCKS; ++i) {
       const float decay = decays[8 * i + row_of(lane)].x;
       scale(recalled[i], -decay);
       scale(read[i], decay);
-      metal::simdgroup_load(residual[i], values + i * 8 * value_stride, value_stride);
-      residual[i].thread_elements()[0] += recalled[i].thread_elements()[0];
-      residual[i].thread_elements()[1] += recalled[i].thread_elements()[1];
+      metal::simdgroup_load(residual, values + i * 8 * value_stride, value_stride);
+      residual.thread_elements()[0] += recalled[i].thread_elements()[0];
+      residual.thread_elements()[1] += recalled[i].thread_elements()[1];
       delta[i] = zeros();
-    }
-    add_lower_product(inverse, residual, delta);
-    add_lower_product(query_key, delta, read);
-    for (int i = 0; i < BLOCKS; ++i) {
+      // Forward substitution by blocks: what earlier tokens wrote is known, the block's own tokens are inverted.
+#pragma unroll
+      for (int j = 0; j < i; ++j) {
+        add_product(key_key, i, j, delta[j], residual);
+      }
+      add_product(key_key, i, i, residual, delta[i]);
+#pragma unroll
+      for (int j = 0; j <= i; ++j) {
+        add_product(query_key, i, j, delta[j], read[i]);
+      }
       metal::simdgroup_store(read[i], values + i * 8 * value_stride, value_stride);
+    }
+#pragma unroll
+    for (int i = 0; i < BLOCKS; ++i) {
       scale(delta[i], decays[8 * i + row_of(lane)].y);
     }
     const float whole_decay = decays[CHUNK - 1].x;
+#pragma unroll
     for (int j = 0; j < Dk / 8; ++j) {
       scale(blocks[j], whole_decay);
+#pragma unroll
       for (int i = 0; i < BLOCKS; ++i) {
         metal::simdgroup_load(key, keys + i * 8 * key_stride + 8 * j, key_stride, ulong2(0), true);
         metal::simdgroup_multiply_accumulate(blocks[j], key, delta[i], blocks[j]);
@@ -174,8 +192,9 @@ struct StateColumns {
   }
 };
 
-/// K K^T and Q K^T weighted by decay, one block a turn, and for each token the decay from the chunk's start up to it
-/// and from it to the chunk's end.
+/// Q K^T weighted by decay, and of K K^T what forward substitution by blocks takes: inverses on the diagonal, the
+/// negative of the weighted block below. One block a turn, so that the two inverses are on different SIMD groups. And
+/// for each token the decay from the chunk's start up to it and from it to the chunk's end.
 template <int Dk, int SIMDGROUPS>
 void compare_tokens(
     threadgroup const float* queries,
@@ -187,13 +206,19 @@ void compare_tokens(
     uint simdgroup,
     uint lane) {
   uint turn = 0;
-  for (uint i = 0; i < BLOCKS; ++i) {
-    for (uint j = 0; j <= i; ++j) {
+  for (uint below = 0; below < BLOCKS; ++below) {
+    for (uint j = 0; j + below < BLOCKS; ++j) {
+      const uint i = j + below;
       if (turn++ % SIMDGROUPS == simdgroup) {
-        pair_block<Dk, true>(keys, keys, gates, key_key, i, j, lane);
+        const float factor = below == 0 ? gates[8 * i + row_of(lane)].z : -1.0f;
+        pair_block<Dk>(keys, keys, gates, key_key, i, j, factor, lane);
+        if (below == 0) {
+          metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup);
+          invert_block(key_key + i * 8 * (PAIR_STRIDE + 1), gates + 8 * i, lane);
+        }
       }
       if (turn++ % SIMDGROUPS == simdgroup) {
-        pair_block<Dk, false>(queries, keys, gates, query_key, i, j, lane);
+        pair_block<Dk>(queries, keys, gates, query_key, i, j, 1.0f, lane);
       }
     }
   }
@@ -251,11 +276,7 @@ void gated_delta_prefill_chunked(
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
     compare_tokens<Dk, ROWS / 8>(q_tile, k_tile, gates, key_key, query_key, decays, simdgroup, lane);
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
-    if (simdgroup == 0) {
-      invert(key_key, gates, lane);
-    }
     columns.look_up(k_tile, q_tile);
-    metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
     columns.advance(k_tile, key_key, query_key, decays, v_tile + simdgroup * 8, value_stride, lane);
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
     tile.store(y, static_cast<int64_t>(Hv) * Dv, start, T, simdgroup, lane);

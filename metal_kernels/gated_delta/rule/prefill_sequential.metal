@@ -23,6 +23,7 @@ struct StateRows {
   /// that one pass of shuffles serves both: S' q = decay S q + delta (k . q).
   float2 step(threadgroup const float4* key, threadgroup const float4* query, float4 gate, float2 value) {
     float4 recalled_and_read = 0;
+#pragma unroll
     for (int i = 0; i < Dk / 32; ++i) {
       const float4 k = key[8 * i], q = query[8 * i];
       recalled_and_read += float4(
@@ -30,6 +31,7 @@ struct StateRows {
     }
     recalled_and_read = gate.y * sum_over_row(recalled_and_read);
     const float2 delta = gate.z * (value - recalled_and_read.xy);
+#pragma unroll
     for (int i = 0; i < Dk / 32; ++i) {
       first[i] = gate.y * first[i] + delta.x * key[8 * i];
       second[i] = gate.y * second[i] + delta.y * key[8 * i];
@@ -40,7 +42,9 @@ struct StateRows {
 
 template <int Dk, typename Source>
 void read_state(thread float4* row, Source state, uint lane_in_row) {
+#pragma unroll
   for (int i = 0; i < Dk / 32; ++i) {
+#pragma unroll
     for (int j = 0; j < 4; ++j) {
       row[i][j] = state[32 * i + 4 * lane_in_row + j];
     }
@@ -49,7 +53,9 @@ void read_state(thread float4* row, Source state, uint lane_in_row) {
 
 template <int Dk>
 void write_state(thread const float4* row, device float* state, uint lane_in_row) {
+#pragma unroll
   for (int i = 0; i < Dk / 32; ++i) {
+#pragma unroll
     for (int j = 0; j < 4; ++j) {
       state[32 * i + 4 * lane_in_row + j] = row[i][j];
     }

@@ -84,6 +84,7 @@ struct Tile {
     constexpr int each = Dk / 32;
     float queries[each], keys[each];
     float query_squares = 0, key_squares = 0, products = 0;
+#pragma unroll
     for (int i = 0; i < each; ++i) {
       queries[i] = real ? source.q.at(first + slot, lane + 32 * i) : 0.0f;
       keys[i] = real ? source.k.at(first + slot, lane + 32 * i) : 0.0f;
@@ -95,6 +96,7 @@ struct Tile {
     const float scale = metal::precise::rsqrt(static_cast<float>(Dk));
     const float query_norm = metal::precise::rsqrt(metal::simd_sum(query_squares) + eps) * scale;
     const float key_norm = metal::precise::rsqrt(metal::simd_sum(key_squares) + eps);
+#pragma unroll
     for (int i = 0; i < each; ++i) {
       q[slot * KEY_STRIDE + lane + 32 * i] = queries[i] * query_norm;
       k[slot * KEY_STRIDE + lane + 32 * i] = keys[i] * key_norm;

@@ -247,13 +247,13 @@ BARRIER = "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);"
         ("sequential", f"lane);\n    {BARRIER}\n    for", "lane);\n    for", {"race", "uninitialised read"}),
         ("sequential", f"    {BARRIER}\n    tile.store", "    tile.store", {"race"}),
         ("sequential", "first + slot < count", "first + slot <= count", {"out of bounds", "double write"}),
-        ("chunked", f"look_up(k_tile, q_tile);\n    {BARRIER}", "look_up(k_tile, q_tile);", {"race"}),
+        ("chunked", f"{BARRIER}\n    columns.look_up", "columns.look_up", {"race", "uninitialised read"}),
         ("chunked", "metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup);", "", {"race"}),
         ("chunked", "== SIMDGROUPS - 1 && lane < CHUNK", "== SIMDGROUPS - 1 && lane <= CHUNK", {"out of bounds"}),
     ],
     ids=[
         *["no barrier before tokens are used", "no barrier before y is stored", "one token too many"],
-        *["no barrier before the inverse is used", "inverse overwritten early", "one decay too many"],
+        *["no barrier before the inverses are used", "block overwritten early", "one decay too many"],
     ],
 )
 def test_a_broken_kernel_is_caught(monkeypatch, form, sound, broken, kinds):

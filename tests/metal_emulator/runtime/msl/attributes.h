@@ -40,8 +40,8 @@ EMULATOR_PLAIN inline uint3 threads_per_threadgroup() { return triple(machine.gr
 }  // namespace attribute
 
 // A threadgroup variable: the same memory for all threads of a group.
-template <typename T>
-EMULATOR_PLAIN inline T* variable(uint id, uint line = __builtin_LINE()) {
+template <typename T, uint id>
+EMULATOR_PLAIN inline T* variable(uint line = __builtin_LINE()) {
   return (T*)emulator_threadgroup_variable(id, sizeof(T), alignof(T), line);
 }
 }  // namespace emulator

@@ -5,6 +5,10 @@
 #define device __attribute__((address_space(1)))
 #define constant const __attribute__((address_space(2)))
 #define threadgroup __attribute__((address_space(3)))
+#elif defined(EMULATOR_REGISTERS)  // as the GPU that registers are counted on numbers them
+#define device __attribute__((address_space(1)))
+#define constant const __attribute__((address_space(4)))
+#define threadgroup __attribute__((address_space(3)))
 #else
 #define device
 #define constant const

@@ -1,0 +1,57 @@
+"""No kernel needs more registers than the threads of its threadgroups have, by the count of another GPU's compiler."""
+
+import mlx.core as mx
+import pytest
+
+from tests.metal_emulator.registers import count, limit, unavailable
+from tests.metal_emulator.signature import KernelSource, make_signature
+from tests.metal_kernels.registers import shipped
+
+pytestmark = pytest.mark.skipif(unavailable() is not None, reason=unavailable() or "")
+
+# Keys of 256, which no released model has, leave the sequential form's two rows a lane no room for a tile's tokens.
+SPILLING = {"gated_delta_prefill_sequential<256, 64, 8, 1, 0>": 200}
+
+
+def tried(source: str, most: int) -> tuple[int, int]:
+    kernel = KernelSource("tried", ("x",), ("y",), source, "", True, False)
+    found = count(kernel, make_signature(kernel, [mx.zeros(8)], [mx.float32], ()), (32, 1, 1), most)
+    return found.count, found.spilled
+
+
+def values(number: int) -> str:
+    """A kernel that holds so many values at once."""
+    return (
+        f"float v[{number}];\nuint i = thread_position_in_grid.x;\n"
+        f"#pragma unroll\nfor (int n = 0; n < {number}; ++n) v[n] = x[i * {number} + n];\n"
+        "threadgroup_barrier(mem_flags::mem_device);\n"
+        f"#pragma unroll\nfor (int n = 0; n < {number}; ++n) y[i * {number} + n] = v[{number - 1} - n];"
+    )
+
+
+def test_more_values_at_once_need_more_registers_and_then_memory() -> None:
+    few, none = tried(values(40), 128)
+    assert 40 <= few < 100 and none == 0
+    _, spilled = tried(values(160), 128)
+    assert spilled >= 4 * 32
+
+
+def test_an_array_indexed_by_what_is_known_late_lies_in_memory() -> None:
+    source = "float v[16];\nuint i = thread_position_in_grid.x;\nfor (int n = 0; n < 16; ++n) v[n] = x[i + n];\n"
+    assert tried(source + "y[i] = v[i % 16];", 128)[1] >= 64
+
+
+@pytest.mark.parametrize(("threads", "registers"), [(32, 128), (384, 128), (385, 116), (512, 104), (1024, 52)])
+def test_larger_threadgroups_leave_a_thread_fewer_registers(threads: int, registers: int) -> None:
+    assert limit((threads, 1, 1)) == registers
+
+
+def test_every_kernel_keeps_its_values_in_registers() -> None:
+    kernels = shipped()
+    assert len(kernels) > 18
+    spilled = {}
+    for name, made in kernels.items():
+        found = count(made.source, made.signature, made.threadgroup, limit(made.threadgroup))
+        if found.spilled > SPILLING.get(name, 0):
+            spilled[name] = found
+    assert not spilled
