@@ -137,8 +137,8 @@ class GenerationOptions(MediaLimits):
     )
     videos: Sequence["VideoSource"] | None = option(
         None,
-        help="videos to ask about, placed behind all images. Files need the extra `video`; animations and lists of frames do "
-        "not.",
+        help="videos to ask about, placed behind all images. Files need the extra `video`; animations and lists of "
+        "frames do not.",
         expected="a list of videos, also for a single one",
         flag="--video",
         metavar="PATH|URL",
