@@ -33,8 +33,8 @@ def _all_named(described: Tools) -> bool:
     return None not in map(tool_name, described)
 
 
-def _is_depth(mtp: str | int | bool) -> bool:
-    return mtp == "auto" or isinstance(mtp, bool) or str(mtp) in map(str, range(8))
+def _is_depth(depth: str | int | bool) -> bool:
+    return depth == "auto" or isinstance(depth, bool) or str(depth) in map(str, range(8))
 
 
 @documented

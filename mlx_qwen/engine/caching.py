@@ -17,9 +17,7 @@ def check_cache(model: Model, cache: HybridCache | None, kv_bits: int | None) ->
     if not isinstance(cache, HybridCache):
         raise PromptError(f"prompt_cache is {shown(cache)}; expected what model.make_cache() returns, or None.")
     if cache.text != model.config.text:
-        raise PromptError(
-            "prompt_cache is of another model, whose layers it fits; expected what make_cache() of this one returns."
-        )
+        raise PromptError("prompt_cache is of another model; expected what make_cache() of this one returns.")
     if kv_bits is not None:
         raise PromptError("kv_bits belongs to the cache: pass model.make_cache(kv_bits=...) as prompt_cache.")
 
