@@ -33,6 +33,7 @@ class _Checkpoint:
     state: State
     kind: Kind
     used: int
+    fixed_nbytes: int
 
     @property
     def chains(self) -> tuple[Chain, ...]:
@@ -61,7 +62,7 @@ class PrefixIndex:
     @property
     def nbytes(self) -> int:
         """Bytes that are held: fixed-size parts, and each buffer once; of one in which others go on, the part held."""
-        fixed = sum(each.state.linear_nbytes for each in self._checkpoints())
+        fixed = sum(each.fixed_nbytes for each in self._checkpoints())
         return fixed + sum(_held_nbytes(chains) for chains in self._by_buffer().values())
 
     def take(self, key: Key) -> Found | None:
@@ -86,8 +87,8 @@ class PrefixIndex:
             raise ValueError(
                 f"the state is of {len(state.chains)} sequences and {state.offset} tokens, expected one of {len(key)}"
             )
-        new = _Checkpoint(state, kind, next(self._clock))
-        if state.linear_nbytes + sum(_held_nbytes([chain]) for chain in new.chains) <= self.budget_bytes:
+        new = _Checkpoint(state, kind, next(self._clock), state.linear_nbytes)
+        if new.fixed_nbytes + sum(_held_nbytes([chain]) for chain in new.chains) <= self.budget_bytes:
             node = self._tree.placed(key)
             if node.value is not None and node.value.kind == "prompt":
                 new.kind = "prompt"

@@ -1,5 +1,6 @@
 """Checkpoints lie where later prompts differ: after the system message, around the last question, before the answer."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,7 @@ def test_the_grid_is_absolute_and_becomes_coarser_rather_than_dense() -> None:
         found = anchors([5] * length, None)
         assert 3 <= len(found) <= 7
         assert all(place % GRID == 0 for place in found[:-2])
-        steps = {b - a for a, b in zip(found[:-2], found[1:-2], strict=False)}
+        steps = {b - a for a, b in pairwise(found[:-2])}
         assert len(steps) <= 1
 
 
