@@ -1,0 +1,184 @@
+"""Checkpoints that outlive the process: a folder of them, written behind the answers by a thread of its own.
+
+A checkpoint is a manifest, a JSON file named after the tokens, the model and the precision, and the pieces it lists:
+safetensors files of at most 32 MiB, named after their content. The manifest comes last, so that whatever stops the
+writer leaves pieces that nobody lists, and they are removed. Pieces hold whole blocks of tokens: a longer checkpoint of
+the same chain lists those of a shorter one again. Several processes can use one folder.
+"""
+
+import os
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from queue import Queue
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwen.engine.prefix import Found
+from mlx_qwen.engine.prefix_writer import (
+    VERSION,
+    Job,
+    Manifest,
+    Writer,
+    length_of,
+    manifest_name,
+    piece_of,
+    read_manifest,
+    read_piece,
+)
+from mlx_qwen.engine.radix import Key
+from mlx_qwen.engine.state_files import described, fixed_tensors, rebuilt, row_tensors
+from mlx_qwen.model.state import Packing, State
+
+PIECE_BYTES = 32 << 20
+_HEADER_BYTES = 64 << 10
+_WAITING = 2
+_MOST_COMING = 8
+
+
+class PrefixFiles:
+    """Checkpoints in a folder, those of one model and dtype among others; the least recently used go at `most_bytes`.
+
+    All calls come from the thread that owns the model. `identity` is from `model_identity`. A checkpoint that is
+    damaged, of another model, or of a newer format is never used; one that cannot be written is left out, with one
+    warning.
+    """
+
+    def __init__(self, folder: Path, identity: str, *, most_bytes: int) -> None:
+        self.folder = folder
+        self.most_bytes = most_bytes
+        folder.mkdir(parents=True, exist_ok=True)
+        self._identity = identity
+        self._coming: deque[tuple[Key, State]] = deque(maxlen=_MOST_COMING)
+        self._pieces: Iterator[Job] = iter(())
+        self._queue: Queue[Job | None] = Queue(_WAITING)
+        self._writer = Writer(folder, most_bytes, self._queue)
+        self._writer.start()
+        self._told = False
+
+    def put(self, key: Key, state: State) -> None:
+        """Have the state after all tokens of `key`, its arrays evaluated, written while `advance` is called."""
+        if len(state.chains) == 1 and state.padding is None and state.offset:
+            self._coming.append((key, state))
+
+    def advance(self) -> bool:
+        """Hand the next piece to the writer, unless it is busy; whether more is to come."""
+        self._tell()
+        if self._queue.full():
+            return True
+        piece = next(self._pieces, None)
+        if piece is not None:
+            self._queue.put(piece)
+        elif self._coming:
+            self._pieces = self._cut(*self._coming.popleft())
+        else:
+            return False
+        return True
+
+    def flush(self) -> None:
+        """Wait until everything is on the disk."""
+        while self.advance():
+            if self._queue.full():
+                time.sleep(0.001)
+        self._queue.join()
+        self._tell()
+
+    def close(self) -> None:
+        """Write what is left, and end the thread."""
+        self.flush()
+        self._queue.put(None)
+        self._writer.join()
+
+    def take(
+        self, key: Key, *, packing: Packing | None = None, mtp: bool = False, longer_than: int = 0
+    ) -> Found | None:
+        """The longest checkpoint that begins `key`, of more than `longer_than` tokens, in buffers of its own.
+
+        `packing` and `mtp` say what kind of state is wanted: how keys and values are packed, and whether those of the
+        MTP layer are there.
+        """
+        for length, path in reversed(self._stored(key, packing, mtp=mtp)):
+            state = self._read(path) if length > longer_than else None
+            if state is not None:
+                return Found(length, state)
+        return None
+
+    def _tell(self) -> None:
+        if self._writer.trouble is not None and not self._told:
+            self._told = True
+            warnings.warn(
+                f"Prefixes cannot be kept in {self.folder} ({self._writer.trouble}); answers go on without. Free some "
+                "space, or choose another folder.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def _stored(self, key: Key, packing: Packing | None, *, mtp: bool) -> list[tuple[int, Path]]:
+        """The manifests in the folder whose tokens begin `key`, ascending, with their lengths."""
+        lengths = {path.name: length_of(path) for path in self.folder.iterdir()}
+        there = {name: length for name, length in lengths.items() if length is not None and length <= len(key)}
+        names = self._names(key, sorted(set(there.values())), packing, mtp=mtp)
+        return [(length, self.folder / name) for length, name in names if name in there]
+
+    def _names(self, key: Key, lengths: list[int], packing: Packing | None, *, mtp: bool) -> list[tuple[int, str]]:
+        """What a manifest of the first `length` tokens of `key` is called, for each of the ascending `lengths`."""
+        digest = blake2b(f"{VERSION} {self._identity} {packing and list(packing)} {mtp}".encode(), digest_size=20)
+        ids, at, names = np.ascontiguousarray(key, np.int64), 0, []
+        for length in lengths:
+            digest.update(ids[at:length].data)
+            at = length
+            names.append((length, manifest_name(length, digest.copy().hexdigest())))
+        return names
+
+    def _read(self, path: Path) -> State | None:
+        """The state of a manifest; None, and no manifest any more, where it cannot be had."""
+        try:
+            manifest = read_manifest(path)
+            tensors: dict[str, list[mx.array]] = {}
+            for name in manifest["pieces"]:
+                for part, tensor in read_piece(self.folder / name).items():
+                    tensors.setdefault(part, []).append(tensor)
+            os.utime(path)
+            return rebuilt(manifest["state"], tensors)
+        except (OSError, ValueError, KeyError):
+            with suppress(OSError):
+                path.unlink()
+            return None
+
+    def _cut(self, key: Key, state: State) -> Iterator[Job]:
+        """The pieces of a checkpoint that are not on the disk yet, and its manifest."""
+        packing, mtp = state.chains[0].packing, bool(state.mtp)
+        ((_, name),) = self._names(key, [len(key)], packing, mtp=mtp)
+        path = self.folder / name
+        token_bytes = sum(part.nbytes // part.shape[-2] for part in row_tensors(state, 0, len(key)).values())
+        if path.exists() or token_bytes * len(key) + state.linear_nbytes > self.most_bytes:
+            return
+        block = max(1, (PIECE_BYTES - _HEADER_BYTES) // max(1, token_bytes))
+        held = _whole_blocks(self._stored(key, packing, mtp=mtp), block)
+        for start in range(len(held) * block, len(key), block):
+            yield piece_of(row_tensors(state, start, min(start + block, len(key))))
+        waiting: dict[str, mx.array] = {}
+        for part, tensor in fixed_tensors(state).items():
+            if waiting and sum(each.nbytes for each in waiting.values()) + tensor.nbytes > PIECE_BYTES - _HEADER_BYTES:
+                yield piece_of(waiting)
+                waiting = {}
+            waiting[part] = tensor
+        yield piece_of(waiting)
+        yield Manifest(path, {"name": name, "state": described(state), "block": block}, held)
+
+
+def _whole_blocks(stored: list[tuple[int, Path]], block: int) -> list[str]:
+    """The pieces of whole blocks of tokens that the longest of the manifests lists."""
+    for length, path in reversed(stored):
+        with suppress(OSError, ValueError, KeyError):
+            manifest = read_manifest(path)
+            if manifest["block"] == block:
+                # The MTP layer's last token is not in it yet.
+                whole: list[str] = manifest["pieces"][: (length - 1) // block]
+                return whole
+    return []
