@@ -14,7 +14,7 @@ class Run:
     Attributes:
         repeats: timed turns of each candidate.
         folder: for checkpoints, which are removed with it.
-        model, revision: a folder or repository; None where the section makes its own.
+        model, revision: a folder or repository; None where the section makes its own, or for the bundled demo.
         text: a text file, for `quality` and `recipes`.
         prompt_tokens, generate_tokens, kernels_on_off, vs, plot: of `speed`.
         say: told what goes on, a line at a time.
@@ -123,6 +123,14 @@ def _recipes(run: Run) -> Section:
     return section_of([bench_recipes(Path(run.model), run.text, run.folder)])
 
 
+def _mtp(run: Run) -> Section:
+    from mlx_qwen.bench.mtp import bench_mtp
+    from mlx_qwen.loading import load
+
+    model, processor = load(run.model, revision=run.revision)
+    return section_of(bench_mtp(model, processor, is_demo=run.model is None, tokens=run.generate_tokens))
+
+
 def _kernels(_: Run) -> Section:
     from mlx_qwen.bench.launches import bench_launches
     from tools.benchmarks.kernel_bytes import bench_kernel_bytes
@@ -142,5 +150,6 @@ SECTIONS: dict[str, Callable[[Run], Section]] = {
     "quality": _quality,
     "recipes": _recipes,
     "vision": _vision,
+    "mtp": _mtp,
     "kernels": _kernels,
 }

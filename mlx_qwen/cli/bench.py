@@ -30,7 +30,7 @@ class _Sizes(click.ParamType[tuple[int, ...]]):
 
 
 @click.command()
-@click.option("--model", metavar="PATH|REPO", help="What to measure the speed of.  [default: the bundled demo]")
+@click.option("--model", metavar="PATH|REPO", help="What to measure.  [default: the bundled demo]")
 @click.option("--revision", help="Branch, tag or commit of the repository.")
 @click.option("--prompt-tokens", type=_Sizes(), default="128,512,2048", show_default=True, help="Sizes of the prompts.")
 @click.option("--generate-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens after each.")
@@ -48,10 +48,12 @@ class _Sizes(click.ParamType[tuple[int, ...]]):
     "prefill, a whole small model, the host's share of a token, import and load, converting a 0.8B (1.7 GB), "
     "converting 4 layers of 35B-A3B (7 GB), how a conversion's memory grows "
     "(convert-memory), what precision costs a model on a text, the same of "
-    "every recipe (recipes), the vision tower's memory, kernel launches and bytes.  "
+    "every recipe (recipes), the vision tower's memory, what the MTP layer reads and how far it drafts, kernel "
+    "launches and bytes.  "
     "[default: speed]",
 )
 @click.option("--kernels", is_flag=True, help="The same as --only kernels.")
+@click.option("--mtp", is_flag=True, help="The same as --only mtp.")
 @click.option("--text", type=click.Path(path_type=Path, exists=True), help="Text file, for --only quality or recipes.")
 @click.option(
     "--workdir",
@@ -71,6 +73,7 @@ def command(
     plot: Path | None,
     only: tuple[str, ...],
     kernels: bool,
+    mtp: bool,
     text: Path | None,
     workdir: Path | None,
 ) -> None:
@@ -80,7 +83,8 @@ def command(
 
     mlx-qwen bench --model FOLDER --kernels-on-off --vs mlx-lm --vs mlx-vlm --json bench.json --plot bench.png
     """
-    chosen = tuple(dict.fromkeys((*only, "kernels") if kernels else only or ("speed",)))
+    flagged = [name for name, given in (("kernels", kernels), ("mtp", mtp)) if given]
+    chosen = tuple(dict.fromkeys((*only, *flagged))) or ("speed",)
     _check(chosen, model, text, vs, plot)
     from mlx_qwen.bench.machine import machine_facts, machine_line
 
