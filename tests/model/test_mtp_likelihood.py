@@ -1,7 +1,6 @@
 """Where a checkpoint is silent, the likelihood of its drafts tells what its MTP layer reads; once, and for good."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from mlx_qwen.model.mtp_likelihood import Likelihoods, Text, mtp_likelihoods, se
 from mlx_qwen.prompt import Processor
 from tests.model.mtp_reference import mtp_logits
 from tests.support.checkpoints import stored_tensors
-from tests.support.mlx_folders import companion_arrays, main_arrays
+from tests.support.silent import silent_copy
 
 Checkpoint = Callable[..., Path]
 SUM = "<|im_start|>user\nWhat is 58 + 67?<|im_end|>\n<|im_start|>assistant\n<think>\n"
@@ -32,24 +31,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def loaded(path: Path) -> Model:
     return load_model(path, ModelConfig.from_directory(path))
-
-
-def silent_copy(folder: Path, *, reads: str) -> Path:
-    """The bundled model without its marker's word, its MTP layer given a norm that suits normed or residual states.
-
-    Norms being blind to scale, behind a factor f they do to a state what f times their factor does without it.
-    """
-    shutil.copytree(DEMO_FOLDER, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["mlx_qwen"].pop("mtp_reads", None)
-    (folder / "config.json").write_text(json.dumps(config))
-    if reads == "residual":
-        weights, name = dict(companion_arrays(folder)), "language_model.model.norm.weight"
-        final = weights[name] if name in weights else main_arrays(folder)[name]
-        weights["mtp.pre_fc_norm_hidden.weight"] = weights["mtp.pre_fc_norm_hidden.weight"] * final
-        mx.eval(weights)
-        mx.save_safetensors(str(folder / "mlx-qwen.safetensors"), weights, metadata={"format": "mlx"})
-    return folder
 
 
 def written(model: Model, processor: Processor) -> list[Text]:
