@@ -1,9 +1,11 @@
 """`load`: from a folder or a Hub repository to a model that generates."""
 
+import warnings
 from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_qwen.checkpoint import mtp_reads
 from mlx_qwen.checkpoint.hub import resolve
 from mlx_qwen.checkpoint.layout import FORMAT_KEY, FORMAT_VERSION, Layout, Plan, foreign_quantization, plan_checkpoint
 from mlx_qwen.checkpoint.matrices import read_matrices
@@ -62,12 +64,34 @@ def load_model(folder: Path, config: ModelConfig, *, dtype: mx.Dtype | None = No
     plan = plan_model(folder, config)
     tensors = read_matrices(plan.targets, config, dtype)
     model = Model(config, with_mtp=plan.has_mtp, with_vision=plan.has_vision)
+    _settle_mtp(model, folder, plan)
     assemble(model, tensors, interleaved=config.is_next)
     check_norms(model)
     if not lazy:
         # Until the first image comes, the vision tower costs no memory.
         mx.eval({name: part for name, part in model.parameters().items() if name != "vision"})
     return model
+
+
+def _settle_mtp(model: Model, folder: Path, plan: Plan) -> None:
+    """Give the MTP layer its convention, as the checkpoint says or was found out, and remove it if that is unknown."""
+    if model.mtp is None:
+        return
+    said = mtp_reads.stated(model.config, plan)
+    if said is None:
+        checkpoint = mtp_reads.identity(folder, model.config)
+        reads = mtp_reads.recalled(checkpoint)
+        model.mtp_unsettled = checkpoint if reads is None else None
+    else:
+        reads = mtp_reads.known(said)
+        if reads is None:
+            model.mtp = None
+            warnings.warn(
+                f"{FORMAT_KEY}.{mtp_reads.KEY} in config.json of {folder} is {said!r}, expected "
+                f"{mtp_reads.WORDS}: the MTP layer is left unused, which changes no answer. Upgrade mlx-qwen.",
+                stacklevel=4,
+            )
+    model.mtp_reads = reads or "normed"
 
 
 def plan_model(folder: Path, config: ModelConfig, tensors: dict[str, TensorInfo] | None = None) -> Plan:
@@ -106,7 +130,7 @@ def _check_format(folder: Path, config: ModelConfig) -> None:
 
 def _check_layout(folder: Path, config: ModelConfig, plan: Plan) -> None:
     marker = config.raw.get(FORMAT_KEY)
-    if marker is not None and plan.layout is not Layout.MLX:
+    if marker is not None and "norms" in marker and plan.layout is not Layout.MLX:
         raise CheckpointError(
             f"config.json in {folder} says that its norms are {marker.get('norms')!r}, as in MLX, but the other "
             f"tensors are arranged as {plan.layout.value} does. Weights and config are of different folders: copy or "

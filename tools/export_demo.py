@@ -11,10 +11,12 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_qwen.checkpoint import mtp_reads
+from mlx_qwen.checkpoint.layout import FORMAT_KEY
 from mlx_qwen.demo import demo_folder
 
 # Config entries of the MLX checkpoint that transformers does not know.
-_OURS = ("mlx_qwen", "quantization", "quantization_config")
+_OURS = (FORMAT_KEY, "quantization", "quantization_config")
 _ZERO_CENTRED = ("layernorm.weight", "_norm.weight", "pre_fc_norm_embedding.weight", "pre_fc_norm_hidden.weight")
 _EXPERTS = "switch_mlp."
 
@@ -24,6 +26,9 @@ def export(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     plain = {key: value for key, value in config.items() if key not in _OURS}
+    marker = config[FORMAT_KEY]
+    if mtp_reads.KEY in marker:
+        plain[FORMAT_KEY] = {name: marker[name] for name in ("format", mtp_reads.KEY)}
     (target / "config.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
     for file in (*source.glob("*token*.json"), *source.glob("*processor_config.json"), *source.glob("chat_template*")):
         shutil.copy(file, target / file.name)

@@ -1,6 +1,8 @@
 """The `config.json` of a converted checkpoint, which mlx-lm, mlx-vlm and this package read alike."""
 
+from mlx_qwen.checkpoint import mtp_reads
 from mlx_qwen.checkpoint.layout import FORMAT_KEY, FORMAT_VERSION, Quantization
+from mlx_qwen.checkpoint.names import MTP_PREFIX
 from mlx_qwen.config import Json, ModelConfig, TextConfig
 
 from ..outputs import Outputs
@@ -36,7 +38,11 @@ def converted_config(
     written["tie_word_embeddings"] = config.text.tie_word_embeddings
     if default is not None:
         written["quantization"] = written["quantization_config"] = _quantization(outputs, default)
-    marker = {"format": FORMAT_VERSION, "norms": "shifted", "companion": companion_files}
+    marker: Json = {"format": FORMAT_VERSION, "norms": "shifted", "companion": companion_files}
+    # Only what the source itself says: a guess would keep the runtime from finding out.
+    reads = mtp_reads.marked(config)
+    if reads is not None and any(output.name.startswith(MTP_PREFIX) for output in outputs.all):
+        marker[mtp_reads.KEY] = reads
     return dict(sorted({**written, FORMAT_KEY: marker}.items()))
 
 

@@ -22,6 +22,7 @@ from mlx_qwen.checkpoint.names import Role, TensorSpec, tensor_specs, text_prefi
 from mlx_qwen.checkpoint.released import reduced, released
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.model import Model
+from mlx_qwen.model.cache import HybridCache
 from mlx_qwen.model.weights import assemble
 
 COUNTED_SIZES = ("0.8B", "9B", "35B-A3B")
@@ -120,8 +121,11 @@ def _launches_of(model: Any, arrays_of: Callable[[Any], list[mx.array]], launche
     return +counted
 
 
-def _forget_history(cache: Sequence[Any]) -> None:
+def _forget_history(cache: HybridCache | Sequence[Any]) -> None:
     """Make every array of the cache an input of the next step's graph, whatever it was computed from."""
+    if isinstance(cache, HybridCache):
+        cache.state = cache.state.mapped(_input_like)
+        return
     for entry in cache:
         for name in getattr(entry, "__slots__", None) or vars(entry):
             value = getattr(entry, name)

@@ -32,7 +32,7 @@ class _Sizes(click.ParamType[tuple[int, ...]]):
 
 
 @click.command()
-@click.option("--model", metavar="PATH|REPO", help="What to measure the speed of.  [default: the bundled demo]")
+@click.option("--model", metavar="PATH|REPO", help="What to measure.  [default: the bundled demo]")
 @click.option("--revision", help="Branch, tag or commit of the repository.")
 @click.option("--prompt-tokens", type=_Sizes(), default="128,512,2048", show_default=True, help="Sizes of the prompts.")
 @click.option("--generate-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens after each.")
@@ -43,6 +43,7 @@ class _Sizes(click.ParamType[tuple[int, ...]]):
 @click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write what is printed here too.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw speed into this .png.")
 @click.option("--kernels", is_flag=True, help="Count the GPU launches of a decoded token instead, without running it.")
+@click.option("--mtp", is_flag=True, help="Show instead what the MTP layer reads, and how often its drafts are right.")
 @click.option(
     "--workdir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -60,6 +61,7 @@ def command(
     markdown: Path | None,
     plot: Path | None,
     kernels: bool,
+    mtp: bool,
     workdir: Path | None,
 ) -> None:
     """Measure prefill, decode and memory of a model, beside mlx-lm and mlx-vlm in alternation.
@@ -68,7 +70,7 @@ def command(
 
     mlx-qwen bench --model FOLDER --kernels-on-off --vs mlx-lm --vs mlx-vlm --json bench.json --plot bench.png
     """
-    _check(vs, plot, kernels)
+    _check(vs, plot, kernels, mtp)
     from mlx_qwen.bench.section import print_sections
     from mlx_qwen.bench.speed_section import SpeedRun, speed_section
     from mlx_qwen.bench.subject import subject
@@ -80,17 +82,28 @@ def command(
             measured = subject(model, revision, most, lambda source: _in_fp32(source, Path(folder)))
             return speed_section(measured, run, lambda line: click.echo(line, err=True))
 
-    section = ("kernels", _launches) if kernels else ("speed", speed)
-    print_sections([section], click.echo, json_file=json_file, markdown=markdown)
+    def drafts() -> "Section":
+        from mlx_qwen.bench.mtp import bench_mtp
+        from mlx_qwen.bench.section import section_of
+        from mlx_qwen.loading import load
+
+        loaded = load(model, revision=revision)
+        return section_of(bench_mtp(*loaded, is_demo=model is None, tokens=generate_tokens))
+
+    asked = {"kernels": _launches} if kernels else {}
+    asked |= {"mtp": drafts} if mtp else {}
+    print_sections((asked or {"speed": speed}).items(), click.echo, json_file=json_file, markdown=markdown)
 
 
-def _check(vs: tuple[str, ...], plot: Path | None, kernels: bool) -> None:
+def _check(vs: tuple[str, ...], plot: Path | None, kernels: bool, mtp: bool) -> None:
     missing = [peer for peer in vs if find_spec(peer.replace("-", "_")) is None]
     if missing:
         raise click.UsageError(f"--vs {missing[0]} needs it: {PEERS[missing[0]]}")
     if plot is not None:
-        if kernels:
-            raise click.UsageError("--plot draws speed, which --kernels does not measure: leave one of them out.")
+        if kernels or mtp:
+            raise click.UsageError(
+                "--plot draws speed, which --kernels and --mtp do not measure: leave one of them out."
+            )
         from mlx_qwen.bench.chart import check_plot
 
         check_plot(plot)

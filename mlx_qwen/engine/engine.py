@@ -13,6 +13,7 @@ from mlx_qwen.engine.caching import note_tokens
 from mlx_qwen.engine.draft import Drafter, MTPDrafter
 from mlx_qwen.engine.prefix import Kind, PrefixIndex
 from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.settling import Settling
 from mlx_qwen.engine.step import Batch, read_piece
 from mlx_qwen.engine.thread import wake
 from mlx_qwen.engine.wired import WiredMemory
@@ -55,6 +56,7 @@ class Engine:
         self._writing: list[Sequence] = []
         self._batch: Batch | None = None
         self._wired = WiredMemory()
+        self._settling = Settling(model)
         self._steps = 0
 
     def submit(self, sequence: Sequence) -> None:
@@ -105,6 +107,8 @@ class Engine:
             sequence.deliver(item)
             if isinstance(item, Emission) and item.finish_reason is not None:
                 sequence.deliver(None)
+        if not active:
+            self._settling.settle()
         can_begin = bool(self._waiting) and not self._writing
         return can_begin or bool(self._reading) or any(not row.waits_for_reader for row in self._writing)
 
@@ -207,6 +211,7 @@ class Engine:
         finished = [row for row in rows if row.finish_reason is not None]
         for row in finished:
             self._remember_answer(row)
+            self._settling.saw(row)
         if finished:
             self._dissolve()
             self._writing = [row for row in self._writing if row.finish_reason is None]

@@ -4,7 +4,7 @@ It reads the state that the model's final norm gives, as the released heads expe
 gave itself at the step before: both have gone through a norm.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,9 +15,6 @@ from mlx_qwen.model.decoder import DecoderLayer, Residual
 from mlx_qwen.model.layers import AnyLinear, RMSNorm
 from mlx_qwen.model.rope import Positions
 from mlx_qwen.model.state import State
-
-# What the first draft reads of the model's last state: its final norm, or the residual sums themselves.
-MTPReads = Literal["normed", "residual"]
 
 
 class Draft(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 
 from metal_kernels import backend
 from metal_kernels.gated_delta import Tape as LayerTape
+from mlx_qwen.checkpoint.mtp_reads import MTPReads
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import MLXQwenError, PromptError
 from mlx_qwen.model.attention import KeyValues
@@ -16,7 +17,7 @@ from mlx_qwen.model.cache import HybridCache, make_cache
 from mlx_qwen.model.decoder import DecoderLayer, Masks, Residual
 from mlx_qwen.model.features import FeatureCache
 from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
-from mlx_qwen.model.mtp import MTP, Draft, MTPReads
+from mlx_qwen.model.mtp import MTP, Draft
 from mlx_qwen.model.multimodal import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
 from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedStep, can_compile
 from mlx_qwen.model.rope import Positions
@@ -42,6 +43,9 @@ class Model(nn.Module):
 
     `mtp` is None when the checkpoint has no MTP layer, `vision` when it has no vision tower. Decoding replays graphs
     whose constants the weights are: change weights by `update` (as `load_weights` does), which has them traced anew.
+
+    `mtp_reads` says which states the MTP layer was trained on: "normed", behind the final norm, or "residual", before
+    it. While nobody knows, it is "normed", and `mtp_unsettled` the checkpoint's identity: see `settle_mtp_reads`.
     """
 
     def __init__(self, config: ModelConfig, *, with_mtp: bool = True, with_vision: bool = False) -> None:
@@ -64,6 +68,7 @@ class Model(nn.Module):
         self._features: FeatureCache | None = None
         self.mtp = MTP(text) if with_mtp and text.mtp_num_hidden_layers else None
         self.mtp_reads: MTPReads = "normed"
+        self.mtp_unsettled: str | None = None
         self.vision = VisionTower(config.vision) if with_vision and config.vision is not None else None
 
     def __call__(

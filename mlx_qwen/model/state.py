@@ -5,7 +5,7 @@ of each other share buffers, in which a chain is the tokens before its length. W
 writes behind it, in place; who goes on from a shorter one, while a longer one is held, gets buffers of his own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
@@ -113,6 +113,11 @@ class Chain:
         held = self._buffers.layers[layer]
         return None if held is None or not self.length else _cut(held, self.length)
 
+    def mapped(self, change: Callable[[mx.array], mx.array]) -> "Chain":
+        """The chain with each of its arrays replaced by what `change` makes of it, of the same shape."""
+        changed = [None if rows is None else _mapped(rows, change) for rows in self._buffers.layers]
+        return Chain(_Buffers(changed, self.packing), self.length)
+
     def buffers(self) -> list[mx.array]:
         """The arrays that the chain lies in, for `mx.eval` and for adding up bytes."""
         return [part for rows in self._buffers.layers if rows is not None for part in _parts(rows)]
@@ -201,6 +206,17 @@ class State:
         padding = (~mask).sum(axis=-1)
         return replace(self, padding=padding if self.padding is None else self.padding + padding)
 
+    def mapped(self, change: Callable[[mx.array], mx.array]) -> "State":
+        """The state with each of its arrays replaced by what `change` makes of it, of the same shape."""
+        return State(
+            tuple(chain.mapped(change) for chain in self.chains),
+            tuple(LinearState(*map(change, entry)) for entry in self.linear),
+            self.rope_delta,
+            self.padding,
+            None if self.last is None else change(self.last),
+            tuple(chain.mapped(change) for chain in self.mtp),
+        )
+
     def arrays(self) -> list[mx.array]:
         """Every array, for `mx.eval`."""
         held = [part for chain in (*self.chains, *self.mtp) for part in chain.buffers()]
@@ -286,6 +302,11 @@ def _parts(rows: Rows) -> tuple[mx.array, ...]:
 def _cut(rows: Rows, length: int) -> Rows:
     cut = [part[..., :length, :] for part in _parts(rows)]
     return Quantized(*cut) if isinstance(rows, Quantized) else cut[0]
+
+
+def _mapped(rows: Rows, change: Callable[[mx.array], mx.array]) -> Rows:
+    changed = [change(part) for part in _parts(rows)]
+    return Quantized(*changed) if isinstance(rows, Quantized) else changed[0]
 
 
 def _copied(rows: Rows, length: int) -> Rows:

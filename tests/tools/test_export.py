@@ -59,8 +59,8 @@ def logits(model: DemoModel, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """Of the next tokens and of the MTP layer."""
     with torch.no_grad():
         embeddings, rotary = model.embed(batch), model.rotary(batch)
-        hidden, normed, _ = model.decode(embeddings, rotary)
-        drafts, _ = model.mtp(hidden, embeddings.roll(-1, 1), rotary, model.dtype)
+        normed, _ = model.decode(embeddings, rotary)
+        drafts, _ = model.mtp(normed, embeddings.roll(-1, 1), rotary, model.dtype)
         return model.logits(normed).numpy(), model.logits(drafts).numpy()
 
 
@@ -82,6 +82,7 @@ def test_the_converted_folder_gives_the_logits_that_were_trained_and_drafted(
 ) -> None:
     convert(folder, tmp_path / "mlx", quantize=False, progress=False)
     model, _ = mlx_qwen.load(tmp_path / "mlx", dtype=mx.float32)
+    assert (model.mtp_reads, model.mtp_unsettled) == ("normed", None)
     assert batch.pixels is not None
     ids, cache = mx.array(batch.input_ids.numpy()), model.make_cache()
     pixels = pixels_of(mx.array(batch.pixels.numpy()), mx.array([[1, *batch.grids[0]]]), None, None)

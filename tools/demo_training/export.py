@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from mlx_qwen.checkpoint import mtp_reads
+from mlx_qwen.checkpoint.layout import FORMAT_KEY, FORMAT_VERSION
 from tools.demo_training.architecture import demo_config
 from tools.demo_training.model import DemoModel
 from tools.demo_training.processing import write_processor_files
@@ -31,11 +33,23 @@ def tensors(model: DemoModel) -> dict[str, torch.Tensor]:
     }
 
 
+def read_folder(folder: Path, dtype: torch.dtype = torch.bfloat16) -> DemoModel:
+    """The model that `write_folder` wrote, or `tools.export_demo`; it computes in `dtype`."""
+    model = new_model(dtype)
+    stored = load_file(folder / "model.safetensors")
+    mtp = {name: stored.pop(name) for name in list(stored) if name.startswith("mtp.")}
+    model.mtp.load_state_dict({name.removeprefix("mtp."): value for name, value in mtp.items()})
+    model.base.load_state_dict({**stored, "lm_head.weight": stored["model.language_model.embed_tokens.weight"]})
+    return model
+
+
 def write_folder(model: DemoModel, folder: Path) -> None:
     """Writes a folder that transformers and the converter load; each file of the model is replaced in one go, so that
     a reader never sees half of one."""
     write_processor_files(folder)
-    config = model.config.to_diff_dict() | {"architectures": [type(model.base).__name__], "dtype": "bfloat16"}
+    # Training gives the MTP layer the states behind the final norm; transformers ignores what it does not know.
+    marker = {FORMAT_KEY: {"format": FORMAT_VERSION, mtp_reads.KEY: "normed"}}
+    config = model.config.to_diff_dict() | {"architectures": [type(model.base).__name__], "dtype": "bfloat16"} | marker
     _replace(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
     _replace(folder / "model.safetensors", lambda path: save_file(tensors(model), path, metadata={"format": "pt"}))
 

@@ -62,15 +62,18 @@ class Mtp(nn.Module):
         self.layers = nn.ModuleList([Qwen3_5MoeDecoderLayer(text, (text.layer_types or []).index("full_attention"))])
         self.norm = Qwen3_5MoeRMSNorm(text.hidden_size, text.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, embeddings: Tensor, rotary: Rotary, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Normed states [B, T, hidden] and router logits, from float32 states before the model's final norm and the
-        embeddings of the tokens that follow them."""
+    def join(self, normed: Tensor, embeddings: Tensor, dtype: torch.dtype) -> Tensor:
+        """What enters the layer, [B, T, hidden] in `dtype`: states behind the model's final norm or, of an earlier
+        draft, this layer's own, beside the embeddings of the tokens that follow them."""
         _, token = add_norm(self.pre_fc_norm_embedding, embeddings, None, dtype)
-        _, state = add_norm(self.pre_fc_norm_hidden, hidden, None, dtype)
-        joined = linear(torch.cat([token, state], dim=-1), self.fc.weight)
-        residual, added, logits = decoder_layer(
-            cast(Qwen3_5MoeDecoderLayer, self.layers[0]), joined.float(), None, rotary, dtype
-        )
+        _, state = add_norm(self.pre_fc_norm_hidden, normed.float(), None, dtype)
+        return linear(torch.cat([token, state], dim=-1), self.fc.weight)
+
+    def forward(self, normed: Tensor, embeddings: Tensor, rotary: Rotary, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Normed states [B, T, hidden] and router logits; arguments as of `join`."""
+        layer = cast(Qwen3_5MoeDecoderLayer, self.layers[0])
+        joined = self.join(normed, embeddings, dtype).float()
+        residual, added, logits = decoder_layer(layer, joined, None, rotary, dtype)
         return add_norm(self.norm, residual, added, dtype)[1], logits
 
 
@@ -104,8 +107,8 @@ class DemoModel(nn.Module):
         """Losses of one batch: next tokens, the MTP layer's drafts, and how evenly the router used its experts."""
         embeddings = self.embed(batch)
         rotary = self.rotary(batch)
-        hidden, normed, routers = self.decode(embeddings, rotary)
-        drafts, router = self.mtp(hidden, embeddings.roll(-1, 1), rotary, self.dtype)
+        normed, routers = self.decode(embeddings, rotary)
+        drafts, router = self.mtp(normed, embeddings.roll(-1, 1), rotary, self.dtype)
         token_loss, right = self.cross_entropy(normed, batch, 1)
         draft_loss, drafted = self.cross_entropy(drafts, batch, 2)
         balance = torch.stack([self.imbalance(logits) for logits in (*routers, router)]).mean()
@@ -117,15 +120,14 @@ class DemoModel(nn.Module):
         cosine, sine = self.base.model.language_model.rotary_emb(torch.empty(0), batch.position_ids)
         return Rotary(cosine.contiguous(), sine.contiguous())
 
-    def decode(self, embeddings: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """States before and after the final norm, and each layer's router logits."""
+    def decode(self, embeddings: Tensor, rotary: Rotary) -> tuple[Tensor, list[Tensor]]:
+        """States after the final norm, [B, T, hidden], and each layer's router logits."""
         text = self.base.model.language_model
         residual, added, routers = embeddings, None, []
         for layer in text.layers:
             residual, added, logits = decoder_layer(layer, residual, added, rotary, self.dtype)
             routers.append(logits)
-        hidden, normed = add_norm(text.norm, residual, added, self.dtype)
-        return hidden, normed, routers
+        return add_norm(text.norm, residual, added, self.dtype)[1], routers
 
     def logits(self, normed: Tensor) -> Tensor:
         """[B, T, vocabulary] in the computing dtype, from normed states."""
