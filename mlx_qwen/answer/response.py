@@ -28,8 +28,10 @@ class GenerationResponse:
         cached_tokens: tokens that the cache held before the prompt.
         delta: what the token added to the answer: `content`, `reasoning` and `tool_calls`, each without the tags around
             it. A call's name comes as soon as it stands, its arguments in pieces of JSON text.
-        answer: on the last response: the whole answer. Its `content`, `reasoning` and `tool_calls` are the deltas
-            summed, and those of the response itself.
+        answer: on the last response: the whole answer, which is the deltas summed.
+        content: on the last response: the words for the user, without reasoning and tool calls; None before.
+        reasoning: on the last response: the text of the think block, None when there was none.
+        tool_calls: on the last response: the tools that the model calls.
     """
 
     text: str
@@ -45,21 +47,15 @@ class GenerationResponse:
     cached_tokens: int = 0
     delta: AnswerDelta = field(default_factory=AnswerDelta)
     answer: ParsedAnswer | None = None
+    content: str | None = field(init=False)
+    reasoning: str | None = field(init=False)
+    tool_calls: tuple[ToolCall, ...] = field(init=False)
 
-    @property
-    def content(self) -> str | None:
-        """On the last response: the words for the user, without reasoning and tool calls; None before."""
-        return self.answer.content if self.answer else None
-
-    @property
-    def reasoning(self) -> str | None:
-        """On the last response: the text of the think block, None when there was none."""
-        return self.answer.reasoning if self.answer else None
-
-    @property
-    def tool_calls(self) -> tuple[ToolCall, ...]:
-        """On the last response: the tools that the model calls."""
-        return self.answer.tool_calls if self.answer else ()
+    def __post_init__(self) -> None:
+        whole = self.answer
+        object.__setattr__(self, "content", whole and whole.content)
+        object.__setattr__(self, "reasoning", whole and whole.reasoning)
+        object.__setattr__(self, "tool_calls", whole.tool_calls if whole else ())
 
     def statistics(self) -> str:
         """Three lines on tokens, speed and memory, as mlx-lm prints them."""

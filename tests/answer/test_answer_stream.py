@@ -1,14 +1,17 @@
 """Every piece of text is told apart as it comes; the deltas summed are the whole answer, wherever the text is cut."""
 
+import re
 import sys
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from types import FrameType
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mlx_qwen.answer
 from mlx_qwen.answer import AnswerStream, ToolCallDelta
 from tests.answer.transcripts import TOOLS, call, parameter, parsed, read, stream, summed
 
@@ -203,6 +206,18 @@ def test_600_kilobytes_in_small_pieces_arrive_whole() -> None:
     deltas, whole = stream(text[start : start + 4] for start in range(0, len(text), 4))
     assert whole.tool_calls[0].arguments == {"content": content}
     assert parsed(summed(deltas)[3]) == [("write", {"content": content})]
+
+
+def test_answers_are_parsed_without_the_rest_of_the_package() -> None:
+    folder = Path(mlx_qwen.answer.__file__).parent
+    names = {
+        word
+        for file in folder.glob("*.py")
+        for word in re.findall(r"(?:from|import) (mlx_qwen[\w.]*)", file.read_text(encoding="utf-8"))
+    }
+    assert len(names) > 10
+    outside = {name for name in names if not name.startswith("mlx_qwen.answer")}
+    assert outside == {"mlx_qwen.errors", "mlx_qwen.json_types"}
 
 
 def test_the_fuzzed_transcripts_do_hold_calls() -> None:

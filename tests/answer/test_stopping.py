@@ -1,6 +1,6 @@
 """The stop string that begins first in the text ends the answer, however tokens cut it."""
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlx_qwen.answer.reasoning import ReasoningEnd
@@ -10,6 +10,8 @@ from tests.answer.transcripts import stream, summed
 LETTERS = st.text(st.sampled_from("abc"), max_size=12)
 
 
+@example(["abc", "c"], ["abcc", "bc"])
+@example(["abc", "a"], ["abcc", "bc"])
 @settings(deadline=None)
 @given(st.lists(LETTERS, max_size=8), st.lists(st.text(st.sampled_from("abc"), min_size=1, max_size=5), max_size=3))
 def test_the_text_before_the_first_stop_string_passes_whatever_the_cuts(pieces: list[str], strings: list[str]) -> None:

@@ -6,7 +6,7 @@ import json
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlx_qwen.answer.schemas import check_schema
@@ -76,6 +76,10 @@ def valid(schema: object, value: object) -> bool:
     return bool(jsonschema.Draft202012Validator(schema).is_valid(value))
 
 
+@example({"const": True}, 1)
+@example({"enum": [0, "a"]}, False)
+@example({"uniqueItems": True}, [1, True, 1.5])
+@example({"uniqueItems": True}, [{"a": 1}, {"a": 1.0}])
 @settings(deadline=None)
 @given(SCHEMAS, JSON)
 def test_a_value_is_accepted_exactly_when_jsonschema_accepts_it(schema: dict[str, object], value: object) -> None:

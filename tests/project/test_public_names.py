@@ -107,8 +107,9 @@ def test_public_functions_are_documented_and_name_every_option(function: object)
 
 OPTIONS = {
     "max_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "seed", "tools",
-    "enable_thinking", "thinking_budget", "preserve_thinking", "stop", "sampler", "logits_processors", "images",
-    "videos", "max_pixels", "min_pixels", "total_pixels", "fps", "min_frames", "max_frames", "source_fps",
+    "enable_thinking", "thinking_budget", "preserve_thinking", "stop", "stop_in_reasoning", "sampler",
+    "logits_processors", "images", "videos", "max_pixels", "min_pixels", "total_pixels", "fps", "min_frames",
+    "max_frames", "source_fps",
 }  # fmt: skip
 SETTINGS = {"prefill_step_size", "kv_bits", "mtp", "prefix_cache", "progress"}
 
