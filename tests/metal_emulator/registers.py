@@ -19,7 +19,9 @@ from tests.metal_emulator.translate import gpu_unit
 
 _TARGET = split(
     "-target amdgcn-amd-amdhsa -mcpu=gfx1030 -std=c++17 -O2 -S -w -nogpulib -ffreestanding -fno-exceptions -fno-rtti "
-    "-fno-math-errno -ffp-contract=off -mllvm -inline-threshold=1000000"
+    "-fno-math-errno -ffp-contract=off -mllvm -inline-threshold=1000000 "
+    # What is indexed late lies in memory on Apple's GPUs.
+    "-mllvm -disable-promote-alloca-to-vector -mllvm -disable-promote-alloca-to-lds"
 )
 # By the most threads of a threadgroup: 32-bit registers that each can have.
 _LIMITS = {

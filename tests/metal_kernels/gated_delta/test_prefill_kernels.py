@@ -239,6 +239,7 @@ def test_what_the_kernels_do_not_take_runs_as_the_reference(monkeypatch, change,
 
 
 BARRIER = "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);"
+SIMD_BARRIER = "metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup);"
 
 
 @pytest.mark.parametrize(
@@ -248,12 +249,18 @@ BARRIER = "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);"
         ("sequential", f"    {BARRIER}\n    tile.store", "    tile.store", {"race"}),
         ("sequential", "first + slot < count", "first + slot <= count", {"out of bounds", "double write"}),
         ("chunked", f"{BARRIER}\n    columns.look_up", "columns.look_up", {"race", "uninitialised read"}),
-        ("chunked", "metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup);", "", {"race"}),
+        ("chunked", f"{SIMD_BARRIER}\n          invert_block", "invert_block", {"race", "uninitialised read"}),
+        ("chunked", f"{SIMD_BARRIER}\n  if (lane < 8)", "if (lane < 8)", {"race"}),
         ("chunked", "== SIMDGROUPS - 1 && lane < CHUNK", "== SIMDGROUPS - 1 && lane <= CHUNK", {"out of bounds"}),
     ],
     ids=[
         *["no barrier before tokens are used", "no barrier before y is stored", "one token too many"],
-        *["no barrier before the inverses are used", "block overwritten early", "one decay too many"],
+        *[
+            "no barrier before the inverses are used",
+            "block inverted early",
+            "block overwritten early",
+            "one decay too many",
+        ],
     ],
 )
 def test_a_broken_kernel_is_caught(monkeypatch, form, sound, broken, kinds):

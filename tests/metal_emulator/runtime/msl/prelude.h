@@ -1,4 +1,5 @@
-// All that stands before a kernel's own texts; in angle brackets, since the pass for Metal's rules takes them as system headers.
+// All that stands before a kernel's own texts; in angle brackets, since to the pass for Metal's rules these are system
+// headers.
 #pragma once
 
 #include <attributes.h>
