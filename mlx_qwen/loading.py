@@ -46,6 +46,7 @@ def load(
 def load_model(folder: Path, config: ModelConfig, *, dtype: mx.Dtype | None = None, lazy: bool = False) -> Model:
     """The model of a folder whose config is already read; see `load`."""
     plan = plan_model(folder, config)
+    config = plan.config
     tensors = read_matrices(plan.targets, config, dtype)
     model = Model(config, with_mtp=plan.has_mtp, with_vision=plan.has_vision)
     assemble(model, tensors, interleaved=config.is_next)
