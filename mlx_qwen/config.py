@@ -10,21 +10,16 @@ from typing import Any, Literal, cast
 from mlx_qwen.errors import ConfigError
 from mlx_qwen.fields import Fields
 from mlx_qwen.json_files import read_json_object
+from mlx_qwen.rope_config import RopeConfig, rope_config, vision_theta
 
 Json = dict[str, Any]
 LayerType = Literal["linear_attention", "full_attention"]
 
 MODEL_TYPES = ("qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+# Two names of one function.
+_VISION_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new")
+_MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 _MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
-
-
-@dataclass(frozen=True, slots=True)
-class RopeConfig:
-    """Rotary embedding of the attention layers: interleaved M-RoPE over part of each head."""
-
-    theta: float
-    partial_rotary_factor: float
-    mrope_section: tuple[int, int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +35,7 @@ class MoEConfig:
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """The vision tower: sizes only, as its tensors and memory follow from them."""
+    """The vision tower: its sizes, and the base `theta` of its rotary embedding."""
 
     depth: int
     hidden_size: int
@@ -52,6 +47,7 @@ class VisionConfig:
     spatial_merge_size: int
     num_position_embeddings: int
     out_hidden_size: int
+    theta: float = 10000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +145,14 @@ class ModelConfig:
 
 
 def _text_config(fields: Fields, raw: Json, model_type: str) -> TextConfig:
-    num_layers = fields.integer("num_hidden_layers")
+    num_layers = fields.integer("num_hidden_layers", maximum=_MOST_LAYERS)
     moe = _moe_config(fields, is_next=model_type == "qwen3_next") if model_type in _MOE_TYPES else None
     heads = fields.integer("num_attention_heads")
     hidden = fields.integer("hidden_size")
     sparse = _sparse_layers(fields, num_layers, moe)
     head_dim = fields.integer("head_dim", hidden // heads)
+    most_positions = fields.integer("max_position_embeddings", 262144)
+    rope = rope_config(fields, head_dim, most_positions, has_axes=model_type != "qwen3_next")
     config = TextConfig(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden,
@@ -172,8 +170,8 @@ def _text_config(fields: Fields, raw: Json, model_type: str) -> TextConfig:
         linear_value_head_dim=fields.integer("linear_value_head_dim"),
         linear_conv_kernel_dim=fields.integer("linear_conv_kernel_dim", minimum=2),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
-        rope=_rope_config(fields, head_dim),
-        max_position_embeddings=fields.integer("max_position_embeddings", 262144),
+        rope=rope,
+        max_position_embeddings=max(most_positions, rope.most_positions),
         tie_word_embeddings=Fields(raw, "config.json").flag(
             "tie_word_embeddings", fields.flag("tie_word_embeddings", False)
         ),
@@ -201,13 +199,15 @@ def _check_consistency(config: TextConfig, fields: Fields) -> None:
         raise ConfigError(f"{place}.attn_output_gate is false; every model of this family gates its attention output.")
     if fields.values.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"{place}.hidden_act is {fields.values['hidden_act']!r}, expected 'silu'.")
+    if fields.values.get("use_sliding_window"):
+        raise ConfigError(f"{place}.use_sliding_window is true; full attention of this family has no window.")
     if config.mtp_num_hidden_layers > 1:
         raise ConfigError(f"{place}.mtp_num_hidden_layers is {config.mtp_num_hidden_layers}, expected 0 or 1.")
 
 
 def _moe_config(fields: Fields, *, is_next: bool) -> MoEConfig:
     moe = MoEConfig(
-        num_experts=fields.integer("num_experts"),
+        num_experts=fields.integer("num_experts", maximum=_MOST_EXPERTS),
         num_experts_per_tok=fields.integer("num_experts_per_tok"),
         moe_intermediate_size=fields.integer("moe_intermediate_size"),
         shared_expert_intermediate_size=fields.integer("shared_expert_intermediate_size"),
@@ -242,44 +242,34 @@ def _sparse_layers(fields: Fields, num_layers: int, moe: MoEConfig | None) -> tu
     return tuple(moe is not None and i not in dense and (i + 1) % step == 0 for i in range(num_layers))
 
 
-def _rope_config(fields: Fields, head_dim: int) -> RopeConfig:
-    name = "rope_parameters" if fields.values.get("rope_parameters") else "rope_scaling"
-    nested = fields.object(name).values if fields.values.get(name) else {}
-    rope = Fields({**fields.values, **nested}, f"{fields.place}.{name}")
-    kind = rope.values.get("rope_type", rope.values.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise ConfigError(f"{rope.place}.rope_type is {kind!r}, expected 'default'. Remove the rope scaling.")
-    factor = rope.number("partial_rotary_factor", 0.25)
-    section = rope.integers("mrope_section")
-    if section and (len(section) != 3 or min(section) < 0):
-        raise ConfigError(f"{rope.place}.mrope_section is {section}, expected three numbers: temporal, height, width.")
-    rotary_dim = int(head_dim * factor)
-    if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
-        raise ConfigError(
-            f"{rope.place}.partial_rotary_factor is {factor}, which makes {rotary_dim} of {head_dim} dimensions "
-            "rotary; expected an even number of them."
-        )
-    return RopeConfig(
-        theta=rope.number("rope_theta", 1e7),
-        partial_rotary_factor=factor,
-        mrope_section=(section[0], section[1], section[2]) if section else None,
-    )
-
-
 def _vision_config(fields: Fields) -> VisionConfig:
     if fields.values.get("deepstack_visual_indexes"):
         raise ConfigError("vision_config.deepstack_visual_indexes is not empty: that is Qwen3-VL, not Qwen3.5.")
+    activation = fields.values.get("hidden_act", "gelu_pytorch_tanh")
+    if activation not in _VISION_ACTIVATIONS:
+        raise ConfigError(
+            f"{fields.place}.hidden_act is {activation!r}, expected {' or '.join(map(repr, _VISION_ACTIVATIONS))}."
+        )
+    depth, heads = (
+        next((fields.integer(name, maximum=_MOST_LAYERS) for name in names if name in fields.values), None)
+        or fields.integer(names[0])
+        for names in (("depth", "num_hidden_layers"), ("num_heads", "num_attention_heads"))
+    )
+    hidden = fields.integer("hidden_size")
+    if hidden % heads:
+        raise ConfigError(f"{fields.place}.hidden_size is {hidden}, expected a multiple of num_heads ({heads}).")
     return VisionConfig(
-        depth=fields.integer("depth"),
-        hidden_size=fields.integer("hidden_size"),
+        depth=depth,
+        hidden_size=hidden,
         intermediate_size=fields.integer("intermediate_size"),
-        num_heads=fields.integer("num_heads"),
+        num_heads=heads,
         in_channels=fields.integer("in_channels", 3),
         patch_size=fields.integer("patch_size", 16),
         temporal_patch_size=fields.integer("temporal_patch_size", 2),
         spatial_merge_size=fields.integer("spatial_merge_size", 2),
         num_position_embeddings=fields.integer("num_position_embeddings", 2304),
         out_hidden_size=fields.integer("out_hidden_size"),
+        theta=vision_theta(fields),
     )
 
 

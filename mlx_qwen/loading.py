@@ -62,6 +62,7 @@ def load_model(folder: Path, config: ModelConfig, *, dtype: mx.Dtype | None = No
     """The model of a folder whose config is already read; see `load`."""
     note_computing()
     plan = plan_model(folder, config)
+    config = plan.config
     tensors = read_matrices(plan.targets, config, dtype)
     model = Model(config, with_mtp=plan.has_mtp, with_vision=plan.has_vision)
     _settle_mtp(model, folder, plan)
@@ -120,7 +121,13 @@ def _check_format(folder: Path, config: ModelConfig) -> None:
         raise CheckpointError(
             f"{folder} was written in format {marker.get('format')}, expected {FORMAT_VERSION}. Upgrade mlx-qwen."
         )
-    lost = [name for name in marker.get("companion", ()) if not (folder / name).is_file()]
+    companion = marker.get("companion", [])
+    if not isinstance(companion, list) or not all(isinstance(name, str) for name in companion):
+        raise CheckpointError(
+            f"{FORMAT_KEY}.companion in config.json of {folder} is {companion!r:.200}, expected names of files. "
+            "Convert again."
+        )
+    lost = [name for name in companion if not (folder / name).is_file()]
     if lost:
         raise CheckpointError(
             f"{folder} lacks {', '.join(lost)}, which hold the exact norms and the MTP layer. "

@@ -26,11 +26,13 @@ from mlx_qwen.model.layers import (
     AnyLinear,
     ExpertLinear,
     FusedLinear,
+    MicroscaledEmbedding,
     QuantizedExpertLinear,
 )
 from mlx_qwen.model.mlp import MLP, SparseMoE
 from mlx_qwen.model.mtp import MTP
 from mlx_qwen.model.qwen import Model
+from mlx_qwen.model.rope import rotary_scale
 from mlx_qwen.model.vision import LayerNorm, VisionTower
 
 Holder = TypeVar("Holder", bound=nn.Module)
@@ -47,7 +49,7 @@ def assemble(model: Model, tensors: Tensors, *, interleaved: bool) -> None:
     `interleaved` says that Gated DeltaNet projections come fused per key head, as Qwen3-Next stores them.
     """
     text = model.config.text
-    model.embed_tokens = _embedding(tensors["model.embed_tokens"])
+    model.embed_tokens = _embedding(tensors["model.embed_tokens"], _activation_dtype(tensors))
     model.norm.weight = tensors["model.norm"].weight
     if model.lm_head is not None:
         model.lm_head = linear(tensors["lm_head"])
@@ -93,14 +95,21 @@ def _joined(matrices: list[Matrix]) -> Matrix:
     )
 
 
-def _embedding(matrix: Matrix) -> AnyEmbedding:
+def _activation_dtype(tensors: Tensors) -> mx.Dtype:
+    """The dtype of what is never packed nor kept in fp32: the convolutions'; bf16 for a model without."""
+    convolutions = (matrix.weight.dtype for name, matrix in tensors.items() if name.endswith("linear_attn.conv1d"))
+    return next(convolutions, mx.bfloat16)
+
+
+def _embedding(matrix: Matrix, dtype: mx.Dtype) -> AnyEmbedding:
+    """The embedding; one that is packed without floats comes in `dtype`."""
     quantization = matrix.quantization
     if quantization is None:
-        module: AnyEmbedding = nn.Embedding(1, 1)
-    else:
-        bits, group_size, mode = quantization.bits, quantization.group_size, quantization.mode
-        module = nn.QuantizedEmbedding(1, 4 * group_size, group_size=group_size, bits=bits, mode=mode)
-    return _hold(module, matrix)
+        return _hold(nn.Embedding(1, 1), matrix)
+    bits, group_size, mode = quantization.bits, quantization.group_size, quantization.mode
+    if matrix.biases is None:
+        return _hold(MicroscaledEmbedding(group_size, bits, mode, dtype), matrix)
+    return _hold(nn.QuantizedEmbedding(1, 4 * group_size, group_size=group_size, bits=bits, mode=mode), matrix)
 
 
 def _hold(module: Holder, matrix: Matrix) -> Holder:
@@ -166,7 +175,10 @@ def _fill_attention(attention: Attention, tensors: Tensors, text: TextConfig) ->
     q, gate = _deinterleaved(tensors["q_proj"], text.num_attention_heads, [text.head_dim] * 2)
     attention.qkv_proj = fused_linear([q, tensors["k_proj"], tensors["v_proj"], gate])
     attention.o_proj = linear(tensors["o_proj"])
-    attention.q_norm.weight, attention.k_norm.weight = tensors["q_norm"].weight, tensors["k_norm"].weight
+    scale = rotary_scale(text.head_dim, text.rope)
+    for name in ("q_norm", "k_norm"):
+        weight = tensors[name].weight
+        attention[name].weight = weight if scale is None else weight * scale
 
 
 def _fill_mlp(mlp: MLP, tensors: Tensors) -> None:

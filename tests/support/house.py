@@ -30,9 +30,20 @@ HOUSE = {
     "metal_kernels": Room(("metal_kernels",), ()),
     "errors": Room(_loose("errors", "json_types"), ()),
     "helpers": Room(
-        _loose("fields", "declared", "value_types", "json_files", "status_line", "canvas", "version"), ("errors",)
+        _loose(
+            "fields",
+            "declared",
+            "value_types",
+            "json_files",
+            "status_line",
+            "canvas",
+            "version",
+            "process",
+            "remembered",
+        ),
+        ("errors",),
     ),
-    "config": Room(_loose("config"), ("helpers",)),
+    "config": Room(_loose("config", "rope_config"), ("helpers",)),
     "checkpoint": Room(("mlx_qwen/checkpoint",), ("config",)),
     "media": Room(("mlx_qwen/media",), ("config",)),
     "model": Room(("mlx_qwen/model",), ("metal_kernels", "checkpoint", "media")),
