@@ -9,6 +9,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_qwen.errors import PromptError
 from mlx_qwen.options import LogitsProcessor, Sampler
@@ -150,7 +151,7 @@ class TokenSampler:
         return scores if history.present is None else scores - history.present
 
     def _checked(self, token: mx.array) -> mx.array:
-        drawn = token.reshape(-1).tolist()
+        drawn = [int(one) for one in np.array(token).reshape(-1)]
         if len(drawn) != 1 or not 0 <= drawn[0] < self.vocab_size:
             raise PromptError(
                 f"The sampler returned {drawn}, expected one token id from 0 to {self.vocab_size - 1}: it gets "

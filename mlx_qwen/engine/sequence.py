@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen.answer.response import FinishReason
+from mlx_qwen.answer import FinishReason
 from mlx_qwen.engine.draft import Drafts
 from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import Choice, History, TokenSampler

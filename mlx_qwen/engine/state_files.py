@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_qwen.checkpoint.headers import PREFIX_BYTES
+from mlx_qwen.config import TextConfig
 from mlx_qwen.engine import sealed
 from mlx_qwen.errors import PromptError
 from mlx_qwen.model.cache import HybridCache
@@ -78,10 +79,10 @@ def save_prompt_cache(path: str | Path, cache: HybridCache, *, identity: str = "
     save_state(path, cache.state, cache.tokens, identity=identity)
 
 
-def load_prompt_cache(path: str | Path, *, identity: str | None = None) -> HybridCache:
-    """Read what `save_prompt_cache` wrote; arguments and errors as of `load_state`."""
+def load_prompt_cache(path: str | Path, text: TextConfig, *, identity: str | None = None) -> HybridCache:
+    """Read what `save_prompt_cache` wrote, for a model of config `text`; all else and errors as of `load_state`."""
     saved = load_state(path, identity=identity)
-    cache = HybridCache(saved.state)
+    cache = HybridCache(saved.state, text)
     cache.tokens = saved.ids
     return cache
 

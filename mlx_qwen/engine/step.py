@@ -3,6 +3,7 @@
 from collections.abc import Sequence as Listed
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_qwen.engine.draft import MOST_DRAFTS, Drafter
 from mlx_qwen.engine.sampling import Choice
@@ -97,7 +98,7 @@ class Batch:
         logits = self._model.logits(hidden)
         answers = [_Verified(row, ids[i], logits[i], depths[i]) for i, row in enumerate(rows)]
         mx.async_eval(ids, *(_arrays(choice) for answer in answers for choice in answer.choices), logits)
-        proposed = ids.tolist()
+        proposed: list[list[int]] = np.array(ids).tolist()
         emitted, kept = [], []
         for row, choice, answer, mine in zip(rows, pending, answers, proposed, strict=True):
             written = answer.settle(choice, mine)

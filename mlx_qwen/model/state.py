@@ -187,7 +187,7 @@ class State:
         if len(states) == 1:
             return states[0]
         linear = tuple(
-            LinearState(*(mx.concatenate(parts) for parts in zip(*entries, strict=True)))
+            LinearState(*(mx.concatenate(list(parts)) for parts in zip(*entries, strict=True)))
             for entries in zip(*(state.linear for state in states), strict=True)
         )
         deltas = [state.rope_delta or (0,) * len(state.chains) for state in states]

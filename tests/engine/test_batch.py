@@ -62,7 +62,9 @@ def test_responses_of_a_batch_hold_whole_answers_and_what_each_row_read_and_wrot
     assert {response.finish_reason for response in found} == {"stop", "length"}
 
 
-@pytest.mark.parametrize("prompts", [None, 5, b"hi", (prompt for prompt in PROMPTS)], ids=str)
+@pytest.mark.parametrize(
+    "prompts", [None, 5, b"hi", (prompt for prompt in PROMPTS)], ids=["none", "number", "bytes", "generator"]
+)
 def test_what_is_no_list_of_prompts_is_refused(loaded: Loaded, prompts: object) -> None:
     with pytest.raises(PromptError, match="takes a list of prompts"):
         batch_generate(loaded.model, loaded.processor, prompts)  # type: ignore[call-overload]

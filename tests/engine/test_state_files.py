@@ -102,7 +102,7 @@ def test_a_cache_that_calls_change_is_saved_with_its_tokens(checkpoint: Checkpoi
     model(mx.array([[4, 5, 6]]), cache)
     cache.tokens = [4, 5, 6]
     save_prompt_cache(tmp_path / "cache", cache)
-    loaded = load_prompt_cache(tmp_path / "cache")
+    loaded = load_prompt_cache(tmp_path / "cache", model.config.text)
     assert (loaded.tokens, loaded.offset) == ([4, 5, 6], 3)
     assert np.array_equal(*(np.array(model(mx.array([[7]]), each)) for each in (loaded, cache)))
 
