@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 from queue import Queue
 from typing import Any, NamedTuple, TypeAlias
@@ -184,7 +184,7 @@ def _plain(content: dict[str, Any]) -> bytes:
 
 
 def _digest(chunks: Iterable[bytes | memoryview]) -> str:
-    digest = blake2b(digest_size=20)
+    digest = sha256()
     for chunk in chunks:
         digest.update(chunk)
     return digest.hexdigest()

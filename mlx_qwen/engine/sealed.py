@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from hashlib import blake2b
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import TypeAlias
@@ -93,7 +93,7 @@ def read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         tensors, contents = {}, []
         for name, entry in stored.items():
             data = memoryview(file.read(entry.end - entry.begin))
-            contents.append(blake2b(data).digest())
+            contents.append(sha256(data).digest())
             tensors[name] = _tensor(data, entry.dtype, entry.shape)
     as_written = header(tensors, {**metadata, _DIGEST: digest}) == prefix + text
     if not as_written or digest != _sealed(metadata, header(tensors, {}), contents):
@@ -121,11 +121,11 @@ def is_temporary(path: Path) -> bool:
 
 
 def _digest(metadata: Mapping[str, str], described: bytes, contents: Iterable[Bytes]) -> str:
-    return _sealed(metadata, described, [blake2b(data).digest() for data in contents])
+    return _sealed(metadata, described, [sha256(data).digest() for data in contents])
 
 
 def _sealed(metadata: Mapping[str, str], described: bytes, contents: Iterable[bytes]) -> str:
-    digest = blake2b(json.dumps(metadata, sort_keys=True).encode())
+    digest = sha256(json.dumps(metadata, sort_keys=True).encode())
     digest.update(described)
     for content in contents:
         digest.update(content)

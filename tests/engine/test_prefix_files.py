@@ -224,6 +224,35 @@ def test_the_least_recently_used_go_at_the_limit(tmp_path: Path) -> None:
     assert held == [keys[1], *keys[-2:]]
 
 
+@pytest.mark.usefixtures("small_pieces")
+def test_what_a_longer_checkpoint_still_lists_stays(tmp_path: Path) -> None:
+    ids = list(range(1, 41))
+    stored(tmp_path, ids[:20], ids)
+    for path in manifests(tmp_path):
+        age = 100 if path.name.startswith("v1-20-") else 50
+        os.utime(path, (time.time() - age,) * 2)
+    files = opened(tmp_path, most_bytes=sum(path.stat().st_size for path in tmp_path.iterdir()))
+    files.put([50, 51], read([50, 51]))
+    files.close()
+    assert opened(tmp_path).take(ids[:20], mtp=True) is None
+    assert_is(opened(tmp_path).take(ids, mtp=True), ids)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_checkpoint_whose_pieces_another_process_removed_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = prefix_writer._locked
+
+    def after_removing(folder: Path) -> object:
+        min(pieces(folder)).unlink()
+        return original(folder)
+
+    monkeypatch.setattr(prefix_writer, "_locked", after_removing)
+    stored(tmp_path, [1, 2, 3, 4])
+    assert not manifests(tmp_path)
+
+
 def test_what_is_larger_than_the_limit_is_not_written(tmp_path: Path) -> None:
     files = opened(tmp_path, most_bytes=1000)
     files.put([1] * 500, read([1] * 500))
