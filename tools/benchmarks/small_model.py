@@ -18,7 +18,7 @@ _DECODED = 16
 
 def bench_model(*, prompt_tokens: int = 256, repeats: int = 5) -> Table:
     """Prefill and decode of a small dense model: 8 layers of width 256, fp32."""
-    ours, theirs = random_pair(_small(8, hidden_size=256, intermediate_size=768, heads=8, head_dim=64))
+    ours, theirs = random_pair(small_config(8, hidden_size=256, intermediate_size=768, heads=8, head_dim=64))
     prompt = mx.random.randint(0, 1024, (1, prompt_tokens))
     prefill = median_times({OURS: lambda: _Run(ours).feed(prompt), PEER: lambda: _Run(theirs).feed(prompt)}, repeats)
     runs = {OURS: _Run(ours), PEER: _Run(theirs)}
@@ -38,7 +38,7 @@ def bench_host_time(*, repeats: int = 9) -> Table:
 
     A turn is a run of tokens, as in decoding: the other model's step in between would empty the processor's caches.
     """
-    config = _small(24, hidden_size=64, intermediate_size=64, heads=2, head_dim=32)
+    config = small_config(24, hidden_size=64, intermediate_size=64, heads=2, head_dim=32)
     runs = {name: _Run(model) for name, model in zip((OURS, PEER), random_pair(config, bits=4), strict=True)}
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for run in runs.values():
@@ -107,7 +107,7 @@ def _milliseconds(seconds: dict[str, float]) -> tuple[str, str, str]:
     return f"{1e3 * seconds[OURS]:.2f} ms", f"{1e3 * seconds[PEER]:.2f} ms", f"{seconds[OURS] / seconds[PEER]:.2f}"
 
 
-def _small(layers: int, *, hidden_size: int, intermediate_size: int, heads: int, head_dim: int) -> ModelConfig:
+def small_config(layers: int, *, hidden_size: int, intermediate_size: int, heads: int, head_dim: int) -> ModelConfig:
     """0.8B's architecture with the given number of layers and widths, text only."""
     changes = {
         "hidden_size": hidden_size,

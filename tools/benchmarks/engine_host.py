@@ -1,0 +1,155 @@
+"""The host's share of what the engine does for a token, beside mlx-lm's own loop, and of verifying drafts."""
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_qwen.bench.table import Table
+from mlx_qwen.bench.timing import OURS, PEER
+from mlx_qwen.engine.engine import Engine
+from mlx_qwen.engine.prefix import PrefixIndex
+from mlx_qwen.engine.sequence import Sequence
+from mlx_qwen.model import Model
+from mlx_qwen.model.mtp import MTP
+from mlx_qwen.model.state import State, empty_state
+from tools.benchmarks.peer import cache_arrays, random_pair
+from tools.benchmarks.small_model import small_config
+from tools.benchmarks.stepping import computed, drained, request, step_until, thread_seconds
+
+_TOKENS = 16
+_PROMPT = [1, 2, 3, 4, 5]
+_DRAFTS = 3
+
+
+def bench_engine_host(*, repeats: int = 9) -> Table:
+    """Time of the computing thread for one token of an answer, and for a pass that verifies three drafts."""
+    config = small_config(24, hidden_size=64, intermediate_size=64, heads=2, head_dim=32)
+    ours, theirs = random_pair(config, bits=4)
+    ours.mtp = MTP(config.text)
+    mx.eval(ours.mtp.parameters())
+    return computed(lambda: _measured(ours, theirs, repeats))
+
+
+def _measured(ours: Model, theirs: Any, repeats: int) -> Table:
+    engine = Engine(ours, prefixes=PrefixIndex(1 << 30))
+    token, verify, answer = _Built(ours, 1), _Built(ours, _DRAFTS + 1), _Written(engine, 0)
+    their_token, their_answer = _TheirsBuilt(theirs), _TheirsWritten(theirs)
+    drafting = _Written(engine, _DRAFTS)
+    turns: dict[str, Callable[[], float]] = {
+        "graph": token.turn,
+        "their graph": their_token.turn,
+        "verify graph": verify.turn,
+        "token": answer.turn,
+        "their token": their_answer.turn,
+        "drafting": drafting.turn,
+    }
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for turn in range(repeats + 1):
+        for name, run in turns.items():
+            seconds = run()
+            if turn:
+                times[name].append(seconds)
+    each = {name: median(values) for name, values in times.items()}
+    rows = [
+        ("a token's graph, MTP filled", *_compared(each["graph"], each["their graph"], PEER)),
+        ("a verified graph of 4 tokens", *_compared(each["verify graph"], each["graph"], "a token's graph")),
+        ("a token of an answer, everything on", *_compared(each["token"], each["their token"], PEER)),
+        ("a pass with 3 drafts, all of it", *_compared(each["drafting"], each["token"], "a token of an answer")),
+    ]
+    note = (
+        "Time of the thread that computes, without waiting: 24 layers of width 64 at 4 bits, an MTP layer that is "
+        f"filled, prefixes kept, a rule; medians of {repeats} turns of {_TOKENS} passes in alternation. An answer's "
+        f"token includes choosing it and starting the device; {PEER}'s is `generate_step`'s."
+    )
+    return Table("Host time of the engine", note, ("", OURS, "beside", "its time", "ratio"), rows)
+
+
+class _Built:
+    """Graphs of steps of `count` tokens, taped if there are several, each step after the same state."""
+
+    def __init__(self, model: Model, count: int) -> None:
+        self._model, self._ids, self._taped = model, mx.array([[6] * count]), count > 1
+        self._state: State = model.step(mx.array([_PROMPT]), empty_state(model.config.text, mtp=True)).state
+        mx.eval(self._state.arrays(), self._ids)
+
+    def turn(self) -> float:
+        """Seconds a step."""
+        total = 0.0
+        for _ in range(_TOKENS):
+            built: list[mx.array] = []
+
+            def build(built: list[mx.array] = built) -> None:
+                stepped = self._model.step(self._ids, self._state, tape=self._taped)
+                built += [self._model.logits(stepped.hidden), *stepped.state.arrays()]
+                self._next = stepped.state
+
+            total += thread_seconds(build)
+            mx.eval(built)
+            self._state = self._next
+        return total / _TOKENS
+
+
+class _TheirsBuilt:
+    """Graphs of mlx-lm's steps."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._cache = model, model.make_cache()
+        mx.eval(model(mx.array([_PROMPT]), cache=self._cache))
+
+    def turn(self) -> float:
+        """Seconds a token."""
+        total = 0.0
+        for _ in range(_TOKENS):
+            built: list[mx.array] = []
+
+            def build(built: list[mx.array] = built) -> None:
+                built.append(self._model(mx.array([[6]]), cache=self._cache)[:, -1])
+
+            total += thread_seconds(build)
+            mx.eval(built, cache_arrays(self._cache))
+        return total / _TOKENS
+
+
+class _Written:
+    """An answer without end in an engine, `drafts` of its tokens guessed at a time."""
+
+    def __init__(self, engine: Engine, drafts: int) -> None:
+        self._engine, self._drafts = engine, drafts
+
+    def turn(self) -> float:
+        """Seconds a pass; random drafts are hardly ever right, so that all passes are alike."""
+        sequence: Sequence = request(self._engine.model, _PROMPT, max_tokens=1 << 12, drafts=self._drafts)
+        self._engine.submit(sequence)
+        step_until(self._engine, lambda: drained(sequence) > 0)
+        total = sum(self._timed(sequence) for _ in range(_TOKENS))
+        self._engine.cancel(sequence)
+        self._engine.step()
+        return total / _TOKENS
+
+    def _timed(self, sequence: Sequence) -> float:
+        seconds = thread_seconds(self._engine.step)
+        drained(sequence)
+        return seconds
+
+
+class _TheirsWritten:
+    """An answer of mlx-lm's generator."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def turn(self) -> float:
+        """Seconds a token."""
+        from mlx_lm.generate import generate_step
+
+        steps = generate_step(mx.array(_PROMPT), self._model, max_tokens=1 << 12)
+        next(steps), next(steps)
+        total = sum(thread_seconds(lambda: next(steps)) for _ in range(_TOKENS))
+        steps.close()
+        return total / _TOKENS
+
+
+def _compared(seconds: float, beside: float, name: str) -> tuple[str, str, str, str]:
+    return f"{1e3 * seconds:.2f} ms", name, f"{1e3 * beside:.2f} ms", f"{seconds / beside:.2f}"
