@@ -1,52 +1,30 @@
 """`convert`: from a checkpoint in any layout to an MLX checkpoint, a few megabytes at a time."""
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Unpack
 
-from mlx_qwen.checkpoint.layout import Mode, parameter_count
+from mlx_qwen.checkpoint.layout import parameter_count
+from mlx_qwen.declared import check_keywords, check_value, chosen, takes
 from mlx_qwen.errors import ConversionError
 
 from .comparison import Comparison, check_verifiable, verify_conversion
 from .description import Description
 from .formats import keeps_codes
-from .job import Job, plan_job
+from .job import Job, plan_job, survey_source
 from .measures import Cost, measured_cost
 from .model_folder.upload import check_upload, upload_folder
-from .preview import check_before_download
+from .options import ConversionKeywords, ConversionOptions, DescriptionKeywords, DescriptionOptions, check_settings
 from .report import ConversionReport
-from .settings import AskedDType, Quantizer, Settings, check_settings
+from .settings import Settings
 from .source.origin import Reading, check_streaming, open_origin
 from .work.write import Written, source_bytes
 from .writing.room import check_space, check_writable
 from .writing.staging import DOWNLOADS, check_apart, check_target, check_workspace, staged, work_folder
 
 
+@takes(ConversionOptions)
 def convert(
-    hf_path: str | Path,
-    mlx_path: str | Path,
-    *,
-    bits: int | None = None,
-    group_size: int | None = None,
-    mode: Mode | None = None,
-    recipe: str | None = None,
-    bits_for: Mapping[str, int | str] | None = None,
-    target_size: int | str | None = None,
-    dtype: AskedDType | None = None,
-    chip: str | None = None,
-    quantizer: Quantizer | None = None,
-    calibration: str | Path | None = None,
-    quantize: bool = True,
-    dequantize: bool = False,
-    overwrite: bool = False,
-    resume: bool = True,
-    revision: str | None = None,
-    stream_from_hub: bool = False,
-    verify: bool = False,
-    verify_text: str | Path | None = None,
-    upload: str | None = None,
-    dry_run: bool = False,
-    progress: bool | None = None,
-    announce: Callable[[Description], None] | None = None,
+    hf_path: str | Path, mlx_path: str | Path = "mlx_model", **options: Unpack[ConversionKeywords]
 ) -> ConversionReport:
     """Convert a checkpoint to MLX, by default quantized to 4 bits, with 8 for what is sensitive.
 
@@ -61,41 +39,7 @@ def convert(
     Args:
         hf_path: a folder in Hugging Face or MLX layout, or a Hub repository.
         mlx_path: the folder to write.
-        bits: bits per weight of most matrices alike: 2, 3, 4, 5, 6 or 8. By default the mode's own, 4 for affine.
-        group_size: how many weights share a scale: 32, 64 or 128. By default the mode's own, 64 for affine.
-        mode: "affine", or "mxfp4", "nvfp4" or "mxfp8", whose bits and group size are fixed.
-        recipe: instead of bits and mode, which matrix gets which, by name: see `mlx_qwen.convert.RECIPES`. Without any
-            of the three "mixed-4-8": 8 bits for embeddings, head, attention of both kinds, shared experts, routers
-            and MTP, 4 for MLPs and experts.
-        bits_for: precision of single matrices before all else: from a regular expression, searched for in their MLX
-            names, to bits as 8, bits and group size as "8,32", a mode, or "none" to leave them unpacked. The last
-            pattern that matches counts. The vision tower is packed by patterns that name it only: {"vision": 8}.
-        target_size: instead of a recipe, the most that the weight files may take, in bytes or as "16GB" (10^9 each):
-            bits are chosen for each matrix by its measured error, and with a calibration text by that of its outputs;
-            see `fitted_recipe`.
-        dtype: what unpacked weights, scales and biases become; the source's own by default. A_log stays in float32.
-            "auto" is float16 for M1 and M2, if the weights fit, and bfloat16 otherwise.
-        chip: the one that "auto" is for, such as "M2 Pro"; this machine's by default.
-        quantizer: how codes are found. "search", the default, fits scale and bias of each group so that the weights
-            lose least, up to 6 bits, above which that gains next to nothing; "gptq" rounds such that the outputs of the
-            matrices on a calibration text change least, which takes the time of some runs of the model; "rtn" takes the
-            nearest codes, as mlx-lm does.
-        calibration: the text for "gptq", which it chooses: a file, plain or .jsonl with a "text" or "messages" a line,
-            or "default" for the one that comes with mlx-qwen.
-        quantize: False writes every matrix unpacked (an MLX-quantized source is unpacked).
-        dequantize: the same, and insists that the source is quantized, for MLX or for another runtime.
-        overwrite: replace an existing model folder, once the new one is complete.
-        resume: False starts afresh, and removes what an unfinished conversion to `mlx_path` left.
-        revision: branch, tag or commit of the Hub repository.
-        stream_from_hub: download the repository's shards one after the other, and remove each once it was converted, so
-            that the disk never holds two copies: it needs room for the output and two shards.
-        verify: compare the output with the source before it gets its name, as `compare` does with the text that comes
-            with mlx-qwen; the report and the model card say what that shows. Takes the time of a run of both models.
-        verify_text: a file of UTF-8 text to compare on instead, of which 4,096 tokens are read.
-        upload: a Hub repository to upload the output to, made if need be; whether that is allowed is asked first.
-        dry_run: only check and report, without writing. Of a Hub repository, only the headers of the weights are read.
-        progress: show a line of progress; by default on a terminal and in a notebook.
-        announce: called with what will be written once it is decided, before the work starts.
+        {options}
 
     Returns:
         What was done: sizes, time, memory and every tensor worth a remark.
@@ -103,102 +47,86 @@ def convert(
     Raises:
         ConfigError: the source's config.json is missing or describes no model of this family.
         CheckpointError: the source's files are missing, damaged or do not match its config.
-        ConversionError: the settings contradict each other, the target cannot be written, or the source holds weights
-            that are NaN or infinite.
+        ConversionError: an option is unknown or of the wrong type, options contradict each other, the target cannot be
+            written, or the source holds weights that are NaN or infinite.
     """
-    settings = check_settings(
-        bits=bits,
-        group_size=group_size,
-        mode=mode,
-        recipe=recipe,
-        bits_for=bits_for,
-        target_size=target_size,
-        dtype=dtype,
-        chip=chip,
-        quantizer=quantizer,
-        calibration=calibration,
-        quantize=quantize,
-        dequantize=dequantize,
-    )
-    if verify_text is not None and not verify:
-        raise ConversionError("verify_text only matters with verify. Leave it out, or verify.")
-    text = None if verify_text is None else Path(verify_text).expanduser()
-    target = Path(mlx_path).expanduser()
-    check_target(target, overwrite=overwrite)
-    check_workspace(target)
-    if not dry_run:
-        check_writable(target)
-    repository = None if upload is None else check_upload(upload)
-    if stream_from_hub:
-        check_streaming(hf_path, settings, verify=verify)
-    reading = _reading(settings, dry_run=dry_run, stream=stream_from_hub)
-    if reading == "files":
-        check_before_download(hf_path, revision, settings, target, verify=verify, text=text)
-    origin = open_origin(hf_path, revision, reading, work_folder(target) / DOWNLOADS)
-    download = origin.download_bytes(stream=stream_from_hub)
-    job = plan_job(origin, settings, progress, verify=verify, download=download)
-    check_apart(target, job.source)
-    if verify:
-        check_verifiable(job.source, job.config, text)
-    if announce is not None:
-        announce(job.description)
-    if stream_from_hub:
-        check_space(target, job.output_bytes + download)
-    else:
-        check_space(target, job.output_bytes, download=download)
-    if dry_run:
-        return _report(job, target, Written(), Cost(), dry_run=True)
-    cost_so_far, quality = measured_cost(), None
-    with staged(target, job.fingerprint, resume=resume, overwrite=overwrite) as space:
-        written = job.write(space, progress)
-        cost = cost_so_far()
-        if verify:
-            reference = origin.repository or job.source.resolve().name
-            quality = verify_conversion(
-                job.source, space.folder, reference=reference, name=target.name, text=text, progress=progress
-            )
-    url = None if repository is None else upload_folder(target, repository)
-    return _report(job, target, written, cost, quality=quality, url=url)
+    check_value("hf_path", hf_path, str | Path, error=ConversionError)
+    check_value("mlx_path", mlx_path, str | Path, error=ConversionError)
+    check_keywords(options, ConversionOptions, error=ConversionError)
+    return _convert(hf_path, Path(mlx_path).expanduser(), chosen(ConversionOptions, options))
 
 
-def describe(
-    hf_path: str | Path,
-    *,
-    bits: int | None = None,
-    group_size: int | None = None,
-    mode: Mode | None = None,
-    recipe: str | None = None,
-    bits_for: Mapping[str, int | str] | None = None,
-    target_size: int | str | None = None,
-    dtype: AskedDType | None = None,
-    chip: str | None = None,
-    quantizer: Quantizer | None = None,
-    calibration: str | Path | None = None,
-    quantize: bool = True,
-    dequantize: bool = False,
-    revision: str | None = None,
-    progress: bool | None = None,
-) -> Description:
+@takes(DescriptionOptions)
+def describe(hf_path: str | Path, **options: Unpack[DescriptionKeywords]) -> Description:
     """What `convert` would write with the same options: its tensors by kind and precision, and what the work needs.
 
     Of the weights only those are read that a `target_size` or the dtype "auto" depend on. Raises as `convert` does.
+
+    Args:
+        hf_path: a folder in Hugging Face or MLX layout, or a Hub repository.
+        {options}
     """
-    settings = check_settings(
-        bits=bits,
-        group_size=group_size,
-        mode=mode,
-        recipe=recipe,
-        bits_for=bits_for,
-        target_size=target_size,
-        dtype=dtype,
-        chip=chip,
-        quantizer=quantizer,
-        calibration=calibration,
-        quantize=quantize,
-        dequantize=dequantize,
-    )
-    origin = open_origin(hf_path, revision, "files" if settings.reads_values else "headers")
-    return plan_job(origin, settings, progress, download=origin.download_bytes(stream=False)).description
+    check_value("hf_path", hf_path, str | Path, error=ConversionError)
+    check_keywords(options, DescriptionOptions, error=ConversionError)
+    asked = chosen(DescriptionOptions, options)
+    settings = check_settings(asked)
+    origin = open_origin(hf_path, asked.revision, "files" if settings.reads_values else "headers")
+    survey = survey_source(origin, settings).downloaded()
+    return plan_job(survey, settings, asked.progress, download=origin.download_bytes(stream=False)).description
+
+
+def _convert(hf_path: str | Path, target: Path, options: ConversionOptions) -> ConversionReport:
+    settings = check_settings(options)
+    text = None if options.verify_text is None else Path(options.verify_text).expanduser()
+    check_target(target, overwrite=options.overwrite)
+    check_workspace(target)
+    if not options.dry_run:
+        check_writable(target)
+    repository = None if options.upload is None else check_upload(options.upload)
+    if options.stream_from_hub:
+        check_streaming(hf_path, settings, verify=options.verify)
+    reading = _reading(settings, dry_run=options.dry_run, stream=options.stream_from_hub)
+    origin = open_origin(hf_path, options.revision, reading, work_folder(target) / DOWNLOADS)
+    survey = survey_source(origin, settings)
+    check_apart(target, survey.source)
+    if options.verify:
+        check_verifiable(survey.source, survey.config, text)
+    if origin.is_to_come:
+        check_space(target, survey.most_bytes(settings), download=origin.download_bytes(stream=False))
+        survey = survey.downloaded()
+    download = survey.origin.download_bytes(stream=options.stream_from_hub)
+    job = plan_job(survey, settings, options.progress, verify=options.verify, download=download)
+    if options.announce is not None:
+        options.announce(job.description)
+    if options.stream_from_hub:
+        check_space(target, job.output_bytes + download)
+    else:
+        check_space(target, job.output_bytes, download=download)
+    if options.dry_run:
+        return _report(job, target, Written(), Cost(), dry_run=True)
+    return _done(job, target, options, text, repository)
+
+
+def _done(
+    job: Job, target: Path, options: ConversionOptions, text: Path | None, repository: str | None
+) -> ConversionReport:
+    """Write the job's output, compare and upload it as `options` ask."""
+    cost_so_far, quality, survey = measured_cost(), None, job.survey
+    with staged(target, job.fingerprint, resume=options.resume, overwrite=options.overwrite) as space:
+        written = job.write(space, options.progress)
+        cost = cost_so_far()
+        if options.verify:
+            reference = survey.origin.repository or survey.source.resolve().name
+            quality = verify_conversion(
+                survey.source,
+                space.folder,
+                reference=reference,
+                name=target.name,
+                text=text,
+                progress=options.progress,
+            )
+    url = None if repository is None else upload_folder(target, repository)
+    return _report(job, target, written, cost, quality=quality, url=url)
 
 
 def _reading(settings: Settings, *, dry_run: bool, stream: bool) -> Reading:
@@ -220,13 +148,13 @@ def _report(
 ) -> ConversionReport:
     return ConversionReport(
         path=target,
-        source=job.source,
+        source=job.survey.source,
         description=job.description,
         quantization=job.settings.quantization,
         dtype=job.outputs.dtype,
-        source_bytes=source_bytes(job.plan),
+        source_bytes=source_bytes(job.survey.plan),
         output_bytes=job.outputs.nbytes,
-        parameters=parameter_count(target.spec for target in job.plan.targets),
+        parameters=parameter_count(target.spec for target in job.survey.plan.targets),
         seconds=cost.seconds,
         peak_memory=cost.peak_memory,
         mlx_peak_memory=cost.mlx_peak_memory,

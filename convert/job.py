@@ -21,7 +21,7 @@ from .model_folder.travel import copy_files, write_model_card
 from .needs import memory_needed
 from .outputs import Output, Outputs, plan_outputs
 from .quantize.texts import calibration_windows
-from .settings import Settings
+from .settings import AUTO, Settings
 from .source.folder import copied_files
 from .source.origin import Origin
 from .work.calibration import Calibration
@@ -33,15 +33,12 @@ from .writing.staging import Workspace, write_text
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What a conversion works from. `windows` are the token ids [n, T] of the calibration text, None without one."""
+class Survey:
+    """What the headers of a source say. `windows` are token ids [n, T] of a calibration text, None without one."""
 
     origin: Origin
     config: ModelConfig
     plan: Plan
-    outputs: Outputs
-    settings: Settings
-    description: Description
     windows: npt.NDArray[np.int64] | None
 
     @property
@@ -50,10 +47,38 @@ class Job:
         return self.origin.folder
 
     @property
+    def copied_bytes(self) -> int:
+        """Bytes of the files that are copied as they are."""
+        return sum(file.stat().st_size for file in copied_files(self.source))
+
+    def most_bytes(self, settings: Settings) -> int:
+        """The most that the output can take on the disk, where `settings` leave choices to weights yet to come."""
+        dtype = "bfloat16" if settings.dtype == AUTO else settings.dtype
+        recipe = settings.recipe if settings.target_size is None else None
+        outputs = plan_outputs(self.plan, replace(settings, dtype=dtype, recipe=recipe, target_size=None))
+        needed = outputs.file_bytes + self.copied_bytes
+        return needed if settings.target_size is None else min(needed, settings.target_size)
+
+    def downloaded(self) -> "Survey":
+        """The same once the weights are where they were to come; raises CheckpointError as `resolve` does."""
+        return replace(self, origin=self.origin.downloaded())
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a conversion works from, all choices made."""
+
+    survey: Survey
+    outputs: Outputs
+    settings: Settings
+    description: Description
+
+    @property
     def fingerprint(self) -> str:
         """Equal for jobs that write the same bytes."""
-        calibration = [] if self.windows is None else [hashlib.sha256(self.windows.tobytes()).hexdigest()]
-        return fingerprint([*self.origin.lines(), *calibration], self.outputs)
+        windows = self.survey.windows
+        calibration = [] if windows is None else [hashlib.sha256(windows.tobytes()).hexdigest()]
+        return fingerprint([*self.survey.origin.lines(), *calibration], self.outputs)
 
     @property
     def output_bytes(self) -> int:
@@ -65,66 +90,77 @@ class Job:
 
         Raises ConversionError for weights of the source that are NaN or infinite.
         """
-        quantization, has_vision, folder = self.settings.quantization, self.plan.has_vision, space.folder
+        survey, quantization, folder = self.survey, self.settings.quantization, space.folder
+        source, plan = survey.source, survey.plan
         calibration = None
-        if self.windows is not None:
-            calibration = Calibration(self.config, self.plan, self.windows, self.outputs.dtype)
+        if survey.windows is not None:
+            calibration = Calibration(survey.config, plan, survey.windows, self.outputs.dtype)
         try:
-            written = write_weights(space, self.outputs, self.origin.remote, progress, calibration)
+            written = write_weights(space, self.outputs, survey.origin.remote, progress, calibration)
         except DamagedPieceError as error:
-            advice = damaged_source(self.plan, error.piece, self.origin)
+            advice = damaged_source(plan, error.piece, survey.origin)
             for file in files_of(error.piece):
                 if file.parent == space.downloads:  # the same command then downloads it again
                     file.unlink()
             raise advice from error
-        copy_files(self.source, folder)
+        copy_files(source, folder)
         write_model_card(
-            self.source,
+            source,
             folder,
-            repository=self.origin.repository,
+            repository=survey.origin.repository,
             description=self.description,
-            has_vision=has_vision,
+            has_vision=plan.has_vision,
         )
-        config = converted_config(self.config, self.outputs, quantization, written.companion, has_vision=has_vision)
+        config = converted_config(
+            survey.config, self.outputs, quantization, written.companion, has_vision=plan.has_vision
+        )
         # Last, as no reader takes a folder without it for a model.
         write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
         return written
 
 
+def survey_source(origin: Origin, settings: Settings) -> Survey:
+    """Read headers, and the calibration text that `settings` name.
+
+    Raises ConfigError, CheckpointError and ConversionError as `convert` does.
+    """
+    config = ModelConfig.from_directory(origin.folder)
+    tensors = decodable(config, origin.tensors(), settings.keeps)
+    plan = plan_checkpoint(config, tensors, origin.companion())
+    text = settings.calibration
+    windows = None if text is None else calibration_windows(text, origin.folder, config)
+    return Survey(origin, config, plan, windows)
+
+
 def plan_job(
-    origin: Origin, settings: Settings, progress: bool | None, *, verify: bool = False, download: int = 0
+    survey: Survey, settings: Settings, progress: bool | None, *, verify: bool = False, download: int = 0
 ) -> Job:
-    """Decide what is written of every tensor. Reads headers, and the weights that `settings` leave choices to.
+    """Decide what is written of every tensor. Reads small tensors, and the weights that `settings` leave choices to.
 
     `verify` says that the output will be compared with the source, which takes memory; `download` is how many bytes of
     the source are not on the disk yet. Both are for the description.
 
-    Raises ConfigError, CheckpointError and ConversionError as `convert` does.
+    Raises ConversionError as `convert` does.
     """
-    source = origin.folder
-    config = ModelConfig.from_directory(source)
-    tensors = decodable(config, origin.tensors(), settings.keeps)
-    plan = plan_checkpoint(config, tensors, origin.companion())
-    text = settings.calibration
-    windows = None if text is None else calibration_windows(text, source, config)
+    config, plan, windows = survey.config, survey.plan, survey.windows
     try:
         chosen = choose(settings, config, plan, windows, progress)
     except DamagedPieceError as error:
-        raise damaged_source(plan, error.piece, origin) from error
+        raise damaged_source(plan, error.piece, survey.origin) from error
     outputs = plan_outputs(plan, chosen.settings)
     if not any(output.quantization for output in outputs.all):
         chosen = replace(chosen, settings=replace(chosen.settings, recipe=None))
     _warn_of_packing_again(outputs)
     description = described(
-        source,
+        survey.source,
         outputs,
         recipe=None if chosen.settings.recipe is None else chosen.settings.recipe.name,
         memory=memory_needed(config.text, outputs, 0 if windows is None else windows.size, verify=verify),
-        extra_files=sum(file.stat().st_size for file in copied_files(source)),
+        extra_files=survey.copied_bytes,
         remarks=chosen.remarks,
         download=download,
     )
-    return Job(origin, config, plan, outputs, chosen.settings, description, windows)
+    return Job(survey, outputs, chosen.settings, description)
 
 
 def _is_packed_otherwise(output: Output) -> bool:

@@ -5,12 +5,14 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
+from typing import Unpack
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_qwen.checkpoint.hub import resolve
 from mlx_qwen.checkpoint.names import decoder_layer
+from mlx_qwen.declared import check_keywords, check_value, chosen, takes
 from mlx_qwen.errors import ConversionError
 from mlx_qwen.model.decoder import Residual
 from mlx_qwen.prompt import Processor
@@ -18,27 +20,19 @@ from mlx_qwen.prompt import Processor
 from ..arrays import FLOATS
 from ..layerwise import LayerwiseModel
 from ..progress import Progress
-from ..settings import DType
 from .distributions import Predictions, predictions
+from .options import ComparisonKeywords, ComparisonOptions
 from .result import Comparison
 from .source import open_decoded
 from .tensors import TensorError, bytes_to_read, matched, sum_of_squares, tensor_error
-from .texts import FEWEST_TOKENS, TOKENS, WINDOW, batches, read_text, token_ids
+from .texts import batches, read_text, token_ids
 
 # What may differ between checkpoints that compute the same function.
 _FREE_FIELDS = ("max_position_embeddings", "mtp_num_hidden_layers", "eos_token_ids", "tie_word_embeddings")
 
 
-def compare(
-    a: str | Path,
-    b: str | Path,
-    *,
-    text: str | Path | None = None,
-    tokens: int = TOKENS,
-    window: int = WINDOW,
-    dtype: DType = "float32",
-    progress: bool | None = None,
-) -> Comparison:
+@takes(ComparisonOptions)
+def compare(a: str | Path, b: str | Path, **options: Unpack[ComparisonKeywords]) -> Comparison:
     """Measure how far checkpoint `b` is from checkpoint `a`: on a text, layer by layer, and tensor by tensor.
 
     Both run in step, one decoder layer of each in memory at a time, and the vocabulary in blocks, so that models larger
@@ -47,12 +41,7 @@ def compare(
     Args:
         a: the reference, a folder or Hub repository, such as the unquantized model.
         b: the other, such as its conversion.
-        text: a file's Path, or the text itself; by default a short varied one that comes with this package.
-        tokens: how many tokens of it to read at most.
-        window: tokens of each sequence; the text is cut into as many as it fills.
-        dtype: of activations and unpacked weights: "float32" shows the weights' errors alone, "bfloat16" takes half
-            the memory and adds its own rounding to both.
-        progress: show a line of progress; by default on a terminal and in a notebook.
+        {options}
 
     Returns:
         Perplexities, divergence and agreement of the predictions, and errors by layer and by tensor.
@@ -63,17 +52,21 @@ def compare(
         ConversionError: the models or their tokenizers differ, the text is unreadable or too short, an option is
             impossible, or weights, hidden states or logits of a model are NaN or infinite.
     """
-    _check_options(tokens, window, dtype)
+    for name, folder in (("a", a), ("b", b)):
+        check_value(name, folder, str | Path, error=ConversionError)
+    check_keywords(options, ComparisonOptions, error=ConversionError)
+    asked = chosen(ComparisonOptions, options)
     folder_a, folder_b = resolve(a), resolve(b)
-    kind = FLOATS[dtype].mlx
+    kind = FLOATS[asked.dtype].mlx
     with ExitStack() as stack:
         model_a = stack.enter_context(open_decoded(folder_a, dtype=kind))
         model_b = stack.enter_context(open_decoded(folder_b, dtype=kind))
         _check_architectures(model_a, model_b)
         processor_a = Processor.from_directory(folder_a, model_a.config)
         processor_b = Processor.from_directory(folder_b, model_b.config)
-        ids = token_ids(processor_a, processor_b, read_text(text), tokens)
-        return _Run(model_a, model_b, (str(a), str(b)), list(batches(ids, window)), progress).result(window)
+        ids = token_ids(processor_a, processor_b, read_text(asked.text), asked.tokens)
+        windows = list(batches(ids, asked.window))
+        return _Run(model_a, model_b, (str(a), str(b)), windows, asked.progress).result(asked.window)
 
 
 class _Run:
@@ -183,14 +176,6 @@ def _share(distance: float, magnitude: float) -> float:
     if magnitude:
         return math.sqrt(distance / magnitude)
     return math.inf if distance else 0.0
-
-
-def _check_options(tokens: int, window: int, dtype: str) -> None:
-    for name, value in (("tokens", tokens), ("window", window)):
-        if value < FEWEST_TOKENS:
-            raise ConversionError(f"{name} is {value}, expected at least {FEWEST_TOKENS}: the first predicts the next.")
-    if dtype not in FLOATS:
-        raise ConversionError(f"dtype is {dtype!r}, expected one of {', '.join(FLOATS)}.")
 
 
 def _check_architectures(a: LayerwiseModel, b: LayerwiseModel) -> None:

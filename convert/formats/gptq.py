@@ -24,15 +24,27 @@ _ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
 
 @dataclass(frozen=True, slots=True)
 class GPTQMatrix(IntegerMatrix):
-    """One module; `zero_offset` is added to the stored zeros, within their bits."""
+    """One module; `zero_offset` is added to the stored zeros, within their bits.
+
+    `trusted` is a `g_idx` that was not read when the groups were taken to be consecutive.
+    """
 
     qweight: TensorInfo
     qzeros: TensorInfo
     stored_scales: TensorInfo
     zero_offset: int
+    trusted: TensorInfo | None
 
     def words(self, start: int, stop: int) -> mx.array:
-        """The stored words, turned: GPTQ packs along the inputs from the lowest bits on, as MLX does."""
+        """The stored words, turned: GPTQ packs along the inputs from the lowest bits on, as MLX does.
+
+        Raises CheckpointError where the groups are not what they were taken to be.
+        """
+        if self.trusted is not None and act_order(self.trusted, self.group_size, self.stored_scales.shape[0]):
+            raise CheckpointError(
+                f"{self.trusted.name} says that the inputs are out of order, config.json says desc_act: false. Correct "
+                "it there, or download the folder first and convert that."
+            )
         return mx.contiguous(self.qweight.read_columns(start, stop).view(mx.uint32).T)
 
     def scales(self, start: int, stop: int) -> mx.array:
@@ -60,7 +72,7 @@ def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
 def packed_matrices(tensors: Tensors, zero_offset: int, *, in_order: bool) -> dict[str, Matrix]:
     """Every module with a `qweight`; without `g_idx` its groups are consecutive.
 
-    `in_order` says that they are in any case, which is taken on trust for a `g_idx` that is not on this machine.
+    `in_order` says that they are in any case, which a `g_idx` that is not on this machine is trusted to say too.
     """
     bases = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
     return {base: _matrix(base, tensors, zero_offset, in_order) for base in bases}
@@ -81,15 +93,16 @@ def _matrix(base: str, tensors: Tensors, zero_offset: int, in_order: bool) -> GP
     expect_shape(scales, (groups, N), base)
     expect_shape(qzeros, (groups, N * bits // 32), base)
     group_size = -(-K // groups)
-    has_order = g_idx is not None and not (in_order and is_elsewhere(g_idx))
+    trusted = g_idx if g_idx is not None and in_order and is_elsewhere(g_idx) else None
     return GPTQMatrix(
         shape=(N, K),
         bits=bits,
         group_size=group_size,
         parts=(qweight, qzeros, scales, *([] if g_idx is None else [g_idx])),
-        order=act_order(g_idx, group_size, groups) if g_idx is not None and has_order else None,
+        order=None if g_idx is None or trusted is not None else act_order(g_idx, group_size, groups),
         qweight=qweight,
         qzeros=qzeros,
         stored_scales=scales,
         zero_offset=zero_offset,
+        trusted=trusted,
     )

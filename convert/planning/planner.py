@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 from mlx_qwen.config import TextConfig
+from mlx_qwen.declared import check_keywords, check_value, chosen, takes
 from mlx_qwen.errors import PlanningError
 
 from .bounds import bound, work_of
@@ -12,26 +14,15 @@ from .chips import CHIPS, Chip
 from .described import Described, describe
 from .machine import machine
 from .memory import Needs, held_kv_bytes, state_bytes
+from .options import PlanKeywords, PlanOptions
 from .planned import Plan, resident_bytes, size
 from .weight_sizes import LADDER, recipe_named, weights_of
 
 DEFAULT_CONTEXT = 32768
 
 
-def plan(
-    model: str | Path,
-    *,
-    bits: int | None = None,
-    recipe: str | None = None,
-    context: int | None = None,
-    memory: int | str | None = None,
-    chip: str | None = None,
-    tflops: float | None = None,
-    kv_bits: int | None = None,
-    prefill_step_size: int = 2048,
-    vision: bool = False,
-    revision: str | None = None,
-) -> Plan:
+@takes(PlanOptions)
+def plan(model: str | Path, **options: Unpack[PlanKeywords]) -> Plan:
     """Work out the memory of a model, whether it fits, and bounds of its speed, without loading it.
 
     Weights are counted as the converter would write them. Bounds are what bandwidth and arithmetic allow at most; they
@@ -40,48 +31,41 @@ def plan(
     Args:
         model: a released size such as "35B-A3B", a model folder, or a Hub repository, of which only the configuration
             is read.
-        bits: bits per weight of most matrices alike: 2, 3, 4, 5, 6 or 8, or 16 to pack none.
-        recipe: instead, a recipe of the converter such as "mixed-4-8", which it is without bits; or "unpacked".
-        context: tokens of prompt and answer together; by default 32,768, or the model's own limit if that is less.
-        memory: of the machine, as "64GB" or in bytes; this machine's when neither it nor `chip` is given.
-        chip: an Apple chip such as "M4 Max" for the bounds; with `memory`.
-        tflops: the GPU's fp16 arithmetic rate, 10^12 operations a second, for chips without a published one.
-        kv_bits: 8 or 4 packs keys and values.
-        prefill_step_size: tokens of the prompt read at once.
-        vision: count the vision tower, which text alone does not load.
-        revision: branch, tag or commit of the Hub repository.
+        {options}
 
     Raises:
-        PlanningError: the model, bits, recipe, context, chip or memory cannot be planned for.
+        PlanningError: the model, bits, recipe, context, chip or memory cannot be planned for, or an option is unknown
+            or of the wrong type.
         PromptError: the model's keys and values cannot be packed to `kv_bits`.
         ConfigError, CheckpointError: the model's configuration or files cannot be used.
     """
-    target = machine(chip, memory)
-    described = describe(model, revision=revision)
-    text = described.config.text
-    tokens = _checked(context, prefill_step_size, text)
-    if tflops is not None and tflops <= 0:
-        raise PlanningError(f"tflops is {tflops}, expected more than 0.")
-    weights = weights_of(described, recipe_named(recipe, bits))
-    needs = Needs(text, prefill_step_size, kv_bits)
-    room = target.usable - resident_bytes(weights, vision=vision)
-    work = work_of(text, weights, tokens, step=prefill_step_size, kv_bits=kv_bits)
+    check_value("model", model, str | Path, error=PlanningError)
+    check_keywords(options, PlanOptions, error=PlanningError)
+    asked = chosen(PlanOptions, options)
+    target = machine(asked.chip, asked.memory)
+    described = describe(model, revision=asked.revision)
+    text, step, kv_bits = described.config.text, asked.prefill_step_size, asked.kv_bits
+    tokens = _checked(asked.context, step, text)
+    weights = weights_of(described, recipe_named(asked.recipe, asked.bits))
+    needs = Needs(text, step, kv_bits)
+    room = target.usable - resident_bytes(weights, vision=asked.vision)
+    work = work_of(text, weights, tokens, step=step, kv_bits=kv_bits)
     chips = CHIPS if target.chip is None else (target.chip,)
     return Plan(
         model=str(model),
         context=tokens,
-        prefill_step_size=prefill_step_size,
+        prefill_step_size=step,
         weights=weights,
         kv=held_kv_bytes(text, tokens, kv_bits=kv_bits),
         kv_bits=kv_bits,
         state=state_bytes(text),
         activations=needs.activations(tokens),
-        vision=vision,
+        vision=asked.vision,
         machine=target,
         largest_context=_largest(needs.beside_weights, room, text.max_position_embeddings),
-        best_recipe=_best(described, target.usable - needs.beside_weights(tokens), vision=vision),
+        best_recipe=_best(described, target.usable - needs.beside_weights(tokens), vision=asked.vision),
         work=work,
-        bounds=tuple(bound(work, _with_rate(each, tflops)) for each in chips),
+        bounds=tuple(bound(work, _with_rate(each, asked.tflops)) for each in chips),
         has_files=described.has_files,
     )
 

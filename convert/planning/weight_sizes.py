@@ -7,9 +7,10 @@ from mlx_qwen.checkpoint.names import MTP_PREFIX, Role, TensorSpec
 from mlx_qwen.config import TextConfig
 from mlx_qwen.errors import PlanningError
 
+from ..options import DescriptionOptions, check_settings
 from ..outputs import plan_outputs
 from ..recipes import DEFAULT_RECIPE, RECIPES
-from ..settings import Settings, check_settings
+from ..settings import Settings
 from ..work.write import source_bytes
 from .described import Described
 
@@ -96,8 +97,8 @@ def weights_of(model: Described, recipe: str = DEFAULT_RECIPE) -> Weights:
 def _settings(recipe: str) -> Settings:
     """What `convert` makes of the recipe; its own counts as not asked for, which keeps what a source has already."""
     if recipe == UNPACKED:
-        return check_settings(quantize=False)
-    return check_settings() if recipe == DEFAULT_RECIPE else check_settings(recipe=recipe)
+        return check_settings(DescriptionOptions(quantize=False))
+    return check_settings(DescriptionOptions(recipe=None if recipe == DEFAULT_RECIPE else recipe))
 
 
 def _part(spec: TensorSpec) -> str:

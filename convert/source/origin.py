@@ -10,7 +10,7 @@ from typing import Literal
 from mlx_qwen.checkpoint.hub import local_folder, resolve
 from mlx_qwen.checkpoint.remote import RemoteTensor, Repository, UnreadTensor, find_repository
 from mlx_qwen.checkpoint.shards import Shelf, TensorInfo, checkpoint_tensors, companion_tensors
-from mlx_qwen.errors import ConversionError
+from mlx_qwen.errors import CheckpointError, ConversionError
 
 from ..settings import Settings
 from .folder import check_links, source_lines
@@ -27,13 +27,15 @@ AHEAD = 2
 class Origin:
     """`folder` holds everything, or all but the weights: these are then in `remote`, and `shelf` knows their headers.
 
-    `repository` is the Hub id of what does not come from a folder of the user's own.
+    `repository` is the Hub id of what does not come from a folder of the user's own. `is_to_come` says that the weights
+    are going to be downloaded into `folder`.
     """
 
     folder: Path
     repository: str | None
     remote: Repository | None = None
     shelf: Shelf | None = None
+    is_to_come: bool = False
 
     def tensors(self) -> dict[str, TensorInfo]:
         """The tensors of the main files; raises CheckpointError as `checkpoint_tensors` does."""
@@ -52,6 +54,12 @@ class Origin:
             return 0
         return space_needed(self.remote.shard_sizes) if stream else self.remote.missing_bytes()
 
+    def downloaded(self) -> "Origin":
+        """The same with all of it in `folder`, which is downloaded; raises CheckpointError as `resolve` does."""
+        if self.remote is None or not self.is_to_come:
+            return self
+        return _downloaded(self.remote.name, self.remote.commit)
+
     def lines(self) -> list[str]:
         """What is there, exactly enough to tell whether it changed."""
         if self.remote is None:
@@ -63,25 +71,41 @@ class Origin:
 def open_origin(hf_path: str | Path, revision: str | None, reading: Reading, downloads: Path = _NOWHERE) -> Origin:
     """Find the source of a conversion.
 
-    "files" downloads a repository whole. "stream" and "headers" fetch all but its weights; for "stream" these are to be
-    put into the folder `downloads` before they are read, with "headers" only sizes are asked. A folder is a folder.
+    Of a repository all but its weights is fetched. "files" says that these are to come into the Hub's cache, by
+    `downloaded`; for "stream" they are to be put into the folder `downloads` before they are read; with "headers" only
+    sizes are asked. A folder is a folder, and what the cache holds whole is one too for "files".
 
     Raises CheckpointError as `resolve` does, and for a file that is a link out of the folder.
     """
     folder = local_folder(hf_path, revision)
-    if folder is None and (reading == "files" or is_offline()):
-        return _checked(Origin(resolve(hf_path, revision=revision), str(hf_path)))
     if folder is not None:
         return _checked(Origin(folder, None))
-    remote = find_repository(str(hf_path), revision)
+    if is_offline():
+        return _downloaded(str(hf_path), revision)
+    try:
+        remote = find_repository(str(hf_path), revision)
+    except CheckpointError:
+        if reading != "files":
+            raise
+        return _downloaded(str(hf_path), revision)  # says the same, unless the cache holds everything
+    is_to_come = reading == "files"
+    if is_to_come and not remote.missing_bytes():
+        return _downloaded(str(hf_path), revision)
+    if is_to_come:
+        resolve(hf_path, revision=revision, weights=False)  # so that the cache knows the commit by the revision's name
     folder = resolve(hf_path, revision=remote.commit, weights=False)
-    kind = UnreadTensor if reading == "headers" else RemoteTensor
+    kind = RemoteTensor if reading == "stream" else UnreadTensor
+    place = folder if is_to_come else downloads
 
     def headers(names: Sequence[str]) -> Iterable[dict[str, TensorInfo]]:
         with ThreadPoolExecutor(_REQUESTS) as pool:
-            yield from pool.map(lambda name: remote.tensors(name, downloads, kind), names)
+            yield from pool.map(lambda name: remote.tensors(name, place, kind), names)
 
-    return _checked(Origin(folder, str(hf_path), remote, Shelf(frozenset(remote.files), headers)))
+    return _checked(Origin(folder, str(hf_path), remote, Shelf(frozenset(remote.files), headers), is_to_come))
+
+
+def _downloaded(name: str, revision: str | None) -> Origin:
+    return _checked(Origin(resolve(name, revision=revision), name))
 
 
 def check_streaming(hf_path: str | Path, settings: Settings, *, verify: bool) -> None:

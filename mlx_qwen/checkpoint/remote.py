@@ -122,11 +122,11 @@ class RemoteTensor(TensorInfo):
 
 @dataclass(frozen=True, slots=True)
 class UnreadTensor(RemoteTensor):
-    """One of which sizes alone are asked: its floats are never requested, and taken to need every bit."""
+    """One of which sizes alone are asked: its floats are never requested, and taken to need every bit until then."""
 
     def load(self, dtype: npt.DTypeLike, count: int, offset: int) -> npt.NDArray[np.generic]:
-        """One third everywhere; integers, which say how the rest is laid out, as they are."""
-        if self.dtype not in _ONE_THIRD:
+        """One third everywhere before the file is there; integers, which say how the rest is laid out, as they are."""
+        if self.dtype not in _ONE_THIRD or self.file.is_file():
             return RemoteTensor.load(self, dtype, count, offset)
         bits = np.array(_ONE_THIRD[self.dtype], dtype=f"u{np.dtype(dtype).itemsize}")
         return np.full(count, bits.view(dtype))

@@ -2,29 +2,23 @@
 
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Unpack
 
 import click
 
-from mlx_qwen.convert.settings import DType
+from mlx_qwen.cli.flags import flags_of
+from mlx_qwen.convert.comparison.options import ComparisonKeywords, ComparisonOptions
 
 
 @click.command()
 @click.argument("reference")
 @click.argument("other")
-@click.option(
-    "--text",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Text file to compare on.  [default: a short one of several languages and kinds]",
-)
-@click.option("--tokens", type=int, default=4096, show_default=True, help="Most tokens of the text.")
-@click.option("--window", type=int, default=512, show_default=True, help="Tokens of each sequence.")
-@click.option(
-    "--dtype",
-    type=click.Choice(get_args(DType)),
-    default="float32",
-    show_default=True,
-    help="Of activations; 16 bits take half the memory and add their own rounding.",
+@flags_of(
+    ComparisonOptions,
+    text={
+        "type": click.Path(path_type=Path, exists=True, dir_okay=False),
+        "help": "Text file to compare on. By default a short one of several languages and kinds.",
+    },
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every number here.")
 @click.option(
@@ -33,12 +27,9 @@ from mlx_qwen.convert.settings import DType
 def command(
     reference: str,
     other: str,
-    text: Path | None,
-    tokens: int,
-    window: int,
-    dtype: DType,
     json_file: Path | None,
     plot: Path | None,
+    **options: Unpack[ComparisonKeywords],
 ) -> None:
     """Measure how far the model OTHER is from the model REFERENCE, such as a conversion from its source.
 
@@ -53,7 +44,7 @@ def command(
     for file in (json_file, plot):
         if file is not None:
             check_destination(file)
-    comparison = compare(reference, other, text=text, tokens=tokens, window=window, dtype=dtype)
+    comparison = compare(reference, other, **options)
     click.echo(comparison.table())
     if json_file is not None:
         json_file.write_text(json.dumps(comparison.as_json(), indent=2) + "\n", encoding="utf-8")

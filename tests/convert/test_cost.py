@@ -21,7 +21,8 @@ CORES = 4
 PEAK = """
 import os, sys
 os.cpu_count = lambda: 2
-from mlx_qwen.convert import convert, pieces
+from mlx_qwen.convert import convert
+from mlx_qwen.convert.work import pieces
 pieces.PIECE_BYTES = 1 << 20
 print(convert(sys.argv[1], sys.argv[2], bits=4, quantizer="rtn").peak_memory)
 """

@@ -14,8 +14,8 @@ from mlx_qwen.checkpoint.shards import checkpoint_tensors
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import Description, convert, describe
 from mlx_qwen.convert.choices.sensitivity import harm_weights, measure, sampled_rows
+from mlx_qwen.convert.options import size_in_bytes
 from mlx_qwen.convert.recipes.kinds import joined_with
-from mlx_qwen.convert.settings import size_in_bytes
 from mlx_qwen.errors import ConversionError
 from mlx_qwen.loading import load_model
 from tests.conftest import CheckpointFactory

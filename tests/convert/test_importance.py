@@ -14,7 +14,7 @@ from mlx_qwen.convert.choices.choose import choose
 from mlx_qwen.convert.choices.fitting import fitted_recipe
 from mlx_qwen.convert.choices.importance import input_squares
 from mlx_qwen.convert.choices.sensitivity import measure, sampled_rows
-from mlx_qwen.convert.settings import check_settings
+from mlx_qwen.convert.options import DescriptionOptions, check_settings
 from tests.conftest import CheckpointFactory
 from tests.support.checkpoints import reference_model
 
@@ -50,7 +50,7 @@ def test_squares_are_those_that_enter_the_reference_model(checkpoint: Checkpoint
 def test_errors_of_strong_inputs_count_more(checkpoint: CheckpointFactory) -> None:
     _, plan = planned(checkpoint("dense"))
     target = next(target for target in plan.targets if target.spec.name.endswith("layers.0.mlp.down_proj.weight"))
-    (kind,) = {check_settings(bits=3).quantization}
+    (kind,) = {check_settings(DescriptionOptions(bits=3)).quantization}
     assert kind is not None
     rows = sampled_rows(target)
     restored = mx.dequantize(*mx.quantize(rows, 64, 3), 64, 3)
@@ -67,7 +67,7 @@ def test_a_size_is_met_by_errors_on_the_calibration_text(checkpoint: CheckpointF
     importance = input_squares(config, plan, WINDOWS)
     differing = []
     for size in range(420_000, 620_000, 40_000):
-        settings = check_settings(target_size=size, calibration="default")
+        settings = check_settings(DescriptionOptions(target_size=size, calibration="default"))
         weighed, plain = (fitted_recipe(plan, settings, importance=h, progress=False) for h in (importance, None))
         assert choose(settings, config, plan, WINDOWS, progress=False).settings.recipe == weighed
         differing.append(weighed != plain)

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from mlx_qwen.convert import convert, describe
+from mlx_qwen.convert import convert, describe, job
 from mlx_qwen.convert.measures import readable_size
 from mlx_qwen.convert.writing import room
 from mlx_qwen.errors import CheckpointError, ConversionError, MLXQwenError
 from tests.conftest import CheckpointFactory
 from tests.support.hub import REPOSITORY, MakeHub
+from tests.support.mlx_folders import digests
 from tests.support.tokenizers import add_tokenizer
 
 Free = Callable[[dict[str, int]], None]
@@ -139,3 +140,24 @@ def test_what_is_in_the_cache_is_converted_while_the_hub_is_down(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     convert(REPOSITORY, tmp_path / "second")
     assert (tmp_path / "second" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("settings", [{}, {"target_size": "700kB", "dtype": "auto", "chip": "M2"}])
+def test_a_repository_that_is_yet_to_come_is_planned_once_and_by_its_values(
+    settings: dict[str, object], sharded: Path, tmp_path: Path, hub: MakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(sharded, tmp_path / "local", **settings)  # type: ignore[arg-type]
+    hub(sharded)
+    plan, planned = job.plan_checkpoint, []
+
+    def counting(*what: object) -> object:
+        planned.append(what)
+        return plan(*what)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job, "plan_checkpoint", counting)
+    convert(REPOSITORY, tmp_path / "hub", **settings)  # type: ignore[arg-type]
+    assert len(planned) == 1
+    written = [digests(tmp_path / name) for name in ("hub", "local")]
+    for files in written:
+        files.pop("README.md")  # which names the source
+    assert written[0] == written[1]

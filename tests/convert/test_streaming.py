@@ -148,6 +148,20 @@ def test_packed_modules_of_the_hub_need_no_request_each(
     assert unpublished(tmp_path / "streamed") == unpublished(tmp_path / "local")
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_groups_that_are_not_what_the_config_says_of_them_are_found(
+    stream: bool, checkpoint: CheckpointFactory, tmp_path: Path, hub: MakeHub
+) -> None:
+    def shuffled(values: Values) -> tuple[dict[str, Tensor], Values]:
+        parts, decoded = with_groups(values)
+        return {**parts, "g_idx": parts["g_idx"].flip(0)}, decoded
+
+    foreign, _ = foreign_checkpoint(checkpoint("dense"), tmp_path, GPTQ, shuffled)
+    hub(foreign)
+    with pytest.raises(CheckpointError, match=r"inputs are out of order, config\.json says desc_act: false"):
+        convert(REPOSITORY, tmp_path / "out", stream_from_hub=stream)
+
+
 def test_a_download_that_breaks_off_is_gone_on_with(sharded: Path, tmp_path: Path, hub: MakeHub) -> None:
     convert(sharded, tmp_path / "local")
     fake = hub(sharded)

@@ -17,11 +17,11 @@ from mlx_qwen.checkpoint.shards import TensorInfo, checkpoint_tensors, companion
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import convert
 from mlx_qwen.convert.formats import decodable
+from mlx_qwen.convert.options import check_settings
 from mlx_qwen.convert.outputs import plan_outputs
 from mlx_qwen.convert.planning import plan
 from mlx_qwen.convert.planning.described import describe
 from mlx_qwen.convert.planning.weight_sizes import UNPACKED, weights_of
-from mlx_qwen.convert.settings import check_settings
 from mlx_qwen.convert.work.write import source_bytes
 from tests.conftest import CheckpointFactory
 from tests.support.foreign import Values, foreign_checkpoint

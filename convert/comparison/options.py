@@ -1,0 +1,56 @@
+"""Everything a caller can choose about a comparison, declared once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from mlx_qwen.declared import check_values, documented, option
+from mlx_qwen.errors import ConversionError
+
+from ..settings import DType
+from .texts import FEWEST_TOKENS, TOKENS, WINDOW
+
+
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonOptions:
+    """The keywords of `compare`. Raises ConversionError for values that cannot be used.
+
+    Attributes:
+        {options}
+    """
+
+    text: str | Path | None = option(
+        None,
+        help="text to compare on: a file's Path, or the text itself. By default a short one of several languages and "
+        "kinds that comes with mlx-qwen.",
+        flag="--text",
+        metavar="FILE",
+    )
+    tokens: int = option(TOKENS, least=FEWEST_TOKENS, help="most tokens of the text.", flag="--tokens")
+    window: int = option(
+        WINDOW,
+        least=FEWEST_TOKENS,
+        help="tokens of each sequence; the text makes as many as it fills.",
+        flag="--window",
+    )
+    dtype: DType = option(
+        "float32",
+        help="type of activations and unpacked weights: float32 shows the weights' errors alone, 16 bits take half the "
+        "memory and add their own rounding to both.",
+        flag="--dtype",
+    )
+    progress: bool | None = option(None, help="show a line of progress. By default on a terminal and in a notebook.")
+
+    def __post_init__(self) -> None:
+        check_values(self, ConversionError)
+
+
+class ComparisonKeywords(TypedDict, total=False):
+    """The names and types of `ComparisonOptions`, for type checkers."""
+
+    text: str | Path | None
+    tokens: int
+    window: int
+    dtype: DType
+    progress: bool | None
