@@ -15,7 +15,7 @@ from mlx_qwen.config import Json
 from mlx_qwen.errors import CheckpointError
 
 from .encoded import Matrix, Tensors, expect_shape, matrix_shape, required
-from .integers import IntegerMatrix, pack, unpack
+from .integers import IntegerMatrix, pack, stated_group_size, unpack
 
 _BITS, _FIELDS = 4, 8
 # Where in its word each of eight neighbouring outputs lies.
@@ -49,23 +49,19 @@ def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
             "is published. Use another checkpoint of the same model."
         )
     bases = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
-    return {base: _matrix(base, tensors) for base in bases}
+    group_size = settings.get("group_size", settings.get("q_group_size"))
+    return {base: _matrix(base, tensors, group_size) for base in bases}
 
 
-def _matrix(base: str, tensors: Tensors) -> AWQMatrix:
+def _matrix(base: str, tensors: Tensors, group_size: object) -> AWQMatrix:
     qweight, qzeros, scales = (required(tensors, f"{base}.{part}", base) for part in ("qweight", "qzeros", "scales"))
     (K, words), (groups, _) = matrix_shape(qweight), matrix_shape(scales)
     expect_shape(scales, (groups, words * _FIELDS), base)
     expect_shape(qzeros, (groups, words), base)
-    if K % groups:
-        raise CheckpointError(
-            f"{scales.name} in {scales.file.name} has {groups} groups for {K} inputs, expected groups of one size. "
-            "The file is damaged: download the folder again."
-        )
     return AWQMatrix(
         shape=(words * _FIELDS, K),
         bits=_BITS,
-        group_size=K // groups,
+        group_size=stated_group_size(group_size, scales, groups, K),
         parts=(qweight, qzeros, scales),
         order=None,
         qweight=qweight,

@@ -1,12 +1,16 @@
-"""GPTQ as AutoGPTQ and GPTQModel write it (`quant_method` gptq): bits 2, 4 or 8, in any group size, act-order or not.
+"""GPTQ as AutoGPTQ and GPTQModel write it (`quant_method` gptq): bits 2, 3, 4 or 8, in any group size and order.
 
 A module with K inputs and N outputs holds `qweight` int32 [K · bits / 32, N] (the first input in the lowest bits),
-`scales` [groups, N], `qzeros` int32 [groups, N · bits / 32] and `g_idx` int32 [K], the group of each input. Format
-"gptq" stores zeros less one, "gptq_v2" stores them as they are. Modules that `dynamic` excludes are plain.
+`scales` [groups, N], `qzeros` int32 [groups, N · bits / 32] and `g_idx` int32 [K], the group of each input. Symmetric
+modules have the zero 2^(bits − 1), whatever is stored: writers disagree about that. For others format "gptq" stores
+zeros less one, "gptq_v2" stores them as they are. `dynamic` says of single modules that they are plain, or what of the
+settings differs there.
 
 Source: Frantar et al., "GPTQ", arXiv 2210.17323, and the formats named in https://github.com/ModelCloud/GPTQModel.
 """
 
+import re
+import warnings
 from dataclasses import dataclass
 from math import prod
 
@@ -17,22 +21,25 @@ from mlx_qwen.config import Json
 from mlx_qwen.errors import CheckpointError
 
 from .encoded import Matrix, Tensors, expect_shape, is_elsewhere, matrix_shape, required
-from .integers import IntegerMatrix, act_order, unpack
+from .integers import IntegerMatrix, act_order, block, stated_group_size, unpack
 
 _ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
+_BITS = (2, 3, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
 class GPTQMatrix(IntegerMatrix):
-    """One module; `zero_offset` is added to the stored zeros, within their bits.
+    """One module; `zero_offset` is added to the stored zeros, within their bits, or None where nobody says which.
 
+    `symmetric` modules have one zero, and a warning where another one is stored.
     `trusted` is a `g_idx` that was not read when the groups were taken to be consecutive.
     """
 
     qweight: TensorInfo
     qzeros: TensorInfo
     stored_scales: TensorInfo
-    zero_offset: int
+    zero_offset: int | None
+    symmetric: bool
     trusted: TensorInfo | None
 
     def words(self, start: int, stop: int) -> mx.array:
@@ -51,48 +58,84 @@ class GPTQMatrix(IntegerMatrix):
         return self.stored_scales.read_columns(start, stop).astype(mx.float32).T
 
     def zeros(self, start: int, stop: int) -> mx.array:
-        fields = 32 // self.bits
-        first = start // fields
-        words = self.qzeros.read_columns(first, -(-stop // fields)).view(mx.uint32)
-        codes = unpack(words, self.bits)[:, start - first * fields : stop - first * fields]
-        return ((codes.astype(mx.uint32) + self.zero_offset) & ((1 << self.bits) - 1)).astype(mx.float32).T
+        count, width = block(self.bits)
+        first = start // count
+        words = self.qzeros.read_columns(first * width, -(-stop // count) * width).view(mx.uint32)
+        stored = unpack(words, self.bits)[:, start - first * count : stop - first * count].astype(mx.uint32)
+        if not self.symmetric:
+            assert self.zero_offset is not None, "asked for before"
+            return ((stored + self.zero_offset) & ((1 << self.bits) - 1)).astype(mx.float32).T
+        middle = 1 << (self.bits - 1)
+        known = (middle - 1, middle) if self.zero_offset is None else (middle - self.zero_offset,)
+        if not any(mx.all(stored == zero) for zero in known):
+            warnings.warn(
+                f"quantization_config says sym: true, which means the zero point {middle} for {self.bits} bits; that "
+                "is used, though the zero points stored say another. Compare the output with the original.",
+                stacklevel=2,
+            )
+        return mx.full((stop - start, stored.shape[0]), float(middle))
 
 
 def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
     """Every module with a `qweight`; raises CheckpointError for other GPTQ formats and misshapen tensors."""
-    kind = settings.get("checkpoint_format", "gptq")
-    if kind not in _ZERO_OFFSETS:
+    named = [settings[key] for key in ("checkpoint_format", "format") if settings.get(key) is not None]
+    if len(set(map(str, named))) > 1 or any(kind not in _ZERO_OFFSETS for kind in named):
         raise CheckpointError(
-            f"quantization_config.checkpoint_format is {kind!r}, expected one of {', '.join(_ZERO_OFFSETS)}. Save the "
-            "model in one of these, or use the unquantized checkpoint."
+            f"quantization_config.checkpoint_format is {' and '.join(map(repr, named))}, expected one of "
+            f"{', '.join(_ZERO_OFFSETS)}. Save the model in one of these, or use the unquantized checkpoint."
         )
-    return packed_matrices(tensors, _ZERO_OFFSETS[kind], in_order=settings.get("desc_act") is False)
+    offset = _ZERO_OFFSETS[named[0]] if named else None
+    return packed_matrices(tensors, settings, offset, in_order=settings.get("desc_act") is False)
 
 
-def packed_matrices(tensors: Tensors, zero_offset: int, *, in_order: bool) -> dict[str, Matrix]:
+def packed_matrices(tensors: Tensors, settings: Json, zero_offset: int | None, *, in_order: bool) -> dict[str, Matrix]:
     """Every module with a `qweight`; without `g_idx` its groups are consecutive.
 
     `in_order` says that they are in any case, which a `g_idx` that is not on this machine is trusted to say too.
     """
     bases = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
-    return {base: _matrix(base, tensors, zero_offset, in_order) for base in bases}
+    return {base: _matrix(base, tensors, _settings_of(base, settings), zero_offset, in_order) for base in bases}
 
 
-def _matrix(base: str, tensors: Tensors, zero_offset: int, in_order: bool) -> GPTQMatrix:
+def _settings_of(base: str, settings: Json) -> Json:
+    """The settings of one module: those of all, but for what `dynamic`, or `extra_config` of AutoRound, say of it."""
+    for key in ("dynamic", "extra_config"):
+        rules = settings.get(key) or {}
+        if not isinstance(rules, dict):
+            raise CheckpointError(f"quantization_config.{key} is {rules!r}, expected settings by names of modules.")
+        for pattern, changed in rules.items():
+            if not pattern.startswith("-:") and isinstance(changed, dict) and _names(pattern, base):
+                return {**settings, **changed}
+    return settings
+
+
+def _names(pattern: str, module: str) -> bool:
+    pattern = pattern.removeprefix("+:")
+    try:
+        return pattern == module or re.match(pattern, module) is not None
+    except re.error as error:
+        raise CheckpointError(
+            f"quantization_config has the pattern {pattern!r}, which is no regular expression ({error}). Correct it "
+            "there."
+        ) from error
+
+
+def _matrix(base: str, tensors: Tensors, settings: Json, zero_offset: int | None, in_order: bool) -> GPTQMatrix:
     qweight, qzeros, scales = (required(tensors, f"{base}.{part}", base) for part in ("qweight", "qzeros", "scales"))
     g_idx = tensors.get(f"{base}.g_idx")
     (words, N), (groups, _), (_, zeros) = (matrix_shape(info) for info in (qweight, scales, qzeros))
     K = words * N // zeros if g_idx is None else max(prod(g_idx.shape), 1)
-    bits = words * 32 // max(K, 1)
-    if bits not in (2, 4, 8):
+    bits, stated = words * 32 // max(K, 1), settings.get("bits")
+    if bits not in _BITS or (stated is not None and bits != stated):
+        expected = " or ".join(map(str, _BITS)) if stated is None else f"{stated}, as config.json says"
         raise CheckpointError(
-            f"{qweight.name} has shape {list(qweight.shape)} for {K} inputs, which makes {bits} bits; expected 2, 4 or "
-            "8. Use another checkpoint of the same model."
+            f"{qweight.name} has shape {list(qweight.shape)} for {K} inputs, which makes {bits} bits; expected "
+            f"{expected}. Use another checkpoint of the same model."
         )
     expect_shape(qweight, (K * bits // 32, N), base)
     expect_shape(scales, (groups, N), base)
     expect_shape(qzeros, (groups, N * bits // 32), base)
-    group_size = -(-K // groups)
+    group_size = stated_group_size(settings.get("group_size"), scales, groups, K)
     trusted = g_idx if g_idx is not None and in_order and is_elsewhere(g_idx) else None
     return GPTQMatrix(
         shape=(N, K),
@@ -103,6 +146,15 @@ def _matrix(base: str, tensors: Tensors, zero_offset: int, in_order: bool) -> GP
         qweight=qweight,
         qzeros=qzeros,
         stored_scales=scales,
-        zero_offset=zero_offset,
+        zero_offset=_offset(base, settings, zero_offset),
+        symmetric=settings.get("sym") is True,
         trusted=trusted,
     )
+
+
+def _offset(base: str, settings: Json, zero_offset: int | None) -> int | None:
+    """What is added to stored zeros; "gptq" where nobody says what, as it was the only format for long."""
+    symmetric = settings.get("sym")
+    if symmetric is not None and not isinstance(symmetric, bool):
+        raise CheckpointError(f"quantization_config.sym is {symmetric!r} for {base}, expected true or false.")
+    return zero_offset if zero_offset is not None or symmetric else _ZERO_OFFSETS["gptq"]

@@ -6,6 +6,7 @@ so codes of a fitting layout move over as they are.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import gcd
 
 import mlx.core as mx
 
@@ -14,7 +15,7 @@ from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.errors import CheckpointError
 
 _MLX_GROUPS = (128, 64, 32)
-_MLX_BITS = (2, 4, 8)
+_MLX_BITS = (2, 3, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,9 @@ class IntegerMatrix(ABC):
     @property
     def affine(self) -> Quantization | None:
         """How MLX would hold the same codes, None if it cannot; long groups become several with the same scale."""
-        group_size = next((size for size in _MLX_GROUPS if self.group_size % size == 0), None)
+        K = self.shape[1]
+        whole = min(self.group_size, K)
+        group_size = next((size for size in _MLX_GROUPS if whole % size == 0 and K % size == 0), None)
         if group_size is None or self.order is not None or self.bits not in _MLX_BITS:
             return None
         return Quantization(self.bits, group_size)
@@ -65,7 +68,8 @@ class IntegerMatrix(ABC):
 
     def _by_mlx_group(self, per_group: mx.array) -> mx.array:
         assert self.affine is not None, "asked for only where MLX can hold the codes"
-        return mx.repeat(per_group, self.group_size // self.affine.group_size, axis=1)
+        group_size, K = self.affine.group_size, self.shape[1]
+        return mx.repeat(per_group, min(self.group_size, K) // group_size, axis=1)[:, : K // group_size]
 
     def _spread(self, per_group: mx.array) -> mx.array:
         """[rows, groups] -> [rows, K]"""
@@ -87,13 +91,48 @@ def act_order(g_idx: TensorInfo, group_size: int, groups: int) -> TensorInfo | N
     return g_idx
 
 
+def stated_group_size(stated: object, scales: TensorInfo, groups: int, K: int) -> int:
+    """How many of K inputs share one of the `scales`, of which there are `groups`; the last group may be shorter.
+
+    `stated` is config.json's word on it, −1 for one group, None where it has none. Raises CheckpointError where the
+    scales are of another number.
+    """
+    if stated is None and K % groups == 0:
+        return K // groups
+    whole = isinstance(stated, int) and not isinstance(stated, bool)
+    size = (K if stated == -1 else int(str(stated))) if whole else 0
+    if size < 1 or -(-K // size) != groups:
+        raise CheckpointError(
+            f"{scales.name} in {scales.file.name} has {groups} groups for {K} inputs, config.json says group_size "
+            f"{stated!r}. The file is damaged, or config.json belongs to other weights: download the folder again."
+        )
+    return size
+
+
+def block(bits: int) -> tuple[int, int]:
+    """The least number of codes that fill whole words, and of these words: (8, 1) for 4 bits, (32, 3) for 3."""
+    shared = gcd(bits, 32)
+    return 32 // shared, bits // shared
+
+
 def unpack(words: mx.array, bits: int) -> mx.array:
-    """Codes [..., W · 32 / bits] of uint32 words [..., W], the lowest bits first."""
+    """Codes [..., W · 32 / bits] of uint32 words [..., W], the lowest bits first, running on into the next word."""
     if bits == 8:
         return words.view(mx.uint8)
-    shifts = mx.arange(0, 32, bits, dtype=mx.uint32)
-    codes = (words[..., None] >> shifts) & mx.array((1 << bits) - 1, dtype=mx.uint32)
-    return codes.astype(mx.uint8).flatten(-2)
+    count, width = block(bits)
+    first = [i * bits for i in range(count)]
+    blocks = words.reshape(*words.shape[:-1], -1, width)
+    places = mx.array([bit // 32 for bit in first])
+    codes = mx.take(blocks, places, axis=-1) >> mx.array([bit % 32 for bit in first], dtype=mx.uint32)
+    if width > 1:
+        # What a code has in the next word; a shift by 32 and more, where it has nothing there, is undefined.
+        over = [bit % 32 + bits > 32 for bit in first]
+        shifts = mx.array(
+            [32 - bit % 32 if more else 0 for bit, more in zip(first, over, strict=True)], dtype=mx.uint32
+        )
+        rest = mx.take(blocks, mx.minimum(places + 1, width - 1), axis=-1) << shifts
+        codes = codes | mx.where(mx.array(over), rest, 0)
+    return (codes & mx.array((1 << bits) - 1, dtype=mx.uint32)).astype(mx.uint8).flatten(-2)
 
 
 def pack(codes: mx.array, bits: int) -> mx.array:

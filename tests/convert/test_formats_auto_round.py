@@ -18,8 +18,9 @@ AS_GPTQ = {"auto_round": 0, "auto_round:gptqmodel": 0, "auto_round:auto_gptq": 1
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
-def settings(packing: str | None, bits: int = 4) -> dict[str, object]:
-    common = {"quant_method": "auto-round", "bits": bits, "group_size": 32, "sym": True, "data_type": "int"}
+def settings(packing: str | None, bits: int = 4, *, symmetric: bool = True, group_size: int = 32) -> dict[str, object]:
+    common = {"quant_method": "auto-round", "bits": bits, "group_size": group_size, "sym": symmetric}
+    common["data_type"] = "int"
     return common if packing is None else {**common, "packing_format": packing}
 
 
@@ -55,20 +56,22 @@ def test_dequantizing_gives_the_exact_values(
     packing: str, bits: int, symmetric: bool, checkpoint: CheckpointFactory, tmp_path: Path
 ) -> None:
     encoder = as_gptq(AS_GPTQ[packing], bits=bits, symmetric=symmetric)
-    foreign, plain = foreign_checkpoint(checkpoint("dense", layers=1), tmp_path, settings(packing, bits), encoder)
+    stated = settings(packing, bits, symmetric=symmetric)
+    foreign, plain = foreign_checkpoint(checkpoint("dense", layers=1), tmp_path, stated, encoder)
     convert(foreign, tmp_path / "out", dequantize=True, dtype="float32")
     written, expected = main_arrays(tmp_path / "out"), expected_arrays(plain)
     assert [name for name in expected if not equal(written[name], expected[name])] == []
 
 
 @pytest.mark.parametrize(
-    ("packing", "encoder"),
-    [(None, as_gptq(1)), ("auto_round", as_gptq(0, group_size=1 << 30)), ("auto_round:auto_awq", as_awq)],
+    ("packing", "group_size", "encoder"),
+    [(None, 32, as_gptq(1)), ("auto_round", -1, as_gptq(0, group_size=1 << 30)), ("auto_round:auto_awq", 32, as_awq)],
 )
 def test_codes_are_kept_and_give_the_logits_of_the_reference(
-    packing: str | None, encoder: Encoder, checkpoint: CheckpointFactory, tmp_path: Path
+    packing: str | None, group_size: int, encoder: Encoder, checkpoint: CheckpointFactory, tmp_path: Path
 ) -> None:
-    foreign, plain = foreign_checkpoint(checkpoint("moe"), tmp_path, settings(packing), encoder)
+    stated = settings(packing, group_size=group_size)
+    foreign, plain = foreign_checkpoint(checkpoint("moe"), tmp_path, stated, encoder)
     report = convert(foreign, tmp_path / "out")
     written, expected = main_arrays(tmp_path / "out"), expected_arrays(plain)
     assert len(report.kept_codes) == 37
@@ -76,6 +79,21 @@ def test_codes_are_kept_and_give_the_logits_of_the_reference(
         assert equal(dequantized(written, kept, 4), expected[kept]), kept
     convert(foreign, tmp_path / "exact", dequantize=True, dtype="float32")
     assert_reference_logits(tmp_path / "exact", plain)
+
+
+def test_what_differs_for_single_modules_is_heeded(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    def encoder(weight: Tensor) -> tuple[dict[str, Tensor], Values]:
+        bits = 8 if weight.shape == (128, 64) else 4
+        return as_gptq(1, bits=bits, symmetric=bits == 4)(weight)
+
+    apart = {"bits": 8, "sym": False}
+    stated = {**settings(None), "extra_config": {r".*mlp\.(gate|up)_proj": apart, "model.layers.3.mlp.up_proj": apart}}
+    foreign, plain = foreign_checkpoint(
+        checkpoint("dense"), tmp_path, stated, encoder, chosen=lambda name: ".mlp." in name
+    )
+    convert(foreign, tmp_path / "out", dequantize=True, dtype="float32")
+    written, expected = main_arrays(tmp_path / "out"), expected_arrays(plain)
+    assert [name for name in expected if not equal(written[name], expected[name])] == []
 
 
 def test_other_packings_are_refused_by_name(checkpoint: CheckpointFactory, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """GPTQ checkpoints convert to what they stand for, and by default keep the codes that GPTQ chose."""
 
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +40,9 @@ class GPTQ:
     symmetric: bool = True
     act_order: bool = False
     scale_dtype: torch.dtype = torch.float16
-    checkpoint_format: str = "gptq"
+    checkpoint_format: str | None = "gptq"
+    stored_less: int | None = None
+    """How much less than the zeros is stored, by default what `checkpoint_format` says."""
 
     @property
     def settings(self) -> dict[str, object]:
@@ -48,7 +52,7 @@ class GPTQ:
             "group_size": self.group_size,
             "sym": self.symmetric,
             "desc_act": self.act_order,
-            "checkpoint_format": self.checkpoint_format,
+            **({} if self.checkpoint_format is None else {"checkpoint_format": self.checkpoint_format}),
             "dynamic": {"-:.*attn.*": {}, "-:lm_head": {}},
         }
 
@@ -58,7 +62,8 @@ class GPTQ:
         if self.act_order:
             groups = np.random.default_rng(0).permutation(groups)
         found = nearest(weight, groups, bits=self.bits, symmetric=self.symmetric, scale_dtype=self.scale_dtype)
-        stored_zeros = found.zeros - (self.checkpoint_format == "gptq")
+        less = self.checkpoint_format == "gptq" if self.stored_less is None else self.stored_less
+        stored_zeros = (found.zeros - less) & ((1 << self.bits) - 1)
         return {
             "qweight": torch.from_numpy(little_endian(found.codes, self.bits).T.copy()),
             "qzeros": torch.from_numpy(little_endian(stored_zeros.T, self.bits)),
@@ -74,7 +79,7 @@ def mlp_only(name: str) -> bool:
 
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize(("bits", "group_size"), [(4, 32), (8, 64), (4, -1), (2, 16)])
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 32), (8, 64), (4, -1), (2, 16), (3, 32), (4, 48)])
 def test_dequantizing_gptq_gives_scale_times_code_less_zero_exactly(
     bits: int, group_size: int, symmetric: bool, act_order: bool, checkpoint: CheckpointFactory, tmp_path: Path
 ) -> None:
@@ -95,7 +100,9 @@ def test_gptq_converted_gives_the_logits_of_the_reference_with_its_values(
     assert_reference_logits(tmp_path / "out", plain)
 
 
-@pytest.mark.parametrize("gptq", [GPTQ(), GPTQ(8, 64), GPTQ(checkpoint_format="gptq_v2"), GPTQ(group_size=-1)])
+@pytest.mark.parametrize(
+    "gptq", [GPTQ(), GPTQ(8, 64), GPTQ(3), GPTQ(2), GPTQ(checkpoint_format="gptq_v2"), GPTQ(group_size=-1)]
+)
 @pytest.mark.parametrize("kind", ["dense", "moe_vl"])
 def test_symmetric_codes_are_kept_bit_for_bit(
     kind: str, gptq: GPTQ, checkpoint: CheckpointFactory, tmp_path: Path
@@ -109,6 +116,85 @@ def test_symmetric_codes_are_kept_bit_for_bit(
     assert [
         name for name in report.kept_codes if not equal(dequantized(written, name, gptq.bits), expected[name])
     ] == []
+
+
+@pytest.mark.parametrize("stored_less", [0, 1])
+@pytest.mark.parametrize("checkpoint_format", [None, "gptq", "gptq_v2"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_symmetric_codes_have_the_middle_as_zero_whichever_is_stored(
+    bits: int, checkpoint_format: str | None, stored_less: int, checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    gptq = GPTQ(bits, checkpoint_format=checkpoint_format, stored_less=stored_less)
+    foreign, plain = foreign_checkpoint(checkpoint("dense", layers=1), tmp_path, gptq.settings, gptq)
+    disagree = checkpoint_format is not None and stored_less != (checkpoint_format == "gptq")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        convert(foreign, tmp_path / "kept", dtype="float32")
+    assert any("sym: true" in str(warning.message) for warning in caught) == disagree
+    convert(foreign, tmp_path / "out", dequantize=True, dtype="float32")
+    written, kept = (main_arrays(tmp_path / name) for name in ("out", "kept"))
+    expected = expected_arrays(plain)
+    assert [name for name in expected if not equal(written[name], expected[name])] == []
+    name = f"language_model.{PROJECTION}.weight"
+    assert equal(dequantized(kept, name, bits), expected[name])
+
+
+@pytest.mark.parametrize("key", ["checkpoint_format", "format"])
+@pytest.mark.parametrize(("named", "stored_less"), [("gptq", 1), ("gptq_v2", 0)])
+def test_asymmetric_zeros_are_stored_as_either_key_declares(
+    key: str, named: str, stored_less: int, checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    gptq = GPTQ(symmetric=False, checkpoint_format=None, stored_less=stored_less)
+    foreign, plain = foreign_checkpoint(checkpoint("dense"), tmp_path, {**gptq.settings, key: named}, gptq)
+    convert(foreign, tmp_path / "out", dequantize=True, dtype="float32")
+    written, expected = main_arrays(tmp_path / "out"), expected_arrays(plain)
+    assert [name for name in expected if not equal(written[name], expected[name])] == []
+
+
+def test_stored_zeros_that_belong_to_no_symmetric_module_are_warned_of(
+    checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    gptq = GPTQ(symmetric=False, checkpoint_format=None, stored_less=0)
+    foreign, _ = foreign_checkpoint(checkpoint("dense"), tmp_path, {**gptq.settings, "sym": True}, gptq)
+    with pytest.warns(UserWarning, match="zero points stored say another"):
+        convert(foreign, tmp_path / "out")
+
+
+def test_a_module_that_dynamic_sets_apart_is_read_by_its_own_settings(
+    checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    four, eight = GPTQ(), GPTQ(8, 64, symmetric=False)
+
+    def encode(weight: Tensor) -> tuple[dict[str, Tensor], Values]:
+        return (eight if weight.shape[0] == 128 else four)(weight)  # gate and up
+
+    apart = {"bits": 8, "group_size": 64, "sym": False}
+    stated = {**four.settings, "dynamic": {"-:.*attn.*": {}, r"+:.*\.(gate|up)_proj": apart}}
+    foreign, plain = foreign_checkpoint(checkpoint("dense"), tmp_path, stated, encode, chosen=mlp_only)
+    convert(foreign, tmp_path / "out", dequantize=True, dtype="float32")
+    written, expected = main_arrays(tmp_path / "out"), expected_arrays(plain)
+    assert [name for name in expected if not equal(written[name], expected[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"group_size": 64}, "has 2 groups for 64 inputs, config.json says group_size 64"),
+        ({"group_size": "32"}, "config.json says group_size '32'"),
+        ({"bits": 8}, "makes 4 bits; expected 8, as config.json says"),
+        ({"sym": "yes"}, "sym is 'yes'"),
+        ({"dynamic": [1]}, "dynamic is "),
+        ({"dynamic": {"+:(": {"bits": 8}}}, "no regular expression"),
+        ({"checkpoint_format": "gptq", "format": "gptq_v2"}, "checkpoint_format is 'gptq' and 'gptq_v2'"),
+    ],
+)
+def test_a_config_that_contradicts_the_weights_or_itself_is_refused(
+    changed: dict[str, object], complaint: str, checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    gptq = GPTQ()
+    foreign, _ = foreign_checkpoint(checkpoint("dense"), tmp_path, {**gptq.settings, **changed}, gptq)
+    with pytest.raises(CheckpointError, match=re.escape(complaint)):
+        convert(foreign, tmp_path / "out")
 
 
 def test_kept_words_are_the_stored_words_turned(checkpoint: CheckpointFactory, tmp_path: Path) -> None:

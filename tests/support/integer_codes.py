@@ -41,8 +41,7 @@ def nearest(
 
 
 def little_endian(codes: Integers, bits: int) -> npt.NDArray[np.int32]:
-    """Codes [..., K] in int32 words [..., K · bits / 32], the first of each word in its lowest bits."""
-    fields = 32 // bits
-    grouped = codes.reshape(*codes.shape[:-1], -1, fields).astype(np.uint64)
-    shifts = np.arange(fields, dtype=np.uint64) * np.uint64(bits)
-    return (grouped << shifts).sum(axis=-1).astype(np.uint32).view(np.int32)
+    """Codes [..., K] in int32 words [..., K · bits / 32], one bit after the other, the first in the lowest bits."""
+    stream = (codes[..., None] >> np.arange(bits)) & 1
+    by_byte = stream.reshape(*codes.shape[:-1], -1, 8).astype(np.uint8)
+    return np.ascontiguousarray(np.packbits(by_byte, axis=-1, bitorder="little")[..., 0]).view("<i4")
