@@ -25,7 +25,7 @@ from mlx_qwen.errors import CheckpointError
 
 from .encoded import Matrix, Tensors, expect_shape, is_elsewhere, matrix_shape, powers_of_two, required
 from .fp8 import E4M3, block_scaled
-from .integers import IntegerMatrix, act_order, unpack
+from .integers import IntegerMatrix, act_order, stated_group_size, unpack
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _FP4_GROUP, _MX_GROUP = 16, 32
@@ -40,6 +40,7 @@ _FORMATS = (
     "mixed-precision",
     "dense",
 )
+_STORED_ROTATIONS = ("weight_input", "weight_output")
 _UNUSED = ("input_scale", "input_zero_point", "input_global_scale", "weight_shape")
 
 
@@ -124,6 +125,7 @@ class FloatMatrix:
 def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
     """Every module that is packed or has a `weight_scale`; raises CheckpointError for misshapen or missing tensors."""
     _check_formats(settings)
+    _check_transforms(settings)
     found: dict[str, Matrix] = {}
     for name, info in tensors.items():
         base, _, part = name.rpartition(".")
@@ -147,6 +149,26 @@ def _check_formats(settings: Json) -> None:
         )
 
 
+def _check_transforms(settings: Json) -> None:
+    """Raise CheckpointError for rotations that have to be applied while the model runs.
+
+    Those of weights alone are part of what is stored, and cancel each other.
+    """
+    transforms = settings.get("transform_config") or {}
+    schemes = transforms.get("config_groups") if isinstance(transforms, dict) else None
+    if not isinstance(schemes, dict) and transforms:
+        raise CheckpointError("quantization_config.transform_config has no config_groups. Use another checkpoint.")
+    for name, scheme in (schemes or {}).items():
+        applied = scheme.get("apply") if isinstance(scheme, dict) else None
+        places = [each.get("location") if isinstance(each, dict) else None for each in applied or [None]]
+        online = [place for place in places if place not in _STORED_ROTATIONS]
+        if online:
+            raise CheckpointError(
+                f"quantization_config.transform_config rotates {online[0]} while the model runs ({name}), which MLX "
+                "checkpoints do not hold. Use a checkpoint of the same model without, or the unquantized one."
+            )
+
+
 def _packed(base: str, words: TensorInfo, settings: Json, tensors: Tensors) -> PackedMatrix:
     scales, shape = (required(tensors, f"{base}.{part}", base) for part in ("weight_scale", "weight_shape"))
     expect_shape(shape, (2,), base)
@@ -162,7 +184,7 @@ def _packed(base: str, words: TensorInfo, settings: Json, tensors: Tensors) -> P
     expect_shape(words, (N, K * bits // 32), base)
     expect_shape(scales, (N, groups), base)
     zero_points, g_idx = tensors.get(f"{base}.weight_zero_point"), tensors.get(f"{base}.weight_g_idx")
-    group_size = _group_size(scales, K)
+    group_size = _group_size(base, settings, bits, scales, K)
     if zero_points is not None:
         expect_shape(zero_points, (-(-N * bits // 32), groups), base)
     if g_idx is not None:
@@ -235,28 +257,46 @@ def _has_exponents(base: str, tensors: Tensors) -> bool:
     return scale is not None and scale.dtype in ("U8", "F8_E8M0")
 
 
+def _weights(settings: Json) -> list[Json]:
+    """What the groups of config.json say of their weights."""
+    groups = (settings.get("config_groups") or {}).values()
+    return [group.get("weights") or {} for group in groups]
+
+
 def _block_structure(settings: Json) -> tuple[int, int] | None:
-    for group in (settings.get("config_groups") or {}).values():
-        size = (group.get("weights") or {}).get("block_structure")
-        if size is not None:
-            return int(size[0]), int(size[1])
-    return None
+    sizes = (weights.get("block_structure") for weights in _weights(settings))
+    return next(((int(size[0]), int(size[1])) for size in sizes if size is not None), None)
 
 
 def _stated_bits(settings: Json) -> int | None:
     """The bits of every packed module, where config.json names one number for all."""
-    groups = (settings.get("config_groups") or {}).values()
-    bits = {(group.get("weights") or {}).get("num_bits") for group in groups}
+    bits = {weights.get("num_bits") for weights in _weights(settings)}
     return bits.pop() if len(bits) == 1 else None
 
 
-def _group_size(scales: TensorInfo, K: int) -> int:
-    if K % scales.shape[1]:
+def _group_size(base: str, settings: Json, bits: int, scales: TensorInfo, K: int) -> int:
+    """The group size that config.json states of modules of so many bits and that makes so many scales.
+
+    One for all inputs is a channel's; a tensor's may come as one a row too. Raises CheckpointError where it states
+    none that does, or several.
+    """
+    groups = scales.shape[1]
+    alike = [weights for weights in _weights(settings) if weights.get("num_bits") in (bits, None)]
+    stated = {weights.get("group_size") for weights in alike}
+    if groups == 1 and (None in stated or -1 in stated or not stated):
+        return K
+    sizes = {size for size in stated if isinstance(size, int) and size > 0}
+    fitting = {size for size in sizes if -(-K // size) == groups}
+    if not sizes:
+        return stated_group_size(None, scales, groups, K)
+    if len(fitting) != 1:
+        shown = " or ".join(map(str, sorted(fitting or sizes)))
         raise CheckpointError(
-            f"{scales.name} in {scales.file.name} has {scales.shape[1]} groups for {K} inputs, expected groups of one "
-            "size. The file is damaged: download the folder again."
+            f"{scales.name} in {scales.file.name} has {groups} groups for the {K} inputs of {base}, config.json says "
+            f"group_size {shown}. The file is damaged, or config.json belongs to other weights: download the folder "
+            "again."
         )
-    return K // scales.shape[1]
+    return fitting.pop()
 
 
 def _parts(base: str, tensors: Tensors, *used: TensorInfo | None) -> tuple[TensorInfo, ...]:

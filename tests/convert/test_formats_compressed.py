@@ -266,6 +266,70 @@ def test_damaged_modules_are_named(
         convert(foreign, tmp_path / "out")
 
 
+@pytest.mark.parametrize(("group_size", "bits"), [(48, 4), (96, 4), (24, 8), (128, 4)])
+def test_a_stated_group_size_that_does_not_divide_the_columns_leaves_a_shorter_last_group(
+    group_size: int, bits: int, checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    stated = settings("pack-quantized", num_bits=bits, type="int", strategy="group", group_size=group_size)
+    foreign, plain = foreign_checkpoint(checkpoint("dense"), tmp_path, stated, packed(bits, group_size))
+    convert(foreign, tmp_path / "out", dequantize=True, dtype="float32")
+    written, expected = main_arrays(tmp_path / "out"), expected_arrays(plain)
+    assert [name for name in expected if not equal(written[name], expected[name])] == []
+
+
+def test_a_shorter_last_group_keeps_codes_that_mlx_can_hold(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    stated = settings("pack-quantized", num_bits=4, type="int", strategy="group", group_size=96)
+    foreign, plain = foreign_checkpoint(checkpoint("dense"), tmp_path, stated, packed(4, 96))
+    report = convert(foreign, tmp_path / "out", dtype="float32")
+    written, expected = main_arrays(tmp_path / "out"), expected_arrays(plain)
+    assert report.kept_codes
+    assert [name for name in report.kept_codes if not equal(dequantized(written, name, 4), expected[name])] == []
+
+
+def test_groups_of_two_sizes_are_told_apart_by_their_scales(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    def encode(weight: Tensor) -> Stored:
+        return packed(8 if weight.shape == (128, 64) else 4, 16 if weight.shape == (128, 64) else 48)(weight)
+
+    stated = settings("pack-quantized", num_bits=4, group_size=48)
+    groups = {**stated["config_groups"], "group_1": {"weights": {"num_bits": 8, "group_size": 16}}}  # type: ignore[dict-item]
+    foreign, plain = foreign_checkpoint(checkpoint("dense"), tmp_path, {**stated, "config_groups": groups}, encode)
+    convert(foreign, tmp_path / "out", dequantize=True, dtype="float32")
+    written, expected = main_arrays(tmp_path / "out"), expected_arrays(plain)
+    assert [name for name in expected if not equal(written[name], expected[name])] == []
+
+
+def test_a_group_size_that_the_scales_contradict_is_refused(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    stated = settings("pack-quantized", num_bits=4, group_size=64)
+    foreign, _ = foreign_checkpoint(checkpoint("dense"), tmp_path, stated, packed(4, 32))
+    with pytest.raises(CheckpointError, match=r"has 2 groups for the 64 inputs of .*, config\.json says group_size 64"):
+        convert(foreign, tmp_path / "out")
+
+
+def rotated(*locations: str) -> dict[str, object]:
+    applied = [{"location": location, "targets": ["Linear"]} for location in locations]
+    return {"config_groups": {"R4": {"type": "hadamard", "apply": applied}}}
+
+
+@pytest.mark.parametrize("location", ["input", "output", "q_attn", "k_cache"])
+def test_rotations_of_activations_are_refused(location: str, checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    stated = {**PACK, "transform_config": rotated("weight_input", location)}
+    foreign, _ = foreign_checkpoint(checkpoint("dense"), tmp_path, stated, packed())
+    with pytest.raises(CheckpointError, match=f"rotates {location} while the model runs"):
+        convert(foreign, tmp_path / "out")
+
+
+@pytest.mark.parametrize("transforms", [None, {}, rotated("weight_input", "weight_output")])
+def test_rotations_that_are_part_of_the_weights_are_read_as_they_stand(
+    transforms: object, checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    foreign, plain = foreign_checkpoint(
+        checkpoint("dense", layers=1), tmp_path, {**PACK, "transform_config": transforms}, packed()
+    )
+    convert(foreign, tmp_path / "out", dequantize=True, dtype="float32")
+    written, expected = main_arrays(tmp_path / "out"), expected_arrays(plain)
+    assert [name for name in expected if not equal(written[name], expected[name])] == []
+
+
 def test_other_compressed_formats_are_refused(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
     foreign, _ = foreign_checkpoint(checkpoint("dense"), tmp_path, settings("marlin-24"), packed())
     with pytest.raises(CheckpointError, match="format 'marlin-24', expected one of pack-quantized"):
