@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_qwen.checkpoint.layout import Source
+from mlx_qwen.checkpoint.matrices import unpacked
 from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.errors import ConversionError
 
@@ -177,13 +178,11 @@ def sound_values(piece: Piece) -> mx.array:
 
 
 def dense_values(piece: Piece) -> mx.array:
-    """The values of a piece as MLX lays them out, unpacked if the source is packed, in whatever dtype they come."""
+    """The values of a piece as MLX lays them out, in whatever dtype they come; in fp32 if the source is packed."""
     target = piece.output.target
     if target.quantization is not None:
-        weight, scales, *rest = _packed(piece)
-        biases = rest[0] if rest else None
-        q = target.quantization
-        return mx.dequantize(weight, scales, biases, q.group_size, q.bits, q.mode)
+        weight, *rest = _packed(piece)
+        return unpacked(weight, rest[0], rest[1] if len(rest) > 1 else None, target.quantization)
     if piece.rows is None:
         return target.arrange(piece.source.tensor.read())
     return piece.source.matrix.read(*piece.rows)

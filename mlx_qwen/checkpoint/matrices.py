@@ -42,14 +42,25 @@ class Matrix:
         return replace(self, bias=bias)
 
     def dense(self) -> mx.array:
-        """The weight itself, unpacked if need be."""
-        q = self.quantization
-        if q is None or self.scales is None:
+        """The weight itself, unpacked if need be, in the dtype of its scales."""
+        if self.quantization is None or self.scales is None:
             return self.weight
-        return mx.dequantize(self.weight, self.scales, self.biases, q.group_size, q.bits, q.mode)
+        values = unpacked(self.weight, self.scales, self.biases, self.quantization)
+        return values.astype(mx.bfloat16 if self.biases is None else self.scales.dtype)
 
 
 Tensors = dict[str, Matrix]
+
+
+def unpacked(weight: mx.array, scales: mx.array, biases: mx.array | None, quantization: Quantization) -> mx.array:
+    """The values [..., K] of codes, scale · code + bias, in fp32.
+
+    In the scales' own dtype, as `mx.dequantize` computes by itself, the product would be rounded before the sum.
+    """
+    group_size, bits, mode = quantization.group_size, quantization.bits, quantization.mode
+    if biases is None:  # powers of two, and products that bf16 holds
+        return mx.dequantize(weight, scales, None, group_size, bits, mode).astype(mx.float32)
+    return mx.dequantize(weight, scales.astype(mx.float32), biases.astype(mx.float32), group_size, bits, mode)
 
 
 def read_matrices(targets: Iterable[Target], config: ModelConfig, dtype: mx.Dtype | None) -> Tensors:

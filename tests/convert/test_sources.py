@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -83,6 +84,34 @@ def test_dequantizing_gives_what_the_packed_weights_mean(
             dtype=mx.float32,
         )
         assert mx.array_equal(plain[f"{base}.weight"], dense)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_weights_mean_scale_times_code_plus_bias_in_fp32(
+    bits: int, dtype: str, checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    convert(checkpoint("moe"), tmp_path / "packed", bits=bits, dtype=dtype)  # type: ignore[arg-type]
+    convert(tmp_path / "packed", tmp_path / "plain", dequantize=True, dtype="float32")
+    packed, plain = main_arrays(tmp_path / "packed"), main_arrays(tmp_path / "plain")
+    for base in (EMBEDDING, "language_model.model.layers.1.mlp.switch_mlp.up_proj"):
+        words = np.array(packed[f"{base}.weight"])
+        fields = (words[..., None] >> np.arange(0, 32, bits, dtype=np.uint32)) & np.uint32((1 << bits) - 1)
+        scales, biases = (np.array(packed[f"{base}.{part}"].astype(mx.float32)) for part in ("scales", "biases"))
+        codes = fields.reshape(*scales.shape, -1).astype(np.float64)
+        exact = (codes * scales[..., None] + biases[..., None]).reshape(*words.shape[:-1], -1)
+        written = np.array(plain[f"{base}.weight"])
+        assert np.abs(written - exact).max() <= 2.0**-23 * np.abs(codes * scales[..., None]).max()
+
+
+def test_packing_again_starts_from_the_same_fp32_values(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    convert(checkpoint("dense"), tmp_path / "eight", bits=8, dtype="bfloat16")
+    convert(tmp_path / "eight", tmp_path / "plain", dequantize=True, dtype="float32")
+    with pytest.warns(UserWarning, match="packed again"):
+        convert(tmp_path / "eight", tmp_path / "four", bits=4, dtype="float32")
+    convert(tmp_path / "plain", tmp_path / "expected", bits=4)
+    four, expected = main_arrays(tmp_path / "four"), main_arrays(tmp_path / "expected")
+    assert all(mx.array_equal(four[f"{EMBEDDING}.{part}"], expected[f"{EMBEDDING}.{part}"]) for part in _PARTS)
 
 
 def test_dequantizing_what_is_not_quantized_is_refused(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
