@@ -71,7 +71,7 @@ def describe(hf_path: str | Path, **options: Unpack[DescriptionKeywords]) -> Des
     asked = chosen(DescriptionOptions, options)
     settings = check_settings(asked)
     origin = open_origin(hf_path, asked.revision, "files" if settings.reads_values else "headers")
-    survey = survey_source(origin, settings).downloaded()
+    survey = survey_source(origin, settings).downloaded(settings)
     return plan_job(survey, settings, asked.progress, download=origin.download_bytes(stream=False)).description
 
 
@@ -93,7 +93,7 @@ def _convert(hf_path: str | Path, target: Path, options: ConversionOptions) -> C
         check_verifiable(survey.source, survey.config, text)
     if origin.is_to_come:
         check_space(target, survey.most_bytes(settings), download=origin.download_bytes(stream=False))
-        survey = survey.downloaded()
+        survey = survey.downloaded(settings)
     download = survey.origin.download_bytes(stream=options.stream_from_hub)
     job = plan_job(survey, settings, options.progress, verify=options.verify, download=download)
     if options.announce is not None:

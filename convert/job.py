@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_qwen.checkpoint.layout import Plan, plan_checkpoint
+from mlx_qwen.checkpoint.settled import is_said_to_be_tied
 from mlx_qwen.config import ModelConfig
 
 from .choices.choose import choose
@@ -59,9 +60,15 @@ class Survey:
         needed = outputs.file_bytes + self.copied_bytes
         return needed if settings.target_size is None else min(needed, settings.target_size)
 
-    def downloaded(self) -> "Survey":
-        """The same once the weights are where they were to come; raises CheckpointError as `resolve` does."""
-        return replace(self, origin=self.origin.downloaded())
+    def downloaded(self, settings: Settings) -> "Survey":
+        """The same once the weights are where they were to come; raises CheckpointError as `resolve` does.
+
+        Whether a head that is said to be tied differs from the embedding only they can say.
+        """
+        origin = self.origin.downloaded()
+        if origin is not self.origin and self.plan.has_head and is_said_to_be_tied(self.config):
+            return survey_source(origin, settings)
+        return replace(self, origin=origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +136,7 @@ def survey_source(origin: Origin, settings: Settings) -> Survey:
     plan = plan_checkpoint(config, tensors, origin.companion())
     text = settings.calibration
     windows = None if text is None else calibration_windows(text, origin.folder, config)
-    return Survey(origin, config, plan, windows)
+    return Survey(origin, plan.config, plan, windows)
 
 
 def plan_job(

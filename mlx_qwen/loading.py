@@ -62,6 +62,7 @@ def load_model(folder: Path, config: ModelConfig, *, dtype: mx.Dtype | None = No
     """The model of a folder whose config is already read; see `load`."""
     note_computing()
     plan = plan_model(folder, config)
+    config = plan.config
     tensors = read_matrices(plan.targets, config, dtype)
     model = Model(config, with_mtp=plan.has_mtp, with_vision=plan.has_vision)
     _settle_mtp(model, folder, plan)

@@ -27,7 +27,7 @@ def input_squares(config: ModelConfig, plan: Plan, windows: npt.NDArray[np.int64
         for name in seen.names:
             sums[name] = sums[name] + squares if name in sums else squares
 
-    model = LayerwiseModel(config, plan, dtype=None if mx.default_device() == mx.gpu else mx.float32)
+    model = LayerwiseModel(plan, dtype=None if mx.default_device() == mx.gpu else mx.float32)
     check_sound(target for target in plan.targets if decoder_layer(target.spec.name) is None)
     batches = [model.embed(batch) for batch in window_batches(windows)]
     for layer in model.layers():

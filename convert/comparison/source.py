@@ -31,4 +31,4 @@ def open_decoded(
     config = ModelConfig.from_directory(folder)
     tensors = decodable(config, checkpoint_tensors(folder), keeps=lambda _: True)
     with little_cache():
-        yield LayerwiseModel(config, plan_model(folder, config, tensors), dtype=dtype)
+        yield LayerwiseModel(plan_model(folder, config, tensors), dtype=dtype)

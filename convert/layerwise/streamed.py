@@ -49,7 +49,7 @@ def open_layerwise(
     folder = resolve(path_or_repo, revision=revision)
     config = ModelConfig.from_directory(folder)
     with little_cache():
-        yield LayerwiseModel(config, plan_model(folder, config), dtype=dtype)
+        yield LayerwiseModel(plan_model(folder, config), dtype=dtype)
 
 
 @contextmanager
@@ -69,7 +69,8 @@ class LayerwiseModel:
     `dtype` is what unpacked weights and activations become, the checkpoint's own by default.
     """
 
-    def __init__(self, config: ModelConfig, plan: Plan, *, dtype: mx.Dtype | None = None) -> None:
+    def __init__(self, plan: Plan, *, dtype: mx.Dtype | None = None) -> None:
+        config = plan.config
         self.config = config
         self.plan = plan
         self.dtype = dtype

@@ -89,7 +89,7 @@ def _from_config(name: str, config: ModelConfig) -> Described:
     """The tensors as Hugging Face publishes them: of the config's dtype, but A_log and the gated norm in fp32."""
     raw = {**config.raw, **config.raw.get("text_config", {})}
     dtype = _STORED.get(str(raw.get("dtype", raw.get("torch_dtype"))), "BF16")
-    plan = Plan(Layout.HUGGING_FACE, tuple(_published(spec, dtype) for spec in tensor_specs(config)), ())
+    plan = Plan(config, Layout.HUGGING_FACE, tuple(_published(spec, dtype) for spec in tensor_specs(config)), ())
     is_published = config.quantization is None and foreign_quantization(config) is None
     return Described(name, config, lambda _: plan, has_files=False, is_published=is_published)
 

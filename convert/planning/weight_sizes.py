@@ -78,7 +78,8 @@ def recipe_named(recipe: str | None, bits: int | None) -> str:
 def weights_of(model: Described, recipe: str = DEFAULT_RECIPE) -> Weights:
     """What the converter would write of `model` with a recipe of this name, one of `RECIPES` or "unpacked"."""
     settings = _settings(recipe)
-    plan, text = model.tensors(settings), model.config.text
+    plan = model.tensors(settings)
+    text = plan.config.text
     outputs = plan_outputs(plan, settings)
     parts = {"text": 0, "mtp": 0, "vision": 0}
     for output in outputs.all:

@@ -38,7 +38,7 @@ class Calibration:
     def __init__(self, config: ModelConfig, source: Plan, windows: npt.NDArray[np.int64], dtype: DType) -> None:
         self._config = config
         self._dtype = FLOATS[dtype].mlx if mx.default_device() == mx.gpu else mx.float32
-        self._source = LayerwiseModel(config, source, dtype=self._dtype)
+        self._source = LayerwiseModel(source, dtype=self._dtype)
         self._windows = windows
         self._hidden: list[Residual] = []
         self._passed = 0
@@ -47,7 +47,7 @@ class Calibration:
     def follow(self, written: Mapping[str, TensorInfo]) -> None:
         """Say where the tensors of the output will be; see `observe` for when they have to be there."""
         infos: dict[str, TensorInfo] = {name: _Growing.of(info) for name, info in written.items()}
-        self._written = LayerwiseModel(self._config, plan_checkpoint(self._config, infos), dtype=self._dtype)
+        self._written = LayerwiseModel(plan_checkpoint(self._config, infos), dtype=self._dtype)
 
     def observe(self, layer: int, wanted: Collection[str]) -> Corrections:
         """Run a layer as the source has it; returns the corrections of the tensors `wanted`.

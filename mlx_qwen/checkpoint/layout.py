@@ -12,16 +12,18 @@ from typing import Literal
 
 import mlx.core as mx
 
+from mlx_qwen.checkpoint.leftovers import sorted_out
 from mlx_qwen.checkpoint.mismatch import mismatch
-from mlx_qwen.checkpoint.names import MTP_PREFIX, VISION_PREFIX, Role, TensorSpec, tensor_specs, text_prefix
+from mlx_qwen.checkpoint.names import MTP_PREFIX, VISION_PREFIX, Role, TensorSpec, tensor_specs
+from mlx_qwen.checkpoint.settled import settled
 from mlx_qwen.checkpoint.shards import TensorInfo
+from mlx_qwen.checkpoint.stored_names import mlx_name
 from mlx_qwen.config import Json, ModelConfig
 from mlx_qwen.errors import CheckpointError
 
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 FORMAT_KEY = "mlx_qwen"
 FORMAT_VERSION = 1
-_IGNORED = ("rotary_emb.inv_freq",)
 _FLOATS = ("BF16", "F16", "F32", "F64")
 _BITS, _GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 _MODES_WITHOUT_BIASES: dict[tuple[int, int], Mode] = {(4, 32): "mxfp4", (8, 32): "mxfp8", (4, 16): "nvfp4"}
@@ -92,8 +94,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to read one checkpoint: its layout and every tensor that it holds of those its config asks for."""
+    """How to read one checkpoint: its layout and every tensor that it holds of those its config asks for.
 
+    `config` is the checkpoint's as its tensors have it: see `settled`.
+    """
+
+    config: ModelConfig
     layout: Layout
     targets: tuple[Target, ...]
     ignored: tuple[str, ...]
@@ -101,6 +107,11 @@ class Plan:
     @property
     def has_mtp(self) -> bool:
         return any(target.spec.name.startswith(MTP_PREFIX) for target in self.targets)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the head has weights of its own."""
+        return any(target.spec.role is Role.HEAD for target in self.targets)
 
     @property
     def has_vision(self) -> bool:
@@ -115,21 +126,37 @@ def plan_checkpoint(
     The vision tower and the MTP layer may be absent as a whole. Raises CheckpointError when tensors are missing,
     unknown or misshapen, with the names grouped and the likely cause.
     """
-    layout = detect_layout(config, tensors)
-    pool = _Pool(config, {**tensors, **(companion or {})})
+    named = _named({**tensors, **(companion or {})}, config)
+    layout = detect_layout(config, named)
+    config, named = settled(config, named)
+    pool, specs = _Pool(named), tensor_specs(config)
     targets, missing = [], []
-    for spec in tensor_specs(config):
+    for spec in specs:
         target = pool.target(spec, shift=layout is Layout.HUGGING_FACE and spec.role is Role.SHIFTED_NORM)
         if target is None:
             missing.append(spec.name)
         else:
             targets.append(target)
     missing = [name for name in missing if not _absent_as_a_whole(name, targets)]
-    ignored, unknown = pool.leftovers()
+    ignored, unknown = sorted_out(pool.left, pool.tensors, (spec.name for spec in specs), config)
     if missing or unknown:
         raise CheckpointError(mismatch(config, missing, unknown))
     _check_shapes(targets)
-    return Plan(layout, tuple(targets), tuple(ignored))
+    return Plan(config, layout, tuple(targets), tuple(ignored))
+
+
+def _named(tensors: dict[str, TensorInfo], config: ModelConfig) -> dict[str, TensorInfo]:
+    """The tensors by their MLX names; raises CheckpointError where two go by one."""
+    named: dict[str, TensorInfo] = {}
+    for name, info in tensors.items():
+        known = mlx_name(name, config)
+        if known in named:
+            raise CheckpointError(
+                f"{named[known].name} and {name} are the same tensor, {known}, under two names. Remove the files of "
+                "one of them."
+            )
+        named[known] = info
+    return named
 
 
 def detect_layout(config: ModelConfig, tensors: dict[str, TensorInfo]) -> Layout:
@@ -146,28 +173,12 @@ def detect_layout(config: ModelConfig, tensors: dict[str, TensorInfo]) -> Layout
     )
 
 
-def mlx_name(name: str, config: ModelConfig) -> str:
-    """The MLX name of a tensor or module, given its Hugging Face or MLX name."""
-    prefix = text_prefix(config)
-    for old, new in (
-        ("model.language_model.", f"{prefix}model."),
-        ("model.visual.", VISION_PREFIX),
-        ("visual.", VISION_PREFIX),
-        ("model.", f"{prefix}model."),
-        ("lm_head.", f"{prefix}lm_head."),
-    ):
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
-
-
 class _Pool:
     """The stored tensors under their MLX names; what no target takes is left over."""
 
-    def __init__(self, config: ModelConfig, tensors: dict[str, TensorInfo]) -> None:
-        self.config = config
-        self.tensors = {mlx_name(name, config): info for name, info in tensors.items()}
-        self.left = set(self.tensors)
+    def __init__(self, tensors: dict[str, TensorInfo]) -> None:
+        self.tensors = tensors
+        self.left = set(tensors)
 
     def target(self, spec: TensorSpec, *, shift: bool) -> Target | None:
         info = self._take(spec.name)
@@ -176,17 +187,6 @@ class _Pool:
         if spec.role is Role.EXPERT:
             return self._fused_experts(spec) or self._single_experts(spec)
         return None
-
-    def leftovers(self) -> tuple[list[str], list[str]]:
-        """What stays: names that are ignored on purpose, and unknown ones, both as stored."""
-        tied = {"lm_head.weight", "language_model.lm_head.weight"} if self.config.text.tie_word_embeddings else set()
-        unwanted = () if self.config.text.mtp_num_hidden_layers else (MTP_PREFIX,)
-        ignored: list[str] = []
-        unknown: list[str] = []
-        for name in sorted(self.left):
-            known = name in tied or name.endswith(_IGNORED) or name.startswith(unwanted)
-            (ignored if known else unknown).append(self.tensors[name].name)
-        return ignored, unknown
 
     def _take(self, name: str) -> TensorInfo | None:
         self.left.discard(name)

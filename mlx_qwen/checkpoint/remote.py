@@ -124,6 +124,11 @@ class RemoteTensor(TensorInfo):
 class UnreadTensor(RemoteTensor):
     """One of which sizes alone are asked: its floats are never requested, and taken to need every bit until then."""
 
+    @property
+    def actual(self) -> TensorInfo:
+        """The one that is requested."""
+        return RemoteTensor.of(self, self.repository)
+
     def load(self, dtype: npt.DTypeLike, count: int, offset: int) -> npt.NDArray[np.generic]:
         """One third everywhere before the file is there; integers, which say how the rest is laid out, as they are."""
         if self.dtype not in _ONE_THIRD or self.file.is_file():

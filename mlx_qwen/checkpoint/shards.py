@@ -1,5 +1,7 @@
 """The files of a checkpoint folder: which shards there are, what they hold, and reading parts of one tensor."""
 
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -16,6 +18,8 @@ from mlx_qwen.json_files import read_json_object
 
 COMPANION_PATTERN = "mlx-qwen*.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+_SINGLE_NAME = "model.safetensors"
+_IS_MTP = re.compile(r"(?:^|\.)mtp\.")
 
 # How numpy holds each safetensors dtype, and what MLX calls it where numpy has no such type.
 _DTYPES: dict[str, tuple[type[np.generic], mx.Dtype | None]] = {
@@ -62,6 +66,11 @@ class TensorInfo:
     def files(self) -> frozenset[Path]:
         """Every file that reading the tensor needs."""
         return frozenset({self.file})
+
+    @property
+    def actual(self) -> "TensorInfo":
+        """The same with its own values, where others are read for them to spare a request."""
+        return self
 
     def entry(self, index: int) -> "TensorInfo":
         """Entry `index` of the leading axis, as a tensor of its own."""
@@ -150,25 +159,53 @@ class Shelf:
 def checkpoint_tensors(folder: Path, shelf: Shelf | None = None) -> dict[str, TensorInfo]:
     """Every tensor of the main shards, by name, without the companion files.
 
-    Shards are those that the folder's index names, else `model*.safetensors`, else any other `*.safetensors`. They are
-    the folder's own, or those of `shelf`, where the folder holds all but the weights.
+    Shards are those that the folder's index names, else `model*.safetensors`, else any other `*.safetensors`, and files
+    beside them that hold an MTP layer. They are the folder's own, or those of `shelf`, where the folder holds all but
+    the weights.
 
-    Raises CheckpointError for a missing shard, an index that names tensors where they are not, or PyTorch pickles.
+    Raises CheckpointError for a missing shard, an index that names tensors where they are not, one that stands beside a
+    whole `model.safetensors`, or PyTorch pickles.
     """
     shelf, index = shelf or Shelf.of(folder), folder / INDEX_NAME
-    if not index.exists():
-        return _merged(shelf, _unindexed_shards(folder, shelf.names))
-    weight_map = _weight_map(index)
-    shards = sorted(set(weight_map.values()))
+    weight_map = _weight_map(index) if index.exists() else None
+    shards = _unindexed_shards(folder, shelf.names) if weight_map is None else sorted(set(weight_map.values()))
     missing = [name for name in shards if name not in shelf.names]
+    if weight_map is not None and _SINGLE_NAME in shelf.names and _SINGLE_NAME not in shards:
+        (single,) = shelf.headers([_SINGLE_NAME])
+        if single.keys() & weight_map.keys():
+            if not missing:
+                raise CheckpointError(
+                    f"{folder} holds {_SINGLE_NAME} and, in {INDEX_NAME}, {len(shards)} shards of the same tensors. "
+                    "transformers would read the former, other runtimes the latter: remove the one that is old."
+                )
+            warnings.warn(
+                f"{INDEX_NAME} in {folder} names shards that are not there, {missing[0]} for one. It is old: "
+                f"{_SINGLE_NAME} is read, as transformers does.",
+                stacklevel=3,
+            )
+            weight_map, shards, missing = None, [_SINGLE_NAME], []
     if missing:
         raise CheckpointError(
             f"{INDEX_NAME} names {len(shards)} shards, of which {len(missing)} are not in {folder}: "
             f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}. Download the missing files."
         )
     tensors = _merged(shelf, shards)
-    _check_index(weight_map, tensors)
-    return tensors
+    if weight_map is not None:
+        _check_index(weight_map, tensors)
+    return {**_stray_mtp(shelf, shards, tensors), **tensors}
+
+
+def _stray_mtp(shelf: Shelf, shards: Sequence[str], tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors of an MTP layer that lie in files beside the shards, where these have none."""
+    if any(map(_IS_MTP.search, tensors)):
+        return {}
+    names = sorted(name for name in shelf.names if _is_weights(name) and name not in shards)
+    found = _merged(shelf, [name for name in names if "mtp" in name.lower()])
+    return {name: info for name, info in found.items() if _IS_MTP.search(name)}
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") and not fnmatch(name, COMPANION_PATTERN)
 
 
 def companion_tensors(folder: Path, shelf: Shelf | None = None) -> dict[str, TensorInfo]:
@@ -201,7 +238,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _unindexed_shards(folder: Path, names: frozenset[str]) -> list[str]:
-    weights = sorted(name for name in names if name.endswith(".safetensors") and not fnmatch(name, COMPANION_PATTERN))
+    weights = sorted(filter(_is_weights, names))
     shards = [name for name in weights if name.startswith("model")] or weights
     if shards:
         return shards
