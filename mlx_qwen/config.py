@@ -10,21 +10,13 @@ from typing import Any, Literal, cast
 from mlx_qwen.errors import ConfigError
 from mlx_qwen.fields import Fields
 from mlx_qwen.json_files import read_json_object
+from mlx_qwen.rope_config import RopeConfig, rope_config
 
 Json = dict[str, Any]
 LayerType = Literal["linear_attention", "full_attention"]
 
 MODEL_TYPES = ("qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 _MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
-
-
-@dataclass(frozen=True, slots=True)
-class RopeConfig:
-    """Rotary embedding of the attention layers: interleaved M-RoPE over part of each head."""
-
-    theta: float
-    partial_rotary_factor: float
-    mrope_section: tuple[int, int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +147,8 @@ def _text_config(fields: Fields, raw: Json, model_type: str) -> TextConfig:
     hidden = fields.integer("hidden_size")
     sparse = _sparse_layers(fields, num_layers, moe)
     head_dim = fields.integer("head_dim", hidden // heads)
+    most_positions = fields.integer("max_position_embeddings", 262144)
+    rope = rope_config(fields, head_dim, most_positions, has_axes=model_type != "qwen3_next")
     config = TextConfig(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden,
@@ -172,8 +166,8 @@ def _text_config(fields: Fields, raw: Json, model_type: str) -> TextConfig:
         linear_value_head_dim=fields.integer("linear_value_head_dim"),
         linear_conv_kernel_dim=fields.integer("linear_conv_kernel_dim", minimum=2),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
-        rope=_rope_config(fields, head_dim),
-        max_position_embeddings=fields.integer("max_position_embeddings", 262144),
+        rope=rope,
+        max_position_embeddings=max(most_positions, rope.most_positions),
         tie_word_embeddings=Fields(raw, "config.json").flag(
             "tie_word_embeddings", fields.flag("tie_word_embeddings", False)
         ),
@@ -240,30 +234,6 @@ def _sparse_layers(fields: Fields, num_layers: int, moe: MoEConfig | None) -> tu
     dense = fields.integers("mlp_only_layers")
     step = fields.integer("decoder_sparse_step", 1)
     return tuple(moe is not None and i not in dense and (i + 1) % step == 0 for i in range(num_layers))
-
-
-def _rope_config(fields: Fields, head_dim: int) -> RopeConfig:
-    name = "rope_parameters" if fields.values.get("rope_parameters") else "rope_scaling"
-    nested = fields.object(name).values if fields.values.get(name) else {}
-    rope = Fields({**fields.values, **nested}, f"{fields.place}.{name}")
-    kind = rope.values.get("rope_type", rope.values.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise ConfigError(f"{rope.place}.rope_type is {kind!r}, expected 'default'. Remove the rope scaling.")
-    factor = rope.number("partial_rotary_factor", 0.25)
-    section = rope.integers("mrope_section")
-    if section and (len(section) != 3 or min(section) < 0):
-        raise ConfigError(f"{rope.place}.mrope_section is {section}, expected three numbers: temporal, height, width.")
-    rotary_dim = int(head_dim * factor)
-    if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
-        raise ConfigError(
-            f"{rope.place}.partial_rotary_factor is {factor}, which makes {rotary_dim} of {head_dim} dimensions "
-            "rotary; expected an even number of them."
-        )
-    return RopeConfig(
-        theta=rope.number("rope_theta", 1e7),
-        partial_rotary_factor=factor,
-        mrope_section=(section[0], section[1], section[2]) if section else None,
-    )
 
 
 def _vision_config(fields: Fields) -> VisionConfig:

@@ -1,5 +1,7 @@
 """The `config.json` of a converted checkpoint, which mlx-lm, mlx-vlm and this package read alike."""
 
+from dataclasses import fields
+
 from mlx_qwen.checkpoint import mtp_reads
 from mlx_qwen.checkpoint.layout import FORMAT_KEY, FORMAT_VERSION, Quantization
 from mlx_qwen.checkpoint.names import MTP_PREFIX
@@ -25,7 +27,7 @@ def converted_config(
         raw.pop("vision_config", None)
     source = raw.pop("text_config", raw)
     text = {**source, **_explicit(config.text, source), "dtype": outputs.dtype}
-    for key in (*_STALE, "torch_dtype"):
+    for key in (*_STALE, "torch_dtype", "rope_scaling"):
         text.pop(key, None)
     if config.is_next:
         written = {**text, **_next_fields(config.text)}
@@ -60,14 +62,17 @@ def _as_json(quantization: Quantization) -> Json:
 
 def _explicit(text: TextConfig, source: Json) -> Json:
     rope: Json = {
-        **(source.get("rope_parameters") or {}),
         "rope_type": "default",
         "rope_theta": text.rope.theta,
         "partial_rotary_factor": text.rope.partial_rotary_factor,
     }
     if text.rope.mrope_section is not None:
-        rope["mrope_section"] = list(text.rope.mrope_section)
-    fields = {
+        rope |= {"mrope_section": list(text.rope.mrope_section), "mrope_interleaved": True}
+    yarn = text.rope.yarn
+    if yarn is not None:
+        stated = {field.name: getattr(yarn, field.name) for field in fields(yarn) if field.name != "original"}
+        rope |= {"rope_type": "yarn", "original_max_position_embeddings": yarn.original, **stated}
+    explicit = {
         "head_dim": text.head_dim,
         "layer_types": list(text.layer_types),
         "max_position_embeddings": text.max_position_embeddings,
@@ -76,7 +81,7 @@ def _explicit(text: TextConfig, source: Json) -> Json:
         "tie_word_embeddings": text.tie_word_embeddings,
     }
     interval = next((i for i, kind in enumerate(text.layer_types, 1) if kind == "full_attention"), None)
-    return fields if interval is None else {**fields, "full_attention_interval": interval}
+    return explicit if interval is None else {**explicit, "full_attention_interval": interval}
 
 
 def _next_fields(text: TextConfig) -> Json:

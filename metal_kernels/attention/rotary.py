@@ -15,15 +15,17 @@ class Rotary:
         dims: even, at least 2.
         theta: the base; pair i turns by theta^(-2 i / dims) a position.
         section: how many pairs the time, height and width positions turn; None when there is one axis.
+        turns: what each pair turns by a position, in radians, where that follows from more than `theta`.
     """
 
     dims: int
     theta: float
     section: tuple[int, int, int] | None = None
+    turns: tuple[float, ...] | None = None
 
     @property
     def wavelengths(self) -> mx.array:
-        """theta^(2 i / dims), fp32 [dims / 2]."""
+        """theta^(2 i / dims), fp32 [dims / 2], whatever `turns` say."""
         return _wavelengths(self)
 
     @property
@@ -43,6 +45,9 @@ class Rotary:
 
 def rotate(x: mx.array, rotary: Rotary, positions: mx.array) -> mx.array:
     """Rotate x [B, heads, T, D]; `positions` as in `attention_prologue`."""
+    if rotary.turns is not None and positions.ndim < 3:  # their reciprocals, as rope takes them, would be rounded again
+        positions = (positions.reshape(-1, 1) + mx.arange(x.shape[2]))[None]
+        positions = mx.broadcast_to(positions, (3, *positions.shape[1:]))
     if positions.ndim < 3:
         freqs = rotary.wavelengths
         return mx.fast.rope(x, rotary.dims, traditional=False, base=None, scale=1.0, offset=positions, freqs=freqs)
@@ -70,6 +75,8 @@ def _wavelengths(rotary: Rotary) -> mx.array:
 
 @cache
 def _frequencies(rotary: Rotary) -> mx.array:
+    if rotary.turns is not None:
+        return mx.array(rotary.turns)
     return mx.array([_fp32(1 / wavelength) for wavelength in _rounded_wavelengths(rotary)])
 
 

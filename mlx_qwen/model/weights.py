@@ -31,6 +31,7 @@ from mlx_qwen.model.layers import (
 from mlx_qwen.model.mlp import MLP, SparseMoE
 from mlx_qwen.model.mtp import MTP
 from mlx_qwen.model.qwen import Model
+from mlx_qwen.model.rope import rotary_scale
 from mlx_qwen.model.vision import LayerNorm, VisionTower
 
 Holder = TypeVar("Holder", bound=nn.Module)
@@ -166,7 +167,10 @@ def _fill_attention(attention: Attention, tensors: Tensors, text: TextConfig) ->
     q, gate = _deinterleaved(tensors["q_proj"], text.num_attention_heads, [text.head_dim] * 2)
     attention.qkv_proj = fused_linear([q, tensors["k_proj"], tensors["v_proj"], gate])
     attention.o_proj = linear(tensors["o_proj"])
-    attention.q_norm.weight, attention.k_norm.weight = tensors["q_norm"].weight, tensors["k_norm"].weight
+    scale = rotary_scale(text.head_dim, text.rope)
+    for name in ("q_norm", "k_norm"):
+        weight = tensors[name].weight
+        attention[name].weight = weight if scale is None else weight * scale
 
 
 def _fill_mlp(mlp: MLP, tensors: Tensors) -> None:
