@@ -10,12 +10,14 @@ from typing import Any, Literal, cast
 from mlx_qwen.errors import ConfigError
 from mlx_qwen.fields import Fields
 from mlx_qwen.json_files import read_json_object
-from mlx_qwen.rope_config import RopeConfig, rope_config
+from mlx_qwen.rope_config import RopeConfig, rope_config, vision_theta
 
 Json = dict[str, Any]
 LayerType = Literal["linear_attention", "full_attention"]
 
 MODEL_TYPES = ("qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+# Two names of one function.
+_VISION_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new")
 _MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 
 
@@ -32,7 +34,7 @@ class MoEConfig:
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """The vision tower: sizes only, as its tensors and memory follow from them."""
+    """The vision tower: its sizes, and the base `theta` of its rotary embedding."""
 
     depth: int
     hidden_size: int
@@ -44,6 +46,7 @@ class VisionConfig:
     spatial_merge_size: int
     num_position_embeddings: int
     out_hidden_size: int
+    theta: float = 10000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +198,8 @@ def _check_consistency(config: TextConfig, fields: Fields) -> None:
         raise ConfigError(f"{place}.attn_output_gate is false; every model of this family gates its attention output.")
     if fields.values.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"{place}.hidden_act is {fields.values['hidden_act']!r}, expected 'silu'.")
+    if fields.values.get("use_sliding_window"):
+        raise ConfigError(f"{place}.use_sliding_window is true; full attention of this family has no window.")
     if config.mtp_num_hidden_layers > 1:
         raise ConfigError(f"{place}.mtp_num_hidden_layers is {config.mtp_num_hidden_layers}, expected 0 or 1.")
 
@@ -239,17 +244,30 @@ def _sparse_layers(fields: Fields, num_layers: int, moe: MoEConfig | None) -> tu
 def _vision_config(fields: Fields) -> VisionConfig:
     if fields.values.get("deepstack_visual_indexes"):
         raise ConfigError("vision_config.deepstack_visual_indexes is not empty: that is Qwen3-VL, not Qwen3.5.")
+    activation = fields.values.get("hidden_act", "gelu_pytorch_tanh")
+    if activation not in _VISION_ACTIVATIONS:
+        raise ConfigError(
+            f"{fields.place}.hidden_act is {activation!r}, expected {' or '.join(map(repr, _VISION_ACTIVATIONS))}."
+        )
+    depth, heads = (
+        next((fields.integer(name) for name in names if name in fields.values), None) or fields.integer(names[0])
+        for names in (("depth", "num_hidden_layers"), ("num_heads", "num_attention_heads"))
+    )
+    hidden = fields.integer("hidden_size")
+    if hidden % heads:
+        raise ConfigError(f"{fields.place}.hidden_size is {hidden}, expected a multiple of num_heads ({heads}).")
     return VisionConfig(
-        depth=fields.integer("depth"),
-        hidden_size=fields.integer("hidden_size"),
+        depth=depth,
+        hidden_size=hidden,
         intermediate_size=fields.integer("intermediate_size"),
-        num_heads=fields.integer("num_heads"),
+        num_heads=heads,
         in_channels=fields.integer("in_channels", 3),
         patch_size=fields.integer("patch_size", 16),
         temporal_patch_size=fields.integer("temporal_patch_size", 2),
         spatial_merge_size=fields.integer("spatial_merge_size", 2),
         num_position_embeddings=fields.integer("num_position_embeddings", 2304),
         out_hidden_size=fields.integer("out_hidden_size"),
+        theta=vision_theta(fields),
     )
 
 

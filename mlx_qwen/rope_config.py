@@ -91,6 +91,18 @@ def rope_config(fields: Fields, head_dim: int, most_positions: int, *, has_axes:
     )
 
 
+def vision_theta(fields: Fields) -> float:
+    """The base of the vision tower's rotary embedding, 10,000 by default; raises ConfigError for a scaled one."""
+    rope = {key: value for name in _PLACES for key, value in _flat(fields, name).items() if value is not None}
+    unknown = sorted(set(rope) - {"rope_type", "rope_theta"})
+    if unknown or rope.get("rope_type", "axial") not in ("axial", "default"):
+        name = unknown[0] if unknown else "rope_type"
+        raise ConfigError(
+            f"{fields.place} has the rotary embedding {name} {rope[name]!r}, expected a rope_theta alone."
+        )
+    return Fields({**fields.values, **rope}, fields.place).number("rope_theta", 10000.0)
+
+
 def _flat(fields: Fields, name: str) -> dict[str, Any]:
     """The settings under `name`; where they are said of each type of layer, those of full attention."""
     if not fields.values.get(name):

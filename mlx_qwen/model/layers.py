@@ -12,6 +12,19 @@ AnyLinear = nn.Linear | nn.QuantizedLinear
 AnyEmbedding = nn.Embedding | nn.QuantizedEmbedding
 
 
+class MicroscaledEmbedding(nn.QuantizedEmbedding):
+    """An embedding packed with mxfp4, mxfp8 or nvfp4, whose values come in `dtype`: its scales have none to give."""
+
+    def __init__(self, group_size: int, bits: int, mode: str, dtype: mx.Dtype) -> None:
+        super().__init__(1, 4 * group_size, group_size=group_size, bits=bits, mode=mode)
+        self._dtype = dtype
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """int [...] to vectors [..., size]."""
+        vectors: mx.array = super().__call__(x)
+        return vectors.astype(self._dtype)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm whose `weight` is the factor itself, kept in fp32: 1 + w loses its low bits in bf16."""
 

@@ -15,7 +15,6 @@ from mlx_qwen.media.grids import Grid
 from mlx_qwen.model.layers import AnyLinear
 
 _EPS = 1e-6
-_THETA = 10000.0
 # Scores of all heads that a CPU holds at once; a GPU's fused kernel holds none. So memory grows with an image's area,
 # not with its square.
 _SCORES = 1 << 23
@@ -157,7 +156,7 @@ class VisionTower(nn.Module):
         """
         head_dim = self.config.hidden_size // self.config.num_heads
         coordinates = np.concatenate([_coordinates(grid, self.config.spatial_merge_size) for grid in grids])
-        rotation = _rotation(coordinates, head_dim)
+        rotation = _rotation(coordinates, head_dim, self.config.theta)
         x = self.patch_embed(pixel_values.astype(self.patch_embed.weight.dtype)).astype(mx.float32)
         x = x + self._position_embeddings(coordinates, grids)
         for block in self.blocks:
@@ -188,10 +187,10 @@ def _coordinates(grid: Grid, merge: int) -> np.ndarray:
     return np.tile(squares.reshape(-1, 2), (grid.frames, 1))
 
 
-def _rotation(coordinates: np.ndarray, head_dim: int) -> tuple[mx.array, mx.array]:
+def _rotation(coordinates: np.ndarray, head_dim: int, theta: float) -> tuple[mx.array, mx.array]:
     """cos and sin fp32 [N, 1, head_dim / 2]: half of the pairs turn with the row, the others with the column."""
     half = head_dim // 2
-    frequencies = 1 / np.float32(_THETA) ** (np.arange(0, half, 2, dtype=np.float32) / np.float32(half))
+    frequencies = 1 / np.float32(theta) ** (np.arange(0, half, 2, dtype=np.float32) / np.float32(half))
     angles = coordinates[:, :, None].astype(np.float32) * frequencies
     turns = mx.array(angles.reshape(len(coordinates), 1, half))
     return mx.cos(turns), mx.sin(turns)

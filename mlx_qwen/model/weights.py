@@ -26,6 +26,7 @@ from mlx_qwen.model.layers import (
     AnyLinear,
     ExpertLinear,
     FusedLinear,
+    MicroscaledEmbedding,
     QuantizedExpertLinear,
 )
 from mlx_qwen.model.mlp import MLP, SparseMoE
@@ -48,7 +49,7 @@ def assemble(model: Model, tensors: Tensors, *, interleaved: bool) -> None:
     `interleaved` says that Gated DeltaNet projections come fused per key head, as Qwen3-Next stores them.
     """
     text = model.config.text
-    model.embed_tokens = _embedding(tensors["model.embed_tokens"])
+    model.embed_tokens = _embedding(tensors["model.embed_tokens"], _activation_dtype(tensors))
     model.norm.weight = tensors["model.norm"].weight
     if model.lm_head is not None:
         model.lm_head = linear(tensors["lm_head"])
@@ -94,14 +95,21 @@ def _joined(matrices: list[Matrix]) -> Matrix:
     )
 
 
-def _embedding(matrix: Matrix) -> AnyEmbedding:
+def _activation_dtype(tensors: Tensors) -> mx.Dtype:
+    """The dtype of what is never packed nor kept in fp32: the convolutions'; bf16 for a model without."""
+    convolutions = (matrix.weight.dtype for name, matrix in tensors.items() if name.endswith("linear_attn.conv1d"))
+    return next(convolutions, mx.bfloat16)
+
+
+def _embedding(matrix: Matrix, dtype: mx.Dtype) -> AnyEmbedding:
+    """The embedding; one that is packed without floats comes in `dtype`."""
     quantization = matrix.quantization
     if quantization is None:
-        module: AnyEmbedding = nn.Embedding(1, 1)
-    else:
-        bits, group_size, mode = quantization.bits, quantization.group_size, quantization.mode
-        module = nn.QuantizedEmbedding(1, 4 * group_size, group_size=group_size, bits=bits, mode=mode)
-    return _hold(module, matrix)
+        return _hold(nn.Embedding(1, 1), matrix)
+    bits, group_size, mode = quantization.bits, quantization.group_size, quantization.mode
+    if matrix.biases is None:
+        return _hold(MicroscaledEmbedding(group_size, bits, mode, dtype), matrix)
+    return _hold(nn.QuantizedEmbedding(1, 4 * group_size, group_size=group_size, bits=bits, mode=mode), matrix)
 
 
 def _hold(module: Holder, matrix: Matrix) -> Holder:
