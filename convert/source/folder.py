@@ -1,7 +1,9 @@
 """A source's files: which of them a conversion reads or copies, and what shows that they changed."""
 
+import hashlib
 from pathlib import Path
 
+from mlx_qwen.checkpoint.headers import MOST_HEADER_BYTES, PREFIX_BYTES
 from mlx_qwen.checkpoint.shards import INDEX_NAME
 from mlx_qwen.errors import CheckpointError
 
@@ -40,7 +42,19 @@ def check_links(source: Path) -> None:
 
 
 def source_lines(folder: Path) -> list[str]:
-    """The folder and its files, by name, size and time of their last change."""
+    """The folder and its files: name, size, times and inode, and what the headers of weights say.
+
+    A file that was replaced is told by its inode or the time of that, where its size and its own time are as before.
+    """
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    stats = ((path.name, path.stat()) for path in files)
-    return [str(folder.resolve()), *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)]
+    return [str(folder.resolve()), *map(_line, files)]
+
+
+def _line(path: Path) -> str:
+    stat = path.stat()
+    line = f"{path.name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+    if path.suffix != ".safetensors":
+        return line
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(PREFIX_BYTES), "little")
+        return f"{line} {hashlib.sha256(file.read(min(length, MOST_HEADER_BYTES))).hexdigest()}"

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -156,6 +157,29 @@ def test_a_source_that_changed_starts_afresh(
         convert(source, tmp_path / "out")
     convert(source, tmp_path / "fresh")
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("way", ["replaced", "in place"])
+def test_a_source_that_changed_with_its_size_and_time_kept_starts_afresh(
+    way: str, checkpoint: CheckpointFactory, tmp_path: Path, interrupt_after: Interrupt
+) -> None:
+    source = shutil.copytree(checkpoint("dense"), tmp_path / "source")
+    file = source / "model.safetensors"
+    interrupt_after(20)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "out")
+    before, data = file.stat(), bytearray(file.read_bytes())
+    data[-64:] = bytes(64)
+    if way == "replaced":
+        file.unlink()
+    file.write_bytes(data)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    interrupt_after(0)
+    with pytest.warns(UserWarning, match="afresh"):
+        convert(source, tmp_path / "out")
+    convert(source, tmp_path / "expected")
+    assert digests(tmp_path / "out") == digests(tmp_path / "expected")
 
 
 def test_without_resuming_nothing_is_said_and_everything_read(
