@@ -19,7 +19,7 @@ from .settings import Settings
 from .source.origin import Reading, check_streaming, open_origin
 from .work.write import Written, source_bytes
 from .writing.room import check_space, check_writable
-from .writing.staging import DOWNLOADS, check_apart, check_target, check_workspace, staged, work_folder
+from .writing.staging import DOWNLOADS, check_apart, check_target, check_workspace, real_target, staged, work_folder
 
 
 @takes(ConversionOptions)
@@ -53,7 +53,7 @@ def convert(
     check_value("hf_path", hf_path, str | Path, error=ConversionError)
     check_value("mlx_path", mlx_path, str | Path, error=ConversionError)
     check_keywords(options, ConversionOptions, error=ConversionError)
-    return _convert(hf_path, Path(mlx_path).expanduser(), chosen(ConversionOptions, options))
+    return _convert(hf_path, real_target(Path(mlx_path).expanduser()), chosen(ConversionOptions, options))
 
 
 @takes(DescriptionOptions)

@@ -18,12 +18,13 @@ from .description import Description, described
 from .formats import decodable, is_encoded
 from .model_folder.config_json import converted_config
 from .model_folder.fingerprint import fingerprint
-from .model_folder.travel import copy_files, write_model_card
+from .model_folder.travel import copy_files, model_card
 from .needs import memory_needed
 from .outputs import Output, Outputs, plan_outputs
 from .quantize.texts import calibration_windows
 from .settings import AUTO, Settings
 from .source.folder import copied_files
+from .source.loadable import check_loadable
 from .source.origin import Origin
 from .work.calibration import Calibration
 from .work.damage import damaged_source
@@ -35,12 +36,16 @@ from .writing.staging import Workspace, write_text
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the headers of a source say. `windows` are token ids [n, T] of a calibration text, None without one."""
+    """What the headers of a source say, and `remarks` on what it lacks.
+
+    `windows` are token ids [n, T] of a calibration text, None without one.
+    """
 
     origin: Origin
     config: ModelConfig
     plan: Plan
     windows: npt.NDArray[np.int64] | None
+    remarks: tuple[str, ...]
 
     @property
     def source(self) -> Path:
@@ -102,6 +107,12 @@ class Job:
         calibration = None
         if survey.windows is not None:
             calibration = Calibration(survey.config, plan, survey.windows, self.outputs.dtype)
+        card = model_card(
+            source,
+            repository=survey.origin.repository,
+            description=self.description,
+            has_vision=plan.has_vision,
+        )
         try:
             written = write_weights(space, self.outputs, survey.origin.remote, progress, calibration)
         except DamagedPieceError as error:
@@ -111,13 +122,7 @@ class Job:
                     file.unlink()
             raise advice from error
         copy_files(source, folder)
-        write_model_card(
-            source,
-            folder,
-            repository=survey.origin.repository,
-            description=self.description,
-            has_vision=plan.has_vision,
-        )
+        write_text(folder / "README.md", card)
         config = converted_config(
             survey.config, self.outputs, quantization, written.companion, has_vision=plan.has_vision
         )
@@ -135,8 +140,9 @@ def survey_source(origin: Origin, settings: Settings) -> Survey:
     tensors = decodable(config, origin.tensors(), settings.keeps)
     plan = plan_checkpoint(config, tensors, origin.companion())
     text = settings.calibration
+    remarks = check_loadable(origin.folder, plan.config)
     windows = None if text is None else calibration_windows(text, origin.folder, config)
-    return Survey(origin, plan.config, plan, windows)
+    return Survey(origin, plan.config, plan, windows, remarks)
 
 
 def plan_job(
@@ -164,7 +170,7 @@ def plan_job(
         recipe=None if chosen.settings.recipe is None else chosen.settings.recipe.name,
         memory=memory_needed(config.text, outputs, 0 if windows is None else windows.size, verify=verify),
         extra_files=survey.copied_bytes,
-        remarks=chosen.remarks,
+        remarks=chosen.remarks + survey.remarks,
         download=download,
     )
     return Job(survey, outputs, chosen.settings, description)

@@ -18,6 +18,7 @@ LayerType = Literal["linear_attention", "full_attention"]
 MODEL_TYPES = ("qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 # Two names of one function.
 _VISION_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new")
+_MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 _MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 
 
@@ -144,7 +145,7 @@ class ModelConfig:
 
 
 def _text_config(fields: Fields, raw: Json, model_type: str) -> TextConfig:
-    num_layers = fields.integer("num_hidden_layers")
+    num_layers = fields.integer("num_hidden_layers", maximum=_MOST_LAYERS)
     moe = _moe_config(fields, is_next=model_type == "qwen3_next") if model_type in _MOE_TYPES else None
     heads = fields.integer("num_attention_heads")
     hidden = fields.integer("hidden_size")
@@ -206,7 +207,7 @@ def _check_consistency(config: TextConfig, fields: Fields) -> None:
 
 def _moe_config(fields: Fields, *, is_next: bool) -> MoEConfig:
     moe = MoEConfig(
-        num_experts=fields.integer("num_experts"),
+        num_experts=fields.integer("num_experts", maximum=_MOST_EXPERTS),
         num_experts_per_tok=fields.integer("num_experts_per_tok"),
         moe_intermediate_size=fields.integer("moe_intermediate_size"),
         shared_expert_intermediate_size=fields.integer("shared_expert_intermediate_size"),
@@ -250,7 +251,8 @@ def _vision_config(fields: Fields) -> VisionConfig:
             f"{fields.place}.hidden_act is {activation!r}, expected {' or '.join(map(repr, _VISION_ACTIVATIONS))}."
         )
     depth, heads = (
-        next((fields.integer(name) for name in names if name in fields.values), None) or fields.integer(names[0])
+        next((fields.integer(name, maximum=_MOST_LAYERS) for name in names if name in fields.values), None)
+        or fields.integer(names[0])
         for names in (("depth", "num_hidden_layers"), ("num_heads", "num_attention_heads"))
     )
     hidden = fields.integer("hidden_size")

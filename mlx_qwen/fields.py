@@ -1,10 +1,14 @@
 """Typed access to one JSON object of a config, so that every complaint names the field and the place."""
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from mlx_qwen.errors import ConfigError
+
+# Beyond what any size of a model can be, and what any array's can.
+MOST = 1 << 48
+_LARGEST = sys.float_info.max
 
 
 class Fields:
@@ -14,17 +18,18 @@ class Fields:
         self.values = values
         self.place = place
 
-    def integer(self, name: str, default: int | None = None, *, minimum: int = 1) -> int:
-        """A whole number of at least `minimum`."""
+    def integer(self, name: str, default: int | None = None, *, minimum: int = 1, maximum: int = MOST) -> int:
+        """A whole number from `minimum` to `maximum`."""
         value = self.values.get(name, default)
-        if not _is_integer(value) or value < minimum:
-            raise self._wrong(name, f"a whole number of at least {minimum}")
+        if not _is_integer(value) or not minimum <= value <= maximum:
+            limit = "" if maximum == MOST else f" and at most {maximum:,}"
+            raise self._wrong(name, f"a whole number of at least {minimum}{limit}")
         return int(value)
 
     def number(self, name: str, default: float) -> float:
         """A finite number above 0."""
         value = self.values.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
             raise self._wrong(name, "a number above 0")
         return float(value)
 
@@ -58,7 +63,10 @@ class Fields:
         return tuple(value or ())
 
     def _wrong(self, name: str, expected: str) -> ConfigError:
-        return ConfigError(f"{self.place}.{name} is {self.values.get(name)!r}, expected {expected}.")
+        value = self.values.get(name)
+        huge = isinstance(value, int) and not -MOST < value < MOST
+        shown = "a number without end" if huge else f"{value!r:.200}"
+        return ConfigError(f"{self.place}.{name} is {shown}, expected {expected}.")
 
 
 def _is_integer(value: object) -> bool:

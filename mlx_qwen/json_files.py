@@ -11,6 +11,8 @@ def read_json_object(file: Path, error: type[MLXQwenError] = CheckpointError) ->
     """The JSON object that `file` holds; raises `error`, naming the file, when it holds anything else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+    except PermissionError as cause:
+        raise error(f"{file} may not be read ({cause}). Give yourself the right to read it.") from cause
     except (OSError, ValueError, RecursionError) as cause:
         raise error(f"{file} cannot be read as JSON ({cause}). Download it again.") from cause
     if not isinstance(content, dict):

@@ -121,7 +121,13 @@ def _check_format(folder: Path, config: ModelConfig) -> None:
         raise CheckpointError(
             f"{folder} was written in format {marker.get('format')}, expected {FORMAT_VERSION}. Upgrade mlx-qwen."
         )
-    lost = [name for name in marker.get("companion", ()) if not (folder / name).is_file()]
+    companion = marker.get("companion", [])
+    if not isinstance(companion, list) or not all(isinstance(name, str) for name in companion):
+        raise CheckpointError(
+            f"{FORMAT_KEY}.companion in config.json of {folder} is {companion!r:.200}, expected names of files. "
+            "Convert again."
+        )
+    lost = [name for name in companion if not (folder / name).is_file()]
     if lost:
         raise CheckpointError(
             f"{folder} lacks {', '.join(lost)}, which hold the exact norms and the MTP layer. "

@@ -19,7 +19,7 @@ _AS_AWQ = ("auto_round:awq", "auto_round:auto_awq")
 
 def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
     """Every module with a `qweight`; raises CheckpointError for other packings and misshapen tensors."""
-    packing = settings.get("packing_format", "auto_round:auto_gptq")
+    packing = str(settings.get("packing_format", "auto_round:auto_gptq"))
     if packing in _AS_AWQ:
         return awq.matrices({name: settings[name] for name in ("bits", "group_size") if name in settings}, tensors)
     if packing not in _ZERO_OFFSETS:

@@ -139,9 +139,8 @@ def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
 
 
 def _check_formats(settings: Json) -> None:
-    groups = (settings.get("config_groups") or {}).values()
-    named = {settings.get("format"), *(group.get("format") for group in groups)} - {None}
-    unknown = sorted(named - set(_FORMATS))
+    named = [settings.get("format"), *(group.get("format") for group in _groups(settings))]
+    unknown = [name for name in named if name is not None and name not in _FORMATS]
     if unknown:
         raise CheckpointError(
             f"quantization_config names the compressed-tensors format {unknown[0]!r}, expected one of "
@@ -257,21 +256,40 @@ def _has_exponents(base: str, tensors: Tensors) -> bool:
     return scale is not None and scale.dtype in ("U8", "F8_E8M0")
 
 
+def _groups(settings: Json) -> list[Json]:
+    """The groups of config.json; raises CheckpointError where they are no objects of objects."""
+    groups = settings.get("config_groups") or {}
+    listed = list(groups.values()) if isinstance(groups, dict) else [groups]
+    for group in listed:
+        if not isinstance(group, dict) or not isinstance(group.get("weights") or {}, dict):
+            raise CheckpointError(
+                f"quantization_config.config_groups holds {group!r:.200}, expected groups with an object of weights. "
+                "Download config.json again."
+            )
+    return listed
+
+
 def _weights(settings: Json) -> list[Json]:
     """What the groups of config.json say of their weights."""
-    groups = (settings.get("config_groups") or {}).values()
-    return [group.get("weights") or {} for group in groups]
+    return [group.get("weights") or {} for group in _groups(settings)]
 
 
 def _block_structure(settings: Json) -> tuple[int, int] | None:
-    sizes = (weights.get("block_structure") for weights in _weights(settings))
-    return next(((int(size[0]), int(size[1])) for size in sizes if size is not None), None)
+    size = next((size for weights in _weights(settings) if (size := weights.get("block_structure"))), None)
+    if size is None:
+        return None
+    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(each, int) and each > 0 for each in size):
+        raise CheckpointError(
+            f"quantization_config has the block_structure {size!r:.200}, expected two sizes such as [128, 128]."
+        )
+    return size[0], size[1]
 
 
 def _stated_bits(settings: Json) -> int | None:
     """The bits of every packed module, where config.json names one number for all."""
-    bits = {weights.get("num_bits") for weights in _weights(settings)}
-    return bits.pop() if len(bits) == 1 else None
+    bits = [weights.get("num_bits") for weights in _weights(settings)]
+    first = bits[0] if bits and all(each == bits[0] for each in bits) else None
+    return first if isinstance(first, int) and first > 0 else None
 
 
 def _group_size(base: str, settings: Json, bits: int, scales: TensorInfo, K: int) -> int:
@@ -282,7 +300,7 @@ def _group_size(base: str, settings: Json, bits: int, scales: TensorInfo, K: int
     """
     groups = scales.shape[1]
     alike = [weights for weights in _weights(settings) if weights.get("num_bits") in (bits, None)]
-    stated = {weights.get("group_size") for weights in alike}
+    stated = [weights.get("group_size") for weights in alike]
     if groups == 1 and (None in stated or -1 in stated or not stated):
         return K
     sizes = {size for size in stated if isinstance(size, int) and size > 0}

@@ -92,8 +92,9 @@ def _block_size(settings: Json) -> tuple[int, int] | None:
     size = settings.get("weight_block_size", (128, 128))
     if size is None:
         return None
-    if len(size) != 2 or min(size) < 1:
+    whole = isinstance(size, list | tuple) and all(isinstance(each, int) and each > 0 for each in size)
+    if not whole or len(size) != 2:
         raise CheckpointError(
-            f"quantization_config.weight_block_size is {size}, expected two sizes such as [128, 128]."
+            f"quantization_config.weight_block_size is {size!r:.200}, expected two sizes such as [128, 128]."
         )
     return int(size[0]), int(size[1])

@@ -79,12 +79,12 @@ class GPTQMatrix(IntegerMatrix):
 def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
     """Every module with a `qweight`; raises CheckpointError for other GPTQ formats and misshapen tensors."""
     named = [settings[key] for key in ("checkpoint_format", "format") if settings.get(key) is not None]
-    if len(set(map(str, named))) > 1 or any(kind not in _ZERO_OFFSETS for kind in named):
+    if len(set(map(str, named))) > 1 or any(str(kind) not in _ZERO_OFFSETS for kind in named):
         raise CheckpointError(
             f"quantization_config.checkpoint_format is {' and '.join(map(repr, named))}, expected one of "
             f"{', '.join(_ZERO_OFFSETS)}. Save the model in one of these, or use the unquantized checkpoint."
         )
-    offset = _ZERO_OFFSETS[named[0]] if named else None
+    offset = _ZERO_OFFSETS[str(named[0])] if named else None
     return packed_matrices(tensors, settings, offset, in_order=settings.get("desc_act") is False)
 
 

@@ -11,7 +11,6 @@ from mlx_qwen.version import __version__
 
 from ..description import Description
 from ..source.folder import copied_files
-from ..writing.staging import write_text
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -40,15 +39,8 @@ def copy_files(source: Path, folder: Path) -> None:
             os.fsync(file.fileno())
 
 
-def write_model_card(
-    source: Path,
-    folder: Path,
-    *,
-    repository: str | None,
-    description: Description,
-    has_vision: bool,
-) -> None:
-    """Write README.md: the front matter of the source's card with what changed, and a body saying what was done.
+def model_card(source: Path, *, repository: str | None, description: Description, has_vision: bool) -> str:
+    """README.md: the front matter of the source's card with what changed, and a body saying what was done.
 
     `repository` is the Hub id that `source` was downloaded from, None for a folder of the user's own.
     """
@@ -69,7 +61,7 @@ def write_model_card(
         weights=description.markdown(),
         companion=COMPANION_PATTERN,
     )
-    write_text(folder / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}")
+    return f"---\n{data.to_yaml()}\n---\n\n{body}"
 
 
 def _front_matter(card: Path) -> "ModelCardData":
@@ -78,12 +70,15 @@ def _front_matter(card: Path) -> "ModelCardData":
     if not card.is_file():
         return ModelCardData()
     from huggingface_hub import ModelCard
-    from yaml import YAMLError  # type: ignore[import-untyped]
 
     try:
         data = ModelCard(card.read_text(encoding="utf-8")).data
-    except (ValueError, YAMLError) as error:
+        if not isinstance(data, ModelCardData):
+            raise TypeError("it is no mapping")
+        tags = data.tags
+        data.tags = [tags] if isinstance(tags, str) else [str(tag) for tag in tags or ()]
+        data.to_yaml()
+    except Exception as error:  # whatever YAML, and what is built of it, makes of a stranger's text
         warnings.warn(f"The front matter of {card} is not kept, as it cannot be read: {error}", stacklevel=5)
         return ModelCardData()
-    assert isinstance(data, ModelCardData), "model cards have model card data"
     return data

@@ -23,14 +23,34 @@ _FINDER = ".DS_Store"
 _MADE = (_MODEL, DOWNLOADS, _DISCARDED, _FINDER)
 
 
+def real_target(target: Path) -> Path:
+    """The folder that `target` names: where a link leads, so that work and output lie on that disk.
+
+    Raises ConversionError for a link that leads in a circle.
+    """
+    if not target.is_symlink():
+        return target
+    try:
+        return target.resolve(strict=False)
+    except (OSError, RuntimeError) as error:
+        raise ConversionError(f"{target} is a link that leads nowhere ({error}). Choose another --mlx-path.") from error
+
+
 def check_target(target: Path, *, overwrite: bool) -> None:
     """Raise ConversionError when `target` exists and may not be replaced."""
     if not target.exists():
         return
+    try:
+        is_model = target.is_dir() and (not any(target.iterdir()) or (target / "config.json").is_file())
+    except OSError as error:
+        raise ConversionError(advice(error, target)) from error
+    if not is_model:
+        raise ConversionError(
+            f"{target} exists and is no model folder, which --overwrite does not replace either. Choose another "
+            "--mlx-path."
+        )
     if not overwrite:
         raise ConversionError(f"{target} exists. Choose another --mlx-path, or replace it with --overwrite.")
-    if not target.is_dir() or (any(target.iterdir()) and not (target / "config.json").is_file()):
-        raise ConversionError(f"{target} is no model folder, so --overwrite does not replace it. Choose another path.")
     with suppress(FileNotFoundError):  # somebody removed the present folder
         if _holds(target, Path.cwd()):
             raise ConversionError(f"{target} holds the folder that you are in. Change to one outside it first.")
@@ -94,7 +114,8 @@ def staged(target: Path, fingerprint: str, *, resume: bool = True, overwrite: bo
     """A workspace beside `target`; what it made is renamed to `target` at the end, and not before.
 
     What an interrupted conversion of the same `fingerprint` left is gone on with, unless `resume` is False. After an
-    interruption, or an OSError, which becomes a ConversionError, the workspace stays; after any other error it goes.
+    interruption, or an OSError, which becomes a ConversionError, the workspace stays; after any other error it goes,
+    unless pieces are recorded that the same conversion would go on from.
     """
     work = work_folder(target)
     check_workspace(target)
@@ -117,7 +138,8 @@ def staged(target: Path, fingerprint: str, *, resume: bool = True, overwrite: bo
             except (OSError, KeyboardInterrupt, ConversionError):
                 raise
             except BaseException:
-                _remove_workspace(work, target, journal)
+                if not journal.last.pieces:
+                    _remove_workspace(work, target, journal)
                 raise
             _remove_workspace(work, target, journal)
     except OSError as error:

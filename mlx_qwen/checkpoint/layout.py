@@ -19,7 +19,7 @@ from mlx_qwen.checkpoint.settled import settled
 from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.checkpoint.stored_names import mlx_name
 from mlx_qwen.config import Json, ModelConfig
-from mlx_qwen.errors import CheckpointError
+from mlx_qwen.errors import CheckpointError, ConfigError
 
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 FORMAT_KEY = "mlx_qwen"
@@ -291,11 +291,19 @@ def _absent_as_a_whole(name: str, targets: list[Target]) -> bool:
 
 
 def foreign_quantization(config: ModelConfig) -> Json | None:
-    """The settings of weights that are quantized for another runtime, with their `quant_method`; None for others."""
+    """The settings of weights that are quantized for another runtime, with their `quant_method`; None for others.
+
+    Raises ConfigError for settings that are no object, or whose method is no text.
+    """
     for place in (config.raw, config.raw.get("text_config") or {}):
         for key in ("quantization_config", "compression_config"):
-            settings: Json = place.get(key) or {}
-            if "quant_method" in settings:
+            settings = place.get(key) or {}
+            if not isinstance(settings, dict):
+                raise ConfigError(f"{key} of config.json is {settings!r:.200}, expected an object.")
+            method = settings.get("quant_method")
+            if method is not None and not isinstance(method, str):
+                raise ConfigError(f"{key}.quant_method of config.json is {method!r:.200}, expected a text.")
+            if method is not None:
                 return settings
     return None
 

@@ -128,6 +128,8 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             return located(parse_header(stream.read(length), file, file_bytes), file)
     except CheckpointError:
         raise
+    except PermissionError as error:
+        raise CheckpointError(f"{file} may not be read ({error}). Give yourself the right to read it.") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} cannot be read as safetensors ({error}). It is truncated or damaged: download it again."
