@@ -14,9 +14,9 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.declared import Declaration, check_value
 from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import CheckpointError
+from mlx_qwen.forked import note_computing
 from mlx_qwen.model import Model
 from mlx_qwen.model.weights import assemble, check_norms
-from mlx_qwen.process import note_computing
 from mlx_qwen.prompt import Processor
 
 _FLOAT = Declaration(

@@ -20,12 +20,12 @@ from mlx_qwen.engine.sequence import Emission, Medium
 from mlx_qwen.engine.sequence import Sequence as Answering
 from mlx_qwen.engine.transcript import Answer
 from mlx_qwen.errors import PromptError
+from mlx_qwen.forked import note_computing
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import HybridCache, kv_packing
 from mlx_qwen.model.multimodal import Pixels
 from mlx_qwen.model.qwen import NO_VISION
 from mlx_qwen.options import EngineSettings, GenerationOptions, Progress
-from mlx_qwen.process import note_computing
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import Prompt, PromptInputs, check_fits, prompt_inputs, room_for_answer
 from mlx_qwen.prompt.placed import Placed, feature_count

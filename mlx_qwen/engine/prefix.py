@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_qwen.engine.radix import Key, Node, RadixTree
-from mlx_qwen.model.state import Chain, State
+from mlx_qwen.model.chain import Chain
+from mlx_qwen.model.state import State
 
 # A prompt's checkpoint, or one behind its last question: what an answer left, which the next prompt may not repeat.
 Kind: TypeAlias = Literal["prompt", "answer"]

@@ -33,7 +33,8 @@ from mlx_qwen.engine.prefix_writer import (
 )
 from mlx_qwen.engine.radix import Key
 from mlx_qwen.engine.state_files import described, fixed_tensors, rebuilt, row_tensors
-from mlx_qwen.model.state import Packing, State
+from mlx_qwen.model.chain import Packing
+from mlx_qwen.model.state import State
 
 PIECE_BYTES = 32 << 20
 _HEADER_BYTES = 64 << 10

@@ -13,7 +13,8 @@ from mlx_qwen.config import TextConfig
 from mlx_qwen.engine import sealed
 from mlx_qwen.errors import PromptError
 from mlx_qwen.model.cache import HybridCache
-from mlx_qwen.model.state import Chain, LinearState, Packing, Quantized, Rows, State
+from mlx_qwen.model.chain import Chain, Packing, Quantized, Rows
+from mlx_qwen.model.state import LinearState, State
 
 FORMAT = "mlx-qwen prompt cache"
 VERSION = 1

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from threading import Condition, Thread
 from typing import Protocol
 
-from mlx_qwen.process import note_computing
+from mlx_qwen.forked import note_computing
 
 
 class Worker(Protocol):

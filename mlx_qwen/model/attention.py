@@ -8,9 +8,9 @@ import mlx.nn as nn
 
 from metal_kernels.attention import attention_epilogue, attention_prologue
 from mlx_qwen.config import TextConfig
+from mlx_qwen.model.chain import Chain, Packing, Quantized, keys_and_values
 from mlx_qwen.model.layers import AnyLinear, FusedLinear, RMSNorm
 from mlx_qwen.model.rope import Positions, rotary
-from mlx_qwen.model.state import Chain, Packing, Quantized, keys_and_values
 
 # MLX has no fused kernel for many queries at these head sizes: scores of a long context would fill the memory.
 MOST_SCORE_BYTES = 1 << 30

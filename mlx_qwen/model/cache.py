@@ -4,7 +4,8 @@ import mlx.core as mx
 
 from mlx_qwen.config import TextConfig
 from mlx_qwen.errors import PromptError
-from mlx_qwen.model.state import Packing, State, empty_state
+from mlx_qwen.model.chain import Packing
+from mlx_qwen.model.state import State, empty_state
 
 KV_BITS = (4, 8)
 

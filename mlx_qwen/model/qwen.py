@@ -14,6 +14,7 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import MLXQwenError, PromptError
 from mlx_qwen.model.attention import KeyValues
 from mlx_qwen.model.cache import HybridCache, make_cache
+from mlx_qwen.model.chain import Chain
 from mlx_qwen.model.decoder import DecoderLayer, Masks, Residual
 from mlx_qwen.model.features import FeatureCache
 from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
@@ -21,7 +22,7 @@ from mlx_qwen.model.mtp import MTP, Draft
 from mlx_qwen.model.multimodal import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
 from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedStep, can_compile
 from mlx_qwen.model.rope import Positions
-from mlx_qwen.model.state import MOST_TAPED_TOKENS, Chain, LinearState, State, Tape
+from mlx_qwen.model.state import MOST_TAPED_TOKENS, LinearState, State, Tape
 from mlx_qwen.model.vision import VisionTower
 
 NO_VISION = (

@@ -14,9 +14,10 @@ import mlx.core as mx
 from metal_kernels import backend
 from metal_kernels.gated_delta import Tape as LayerTape
 from mlx_qwen.model.attention import Heads, KeyValues
+from mlx_qwen.model.chain import Chain
 from mlx_qwen.model.decoder import DecoderLayer, Residual
 from mlx_qwen.model.rope import Positions
-from mlx_qwen.model.state import Chain, LinearState, State
+from mlx_qwen.model.state import LinearState, State
 
 Arrays = Sequence[mx.array]
 Embed = Callable[[mx.array], mx.array]

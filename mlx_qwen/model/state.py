@@ -1,131 +1,21 @@
 """What sequences remember, as values: a step takes a state and returns the next one, and the one of before stays true.
 
-The linear layers' memory has a fixed size, and each step makes it anew. Keys and values only grow: chains that came out
-of each other share buffers, in which a chain is the tokens before its length. Whoever goes on with the longest chain
-writes behind it, in place; who goes on from a shorter one, while a longer one is held, gets buffers of his own.
+The linear layers' memory has a fixed size, and each step makes it anew; keys and values only grow, in chains.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
-from weakref import WeakSet
 
 import mlx.core as mx
 
 from metal_kernels.gated_delta import Tape as LayerTape
 from metal_kernels.gated_delta import roll_back
 from mlx_qwen.config import TextConfig
+from mlx_qwen.model.chain import Chain, Packing
 
 MOST_TAPED_TOKENS = 8
-_STEP = 256
-
-
-class Quantized(NamedTuple):
-    """Rows packed by `mx.quantize` along their last axis."""
-
-    packed: mx.array
-    scales: mx.array
-    biases: mx.array
-
-
-class Packing(NamedTuple):
-    """How keys and values are packed: `bits` a channel, in groups of `group_size` channels."""
-
-    bits: int
-    group_size: int
-
-
-Rows = mx.array | Quantized
-
-
-class _Buffers:
-    """Room for keys and values, [2, B, Hkv, capacity, D] a layer, and the chains that lie in it."""
-
-    def __init__(self, layers: list[Rows | None], packing: Packing | None) -> None:
-        self.layers = layers
-        self.packing = packing
-        self.chains: WeakSet[Chain] = WeakSet()
-
-    def first(self, length: int) -> "_Buffers":
-        """A copy that holds the first `length` tokens."""
-        copied = [None if rows is None or not length else _copied(rows, length) for rows in self.layers]
-        return _Buffers(copied, self.packing)
-
-
-class Chain:
-    """Keys and values of the attention layers, as a value: those of the first `length` tokens of its buffers.
-
-    One sequence has a chain, or B sequences of equal length (left padding counted) share one.
-    """
-
-    __slots__ = ("__weakref__", "_buffers", "length")
-
-    def __init__(self, buffers: _Buffers, length: int) -> None:
-        self.length = length
-        self._buffers = buffers
-        buffers.chains.add(self)
-
-    @classmethod
-    def empty(cls, layers: int, packing: Packing | None = None) -> "Chain":
-        """The chain of `layers` attention layers before the first token."""
-        return cls(_Buffers([None] * layers, packing), 0)
-
-    @property
-    def packing(self) -> Packing | None:
-        """How the rows are packed; None where they are not."""
-        return self._buffers.packing
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether a longer chain is held in the same buffers, so that growing this one copies it."""
-        return any(chain.length > self.length for chain in self._buffers.chains)
-
-    def grown(self, tokens: int) -> "Chain":
-        """The chain with `tokens` more, which are to be written layer by layer."""
-        buffers = self._buffers.first(self.length) if self.is_shared else self._buffers
-        return Chain(buffers, self.length + tokens)
-
-    def cut(self, length: int) -> "Chain":
-        """The first `length` tokens."""
-        return self if length == self.length else Chain(self._buffers, length)
-
-    def write(self, layer: int, kv: mx.array) -> tuple[Rows, Rows]:
-        """Write the last tokens' keys and values [2, B, Hkv, T, D] of attention layer number `layer`.
-
-        Returns:
-            All keys and all values, each [B, Hkv, length, D] (packed, where the chain is).
-        """
-        held, start = self._buffers.layers[layer], self.length - kv.shape[3]
-        if self.packing is None:
-            assert held is None or isinstance(held, mx.array), "a chain is packed as a whole or not at all"
-            written = self._buffers.layers[layer] = _written(held, kv, start)
-            return keys_and_values(written[..., : self.length, :])
-        parts = mx.quantize(kv, group_size=self.packing.group_size, bits=self.packing.bits)
-        before = (None, None, None) if held is None else held
-        all_parts = Quantized(*(_written(old, new, start) for old, new in zip(before, parts, strict=True)))
-        self._buffers.layers[layer] = all_parts
-        keys, values = zip(*(keys_and_values(part[..., : self.length, :]) for part in all_parts), strict=True)
-        return Quantized(*keys), Quantized(*values)
-
-    def read(self, layer: int) -> Rows | None:
-        """Keys and values [2, B, Hkv, length, D] of attention layer number `layer`; None before the first token."""
-        held = self._buffers.layers[layer]
-        return None if held is None or not self.length else _cut(held, self.length)
-
-    def mapped(self, change: Callable[[mx.array], mx.array]) -> "Chain":
-        """The chain with each of its arrays replaced by what `change` makes of it, of the same shape."""
-        changed = [None if rows is None else _mapped(rows, change) for rows in self._buffers.layers]
-        return Chain(_Buffers(changed, self.packing), self.length)
-
-    def buffers(self) -> list[mx.array]:
-        """The arrays that the chain lies in, for `mx.eval` and for adding up bytes."""
-        return [part for rows in self._buffers.layers if rows is not None for part in _parts(rows)]
-
-    @classmethod
-    def holding(cls, rows: Sequence[Rows | None], length: int, packing: Packing | None = None) -> "Chain":
-        """A chain of rows that were read from another, [2, B, Hkv, length, D] a layer."""
-        return cls(_Buffers([None if part is None else _copied(part, length) for part in rows], packing), length)
 
 
 class LinearState(NamedTuple):
@@ -287,40 +177,3 @@ def state_nbytes(text: TextConfig, tokens: int, *, item_size: int = 2) -> int:
     state = 4 * prod((text.linear_num_value_heads, text.linear_value_head_dim, text.linear_key_head_dim))
     conv = item_size * (text.linear_conv_kernel_dim - 1) * text.linear_conv_dim
     return attention * kv + linear * (state + conv)
-
-
-def keys_and_values(kv: mx.array) -> tuple[mx.array, mx.array]:
-    """The halves of [2, ...], as views."""
-    keys, values = mx.split(kv, 2)
-    return keys.squeeze(0), values.squeeze(0)
-
-
-def _parts(rows: Rows) -> tuple[mx.array, ...]:
-    return rows if isinstance(rows, Quantized) else (rows,)
-
-
-def _cut(rows: Rows, length: int) -> Rows:
-    cut = [part[..., :length, :] for part in _parts(rows)]
-    return Quantized(*cut) if isinstance(rows, Quantized) else cut[0]
-
-
-def _mapped(rows: Rows, change: Callable[[mx.array], mx.array]) -> Rows:
-    changed = [change(part) for part in _parts(rows)]
-    return Quantized(*changed) if isinstance(rows, Quantized) else changed[0]
-
-
-def _copied(rows: Rows, length: int) -> Rows:
-    copies = [_written(None, part[..., :length, :], 0) for part in _parts(rows)]
-    return Quantized(*copies) if isinstance(rows, Quantized) else copies[0]
-
-
-def _written(held: mx.array | None, new: mx.array, start: int) -> mx.array:
-    """`new` [..., T, D] written behind the first `start` tokens of `held`, in a larger buffer when it is full."""
-    *outer, T, D = new.shape
-    capacity = 0 if held is None else held.shape[-2]
-    if start + T > capacity:
-        room = mx.zeros((*outer, -(-(start + T) // _STEP) * _STEP - start, D), dtype=new.dtype)
-        held = room if held is None else mx.concatenate([held[..., :start, :], room], axis=-2)
-    assert held is not None, "a buffer exists once there is room"
-    held[..., start : start + T, :] = new
-    return held

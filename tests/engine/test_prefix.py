@@ -9,7 +9,8 @@ import pytest
 
 from mlx_qwen.engine.prefix import Found, PrefixIndex, prefix_key
 from mlx_qwen.engine.radix import RadixTree
-from mlx_qwen.model.state import Chain, LinearState, State
+from mlx_qwen.model.chain import Chain
+from mlx_qwen.model.state import LinearState, State
 
 PLENTY = 1 << 40
 FIXED = 4 * (3 + 5 + 7)  # bytes of the fixed-size part of the states made here

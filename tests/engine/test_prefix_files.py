@@ -17,7 +17,8 @@ import pytest
 from mlx_qwen.engine import prefix_files, prefix_writer, sealed
 from mlx_qwen.engine.prefix import Found
 from mlx_qwen.engine.prefix_files import PrefixFiles
-from mlx_qwen.model.state import Chain, LinearState, Packing, State
+from mlx_qwen.model.chain import Chain, Packing
+from mlx_qwen.model.state import LinearState, State
 
 ROOT = Path(__file__).resolve().parents[2]
 PLENTY = 1 << 40

@@ -11,7 +11,8 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import PromptError
 from mlx_qwen.loading import load_model
 from mlx_qwen.model import Model, attention
-from mlx_qwen.model.state import Chain, LinearState, state_nbytes
+from mlx_qwen.model.chain import Chain
+from mlx_qwen.model.state import LinearState, state_nbytes
 
 Checkpoint = Callable[..., Path]
 

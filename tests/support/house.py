@@ -38,7 +38,7 @@ HOUSE = {
             "status_line",
             "canvas",
             "version",
-            "process",
+            "forked",
             "remembered",
         ),
         ("errors",),

@@ -6,7 +6,7 @@ import pytest
 from mlx_qwen.checkpoint.released import SIZES, reduced, released
 from mlx_qwen.config import TextConfig
 from mlx_qwen.convert.planning import memory
-from mlx_qwen.model.state import Chain, Packing
+from mlx_qwen.model.chain import Chain, Packing
 
 KIB_PER_TOKEN = dict(zip(SIZES, (12, 12, 32, 32, 64, 20, 24, 30), strict=True))
 GIB_AT_FULL_CONTEXT = dict(zip(SIZES, (3, 3, 8, 8, 16, 5, 6, 7.5), strict=True))
