@@ -3,7 +3,7 @@
 Chains that came out of each other share buffers, in which a chain is the tokens before its length. Whoever goes on
 with the longest chain writes behind it, in place; who goes on from a shorter one, while a longer one is held, gets
 buffers of his own.
-
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
