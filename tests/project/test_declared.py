@@ -119,7 +119,7 @@ def test_a_type_is_named_in_words(annotation: object, words: str) -> None:
         ({"words": object()}, "words is an object of type object; expected a word or a list of words, or None."),
         ({"folder": "here"}, "folder is 'here'; expected a path, or None."),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_a_value_that_cannot_be_used_is_one_sentence_with_its_name(keywords: dict[str, object], complaint: str) -> None:
     with pytest.raises(PromptError) as error:
