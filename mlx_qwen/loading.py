@@ -63,10 +63,14 @@ def load_model(folder: Path, config: ModelConfig, *, dtype: mx.Dtype | None = No
     note_computing()
     plan = plan_model(folder, config)
     config = plan.config
-    tensors = read_matrices(plan.targets, config, dtype)
     model = Model(config, with_mtp=plan.has_mtp, with_vision=plan.has_vision)
     _settle_mtp(model, folder, plan)
-    assemble(model, tensors, interleaved=config.is_next)
+
+    def read(model: Model) -> None:
+        assemble(model, read_matrices(plan.targets, config, dtype), interleaved=config.is_next)
+
+    read(model)
+    model.reread = read
     check_norms(model)
     if not lazy:
         # Until the first image comes, the vision tower costs no memory.

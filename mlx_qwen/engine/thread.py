@@ -1,10 +1,13 @@
 """The one thread that computes: MLX's lazy arrays belong to the thread that made them."""
 
-from collections.abc import Callable
+import atexit
 from threading import Condition, Thread
 from typing import Protocol
 
 from mlx_qwen.forked import note_computing
+
+# Seconds to wait at the interpreter's end for the step that is being computed.
+_PATIENCE = 10.0
 
 
 class Worker(Protocol):
@@ -22,6 +25,7 @@ class _Computing:
         self._busy: dict[int, Worker] = {}
         self._again: set[int] = set()
         self._thread: Thread | None = None
+        self._ending = False
 
     def wake(self, worker: Worker) -> None:
         """Let `worker` step until it says that it has no more to do."""
@@ -32,12 +36,23 @@ class _Computing:
             if self._thread is None:
                 self._thread = Thread(target=self._run, name="mlx-qwen engine", daemon=True)
                 self._thread.start()
+                atexit.register(self._end)
             self._changed.notify()
+
+    def _end(self) -> None:
+        """Let the interpreter end only when no step is half done."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(_PATIENCE)
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._busy)
+                self._changed.wait_for(lambda: self._busy or self._ending)
+                if self._ending:
+                    return
                 turn = list(self._busy.values())
                 self._again.clear()
             for worker in turn:
@@ -60,15 +75,3 @@ def wake(worker: Worker) -> None:
         MLXQwenError: the process was forked from one that had computed before.
     """
     _computing.wake(worker)
-
-
-class Task:
-    """A function to run once in the computing thread."""
-
-    def __init__(self, run: Callable[[], None]) -> None:
-        self._run = run
-
-    def step(self) -> bool:
-        """Run it."""
-        self._run()
-        return False

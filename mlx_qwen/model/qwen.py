@@ -1,6 +1,6 @@
 """The whole model: embeddings, decoder layers, final norm and head, with the MTP layer beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -11,7 +11,7 @@ from metal_kernels import backend
 from metal_kernels.gated_delta import Tape as LayerTape
 from mlx_qwen.checkpoint.mtp_reads import MTPReads
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.errors import MLXQwenError, PromptError
+from mlx_qwen.errors import PromptError
 from mlx_qwen.model.attention import KeyValues
 from mlx_qwen.model.cache import HybridCache, make_cache
 from mlx_qwen.model.chain import Chain
@@ -65,6 +65,7 @@ class Model(nn.Module):
         self._replayed: ReplayedStep | None = None
         self._dtype: mx.Dtype | None = None
         self.engine: object | None = None
+        self.reread: Callable[[Model], None] | None = None
         self._ready = self._ready_vision = False
         self._features: FeatureCache | None = None
         self.mtp = MTP(text) if with_mtp and text.mtp_num_hidden_layers else None
@@ -247,27 +248,25 @@ class Model(nn.Module):
     def update(self, parameters: dict[str, Any], strict: bool = True) -> "Model":  # type: ignore[override]
         """Replace the given parameters, as `mlx.nn.Module.update` does."""
         self._replayed, self._dtype, self._features = None, None, None
-        self._ready = self._ready_vision = False
+        self._ready, self._ready_vision, self.reread = False, False, None
         super().update(parameters, strict)
         return self
 
     def materialize(self, *, vision: bool) -> None:
-        """Read what `load` left on the disk; only the thread that loaded the model can.
-
-        Raises:
-            MLXQwenError: another thread did.
-        """
+        """Read what `load` left on the disk, in the calling thread: another's lazy arrays cannot be computed here."""
         if self._ready_vision or (self._ready and not vision):
             return
-        waiting = {name: part for name, part in self.parameters().items() if vision or name != "vision"}
         try:
-            mx.eval(waiting)
-        except RuntimeError as error:
-            raise MLXQwenError(
-                "Weights that were left on the disk can only be read by the thread that loaded the model: generate "
-                f"there once, or load with lazy=False in this one. ({error})"
-            ) from error
+            mx.eval(self._waiting(vision))
+        except RuntimeError:
+            if self.reread is None:
+                raise
+            self.reread(self)
+            mx.eval(self._waiting(vision))
         self._ready, self._ready_vision = True, vision
+
+    def _waiting(self, vision: bool) -> dict[str, Any]:
+        return {name: part for name, part in self.parameters().items() if vision or name != "vision"}
 
     @property
     def dtype(self) -> mx.Dtype:

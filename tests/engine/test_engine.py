@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.engine.draft import Drafts
@@ -227,6 +228,24 @@ def test_models_load_and_answer_in_any_threads(checkpoint: Checkpoint, loaded: L
     assert found["text"] == expected
     assert found["likeliest"] == found["first"]
     assert generate(found["model"], loaded.processor, [5, 6, 7], max_tokens=8, temperature=0) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_what_load_left_on_the_disk_is_read_in_whichever_thread_needs_it(checkpoint: Checkpoint, lazy: bool) -> None:
+    folder, found = checkpoint("dense_vl"), []
+    config = ModelConfig.from_directory(folder)
+    expected = load_model(folder, config).vision.parameters()  # type: ignore[union-attr]
+
+    def load_here() -> None:
+        found.append(load_model(folder, config, lazy=lazy))
+
+    thread = threading.Thread(target=load_here)
+    thread.start()
+    thread.join()
+    found[0].materialize(vision=True)
+    pairs = zip(*(tree_flatten(each) for each in (found[0].vision.parameters(), expected)), strict=True)
+    assert all(name == other and np.array_equal(ours, theirs) for (name, ours), (other, theirs) in pairs)
+    assert mx.isfinite(found[0](mx.array([[5, 6, 7]]))).all().item()
 
 
 def test_a_cache_made_here_can_be_used_there(loaded: Loaded) -> None:

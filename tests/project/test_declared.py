@@ -79,7 +79,7 @@ def call(thing: str, *, loud: bool = False, **keywords: object) -> Choices:
         (Sequence[Callable[[int], int]], [[abs]], [abs, [1]]),
         (Place, [Place()], [None, Path()]),
         (object, [None, 1, ""], []),
-        (Sequence["Unloaded"], [[object()]], ["a", 1]),  # type: ignore[name-defined]  # noqa: F821
+        (Sequence["Unloaded"], [[3.5]], ["a", 1]),  # type: ignore[name-defined]  # noqa: F821
     ],
     ids=str,
 )
