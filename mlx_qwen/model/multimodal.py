@@ -16,14 +16,19 @@ See = Callable[[mx.array, Sequence[Grid]], mx.array]
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A prompt as the decoder takes it: `embeddings` [B, T, hidden] and positions `axes`, int [3, B, T]."""
+    """A prompt as the decoder takes it: `embeddings` [B, T, hidden] and positions `axes`, int [3, B, T].
+
+    `before` [3, B, 1] is the place of the token in front of a part; None for a whole prompt.
+    """
 
     embeddings: mx.array
     axes: np.ndarray
+    before: np.ndarray | None = None
 
     def part(self, start: int, end: int) -> "Embedded":
         """Tokens start to end."""
-        return Embedded(self.embeddings[:, start:end], self.axes[:, :, start:end])
+        before = self.axes[:, :, start - 1 : start] if start else self.before
+        return Embedded(self.embeddings[:, start:end], self.axes[:, :, start:end], before)
 
     def rope_delta(self, seen: int) -> tuple[int, ...]:
         """What each row's next position is ahead of a count of `seen` tokens, these included."""

@@ -231,8 +231,10 @@ class Model(nn.Module):
             states, embeddings, offset = hidden[:, :-1], embeddings[:, 1:], mx.array(0)
         else:
             states, offset = mx.concatenate([state.last, hidden[:, :-1]], axis=1), state.positions() - 1
-            if axes is not None:
-                before = np.broadcast_to(np.array(offset)[None, :, None], (3, axes.shape[1], 1))
+            if embedded is not None and axes is not None:
+                before = embedded.before
+                if before is None:
+                    before = np.broadcast_to(np.array(offset).reshape(1, -1, 1), (3, axes.shape[1], 1))
                 axes = np.concatenate([before, axes], axis=-1)
         if not states.shape[1]:
             return state.mtp

@@ -1,6 +1,7 @@
 """The MTP layer is loaded with the model and computes what its definition says."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,7 +12,9 @@ import torch
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import convert
 from mlx_qwen.loading import load_model
+from mlx_qwen.media.grids import Kind as MediaKind
 from mlx_qwen.model import Model
+from mlx_qwen.model.multimodal import Pixels
 from mlx_qwen.model.state import empty_state
 from tests.model.mtp_reference import mtp_chain, mtp_logits
 from tests.support.checkpoints import Kind, reference_model, stored_tensors
@@ -117,3 +120,22 @@ def test_a_checkpoint_without_mtp_says_so(checkpoint: Checkpoint) -> None:
     for call in (model.mtp_logits, model.mtp_step):
         with pytest.raises(ValueError, match="no MTP layer"):
             call(mx.zeros((1, 1, 64)), mx.array([[1]]))
+
+
+@pytest.mark.parametrize("cuts", [[10], [1, 18, 30], [21, 27]], ids=str)
+def test_its_keys_and_values_are_the_same_however_a_prompt_with_an_image_is_cut(
+    checkpoint: Checkpoint, cuts: list[int]
+) -> None:
+    model = load(checkpoint("dense_vl", with_mtp=True))
+    tokens = mx.array([[*range(20), 302, *[300] * 6, 303, *range(30, 50)]])
+    pixels = mx.array(np.random.default_rng(0).standard_normal((24, 96)), mx.float32)
+    fresh = empty_state(model.config.text, mtp=True)
+    embedded = model.embed(tokens, [Pixels(MediaKind.IMAGE, pixels, mx.array([[1, 4, 6]]))], fresh)
+    whole = model.step(tokens, fresh, embedded=embedded).state
+    state = fresh
+    for start, end in pairwise([0, *cuts, tokens.shape[1]]):
+        state = model.step(tokens[:, start:end], state, embedded=embedded.part(start, end)).state
+    found, expected = state.mtp[0].read(0), whole.mtp[0].read(0)
+    assert isinstance(found, mx.array) and isinstance(expected, mx.array)
+    assert state.mtp[0].length == whole.mtp[0].length == tokens.shape[1] - 1
+    assert np.abs(np.array(found) - np.array(expected)).max() <= 2e-4 * np.abs(np.array(expected)).max()
