@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 from mlx_qwen.checkpoint.layout import Mode
 from mlx_qwen.declared import check_values, documented, option
@@ -14,7 +14,7 @@ from .description import Description
 from .recipes.precisions import precision
 from .recipes.recipe import DEFAULT_RECIPE, RECIPES, Recipe, named, uniform
 from .recipes.rules import written_rules
-from .settings import AUTO, DEFAULT_TEXT, AskedDType, Quantizer, Settings
+from .settings import AUTO, DEFAULT_TEXT, AskedDType, DType, Quantizer, Settings
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _FOR_QUANTIZING = ("bits", "group_size", "mode", "recipe", "bits_for", "target_size", "quantizer", "calibration")
@@ -108,7 +108,7 @@ class DescriptionOptions:
     progress: bool | None = option(None, help="show a line of progress. By default on a terminal and in a notebook.")
 
     def __post_init__(self) -> None:
-        check_values(self, ConversionError)
+        _check(self)
 
 
 @documented
@@ -164,9 +164,18 @@ class ConversionOptions(DescriptionOptions):
     )
 
     def __post_init__(self) -> None:
-        check_values(self, ConversionError)
+        _check(self)
         if self.verify_text is not None and not self.verify:
             raise ConversionError("verify_text only matters with verify. Leave it out, or verify.")
+
+
+def _check(options: DescriptionOptions) -> None:
+    choices = {"dtype": (*get_args(DType), AUTO), "mode": get_args(Mode), "quantizer": get_args(Quantizer)}
+    for name, allowed in choices.items():
+        value = getattr(options, name)
+        if isinstance(value, str) and value not in allowed:
+            raise ConversionError(f"{name} is {value!r}, expected one of {', '.join(allowed)}.")
+    check_values(options, ConversionError)
 
 
 class DescriptionKeywords(TypedDict, total=False):

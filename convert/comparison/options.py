@@ -7,6 +7,7 @@ from typing import TypedDict
 from mlx_qwen.declared import check_values, documented, option
 from mlx_qwen.errors import ConversionError
 
+from ..arrays import FLOATS
 from ..settings import DType
 from .texts import FEWEST_TOKENS, TOKENS, WINDOW
 
@@ -27,10 +28,9 @@ class ComparisonOptions:
         flag="--text",
         metavar="FILE",
     )
-    tokens: int = option(TOKENS, least=FEWEST_TOKENS, help="most tokens of the text.", flag="--tokens")
+    tokens: int = option(TOKENS, help="most tokens of the text.", flag="--tokens")
     window: int = option(
         WINDOW,
-        least=FEWEST_TOKENS,
         help="tokens of each sequence; the text makes as many as it fills.",
         flag="--window",
     )
@@ -43,7 +43,14 @@ class ComparisonOptions:
     progress: bool | None = option(None, help="show a line of progress. By default on a terminal and in a notebook.")
 
     def __post_init__(self) -> None:
+        if isinstance(self.dtype, str) and self.dtype not in FLOATS:
+            raise ConversionError(f"dtype is {self.dtype!r}, expected one of {', '.join(FLOATS)}.")
         check_values(self, ConversionError)
+        for name, value in (("tokens", self.tokens), ("window", self.window)):
+            if value < FEWEST_TOKENS:
+                raise ConversionError(
+                    f"{name} is {value}, expected at least {FEWEST_TOKENS}: the first predicts the next."
+                )
 
 
 class ComparisonKeywords(TypedDict, total=False):

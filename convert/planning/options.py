@@ -44,6 +44,7 @@ class PlanOptions:
     tflops: float | None = option(
         None,
         above=0,
+        expected="more than 0",
         help="fp16 arithmetic rate of the GPU, 10^12 operations a second, where Apple has published none.",
         flag="--tflops",
     )

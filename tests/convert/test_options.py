@@ -73,10 +73,11 @@ def test_every_flag_is_that_of_an_option_under_its_name(command: click.Command, 
         (convert, {"quantize": None}, "quantize is None; expected True or False"),
         (convert, {"bits_for": ["mlp=8"]}, "bits_for is "),
         (convert, {"bits_for": {"mlp": 8.5}}, "bits_for is "),
-        (convert, {"dtype": "fp16"}, "dtype is 'fp16'; expected 'bfloat16' or"),
+        (convert, {"dtype": "fp16"}, "dtype is 'fp16', expected one of bfloat16, "),
         (convert, {"announce": "loudly"}, "announce is 'loudly'; expected a function"),
+        (convert, {"dtype": 16}, "dtype is 16; expected 'bfloat16' or"),
         (compare, {"tokens": 4.5}, "tokens is 4.5; expected a whole number"),
-        (compare, {"window": 1}, "window is 1; expected at least 2"),
+        (compare, {"window": 1}, "window is 1, expected at least 2"),
     ],
 )
 def test_what_is_no_option_or_of_the_wrong_type_is_one_clear_error(
@@ -90,7 +91,7 @@ def test_what_is_no_option_or_of_the_wrong_type_is_one_clear_error(
 @pytest.mark.parametrize("given", [(None, "out"), ("nowhere", 5), (b"nowhere", "out")])
 def test_a_path_that_is_none_is_one_clear_error(given: tuple[object, object]) -> None:
     for function in (convert, compare):
-        with pytest.raises(ConversionError, match="expected a text or a Path"):
+        with pytest.raises(ConversionError, match="expected a text or a path"):
             function(*given)  # type: ignore[arg-type]
 
 
