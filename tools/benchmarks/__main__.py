@@ -46,9 +46,23 @@ def _model(run: Run) -> Section:
 
 
 def _host(run: Run) -> Section:
+    from tools.benchmarks.engine_host import bench_engine_host
     from tools.benchmarks.small_model import bench_host_time
 
-    return section_of([bench_host_time(repeats=3 * run.repeats)])
+    tables = [bench_host_time(repeats=3 * run.repeats), bench_engine_host(repeats=3 * run.repeats)]
+    return section_of(tables)
+
+
+def _drafts(run: Run) -> Section:
+    from tools.benchmarks.drafts import bench_drafts
+
+    return section_of([bench_drafts(prompts=run.repeats)])
+
+
+def _session(_: Run) -> Section:
+    from tools.benchmarks.session import bench_session
+
+    return section_of([bench_session()])
 
 
 def _start(run: Run) -> Section:
@@ -105,6 +119,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "rule": ("the gated delta rule's prefill", _rule),
     "model": ("prefill and decode of a small model", _model),
     "host": ("the host's share of a decoded token", _host),
+    "drafts": ("passes a token and acceptance of the bundled model's drafts", _drafts),
+    "session": ("what an agent's session computes beside the least possible", _session),
     "start": ("import and load of a 0.8B", _start),
     "convert": ("converting a 0.8B, 1.7 GB", _convert),
     "convert-moe": ("converting 4 layers of 35B-A3B, 7 GB", _convert_moe),
