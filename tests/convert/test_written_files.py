@@ -16,6 +16,7 @@ from mlx_qwen.convert.writing import writer
 from tests.conftest import CheckpointFactory
 from tests.support.checkpoints import KINDS
 from tests.support.mlx_folders import main_arrays
+from tests.support.tokenizers import tiny_tokenizer
 
 
 def _config(folder: Path) -> dict[str, object]:
@@ -107,7 +108,9 @@ def test_the_index_counts_parameters_before_packing(checkpoint: CheckpointFactor
 def furnished(checkpoint: CheckpointFactory, tmp_path: Path) -> Path:
     """A checkpoint with everything else that a model folder can hold."""
     source = shutil.copytree(checkpoint("dense"), tmp_path / "source")
-    for name in ("tokenizer.json", "chat_template.jinja", "merges.txt", "preprocessor_config.json", "LICENSE"):
+    tiny_tokenizer(300).save(str(source / "tokenizer.json"))
+    (source / "preprocessor_config.json").write_text('{"patch_size": 4}')
+    for name in ("chat_template.jinja", "merges.txt", "LICENSE"):
         (source / name).write_text(f"contents of {name}")
     for name in ("pytorch_model.bin", "optimizer.pth", "notes.pdf"):
         (source / name).write_text("not wanted")
