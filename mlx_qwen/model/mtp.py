@@ -60,13 +60,10 @@ class MTP(nn.Module):
         _, normed = self.layers[0](entering, positions, memory).normed(self.norm)
         return normed
 
-    def fill(self, states: mx.array, embeddings: mx.array, positions: Positions, memory: KeyValues) -> None:
-        """Write the keys and values that a call would, and compute nothing else; arguments as of a call."""
+    def keys_and_values(self, states: mx.array, embeddings: mx.array, positions: Positions) -> mx.array:
+        """The keys and values [2, B, Hkv, T, D] that a call would write, and nothing else; arguments as of a call."""
         layer = self.layers[0]
-        normed = layer.input_layernorm(self._joined(states, embeddings))
-        kv = layer.self_attn.keys_and_values(normed, positions)
-        for i, chain in enumerate(memory.chains):
-            chain.write(memory.layer, kv if len(memory.chains) == 1 else kv[:, i : i + 1])
+        return layer.self_attn.keys_and_values(layer.input_layernorm(self._joined(states, embeddings)), positions)
 
     def _joined(self, states: mx.array, embeddings: mx.array) -> mx.array:
         halves = [self.pre_fc_norm_embedding(embeddings), self.pre_fc_norm_hidden(states, embeddings.dtype)]

@@ -20,7 +20,7 @@ from mlx_qwen.model.features import FeatureCache
 from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
 from mlx_qwen.model.mtp import MTP, Draft
 from mlx_qwen.model.multimodal import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
-from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedStep, can_compile
+from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedFill, ReplayedStep, can_compile
 from mlx_qwen.model.rope import Positions
 from mlx_qwen.model.state import MOST_TAPED_TOKENS, LinearState, State, Tape
 from mlx_qwen.model.vision import VisionTower
@@ -63,6 +63,7 @@ class Model(nn.Module):
         if not text.tie_word_embeddings:
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self._replayed: ReplayedStep | None = None
+        self._replayed_fill: ReplayedFill | None = None
         self._dtype: mx.Dtype | None = None
         self.engine: object | None = None
         self.reread: Callable[[Model], None] | None = None
@@ -225,6 +226,18 @@ class Model(nn.Module):
         self, hidden: mx.array, input_ids: mx.array, state: State, embedded: Embedded | None
     ) -> tuple[Chain, ...]:
         """The MTP layer's keys and values of all tokens but the last, each made of a state and the token after it."""
+        if embedded is None and state.last is not None and hidden.shape[1] <= MOST_REPLAYED_TOKENS and can_compile():
+            kv = self._replay_fill()(state.last, hidden, input_ids, state.positions())
+        elif state.last is None and hidden.shape[1] == 1:
+            return state.mtp
+        else:
+            kv = self._pairs(hidden, input_ids, state, embedded)
+        chains = tuple(chain.grown(kv.shape[3]) for chain in state.mtp)
+        for i, chain in enumerate(chains):
+            chain.write(0, kv if len(chains) == 1 else kv[:, i : i + 1])
+        return chains
+
+    def _pairs(self, hidden: mx.array, input_ids: mx.array, state: State, embedded: Embedded | None) -> mx.array:
         embeddings = self.embed_tokens(input_ids) if embedded is None else embedded.embeddings
         axes = None if embedded is None else embedded.axes[:, :, :-1]
         if state.last is None:
@@ -236,12 +249,13 @@ class Model(nn.Module):
                 if before is None:
                     before = np.broadcast_to(np.array(offset).reshape(1, -1, 1), (3, axes.shape[1], 1))
                 axes = np.concatenate([before, axes], axis=-1)
-        if not states.shape[1]:
-            return state.mtp
-        chains = tuple(chain.grown(states.shape[1]) for chain in state.mtp)
         place = Positions(offset, None if axes is None else mx.array(axes))
-        self._mtp().fill(self._mtp_states(states), embeddings, place, KeyValues(chains, 0))
-        return chains
+        return self._mtp().keys_and_values(self._mtp_states(states), embeddings, place)
+
+    def _replay_fill(self) -> ReplayedFill:
+        if self._replayed_fill is None or self._replayed_fill.made_with != (backend(), self.mtp_reads):
+            self._replayed_fill = ReplayedFill(self.embed_tokens, self.norm, self._mtp(), self.mtp_reads)
+        return self._replayed_fill
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Final norm and head: fp32 [B, T, hidden_size] to [B, T, vocab_size] in the model's dtype."""
@@ -249,7 +263,7 @@ class Model(nn.Module):
 
     def update(self, parameters: dict[str, Any], strict: bool = True) -> "Model":  # type: ignore[override]
         """Replace the given parameters, as `mlx.nn.Module.update` does."""
-        self._replayed, self._dtype, self._features = None, None, None
+        self._replayed, self._replayed_fill, self._dtype, self._features = None, None, None, None
         self._ready, self._ready_vision, self.reread = False, False, None
         super().update(parameters, strict)
         return self

@@ -13,9 +13,12 @@ import mlx.core as mx
 
 from metal_kernels import backend
 from metal_kernels.gated_delta import Tape as LayerTape
+from mlx_qwen.checkpoint.mtp_reads import MTPReads
 from mlx_qwen.model.attention import Heads, KeyValues
 from mlx_qwen.model.chain import Chain
 from mlx_qwen.model.decoder import DecoderLayer, Residual
+from mlx_qwen.model.layers import RMSNorm as Norm
+from mlx_qwen.model.mtp import MTP
 from mlx_qwen.model.rope import Positions
 from mlx_qwen.model.state import LinearState, State
 
@@ -67,6 +70,31 @@ class ReplayedStep:
             attended = stretch.closing.self_attn.attend(heads, KeyValues(chains, number), mask)
             entering = (x, attended, heads.gate)
         return leaving[0], tuple(linear), tuple(tapes)
+
+
+class ReplayedFill:
+    """The MTP layer's keys and values of 1 to 8 new tokens of text behind others.
+
+    Its constants are those of `ReplayedStep`, and whether the layer `reads` what the final `norm` gives.
+    """
+
+    def __init__(self, embed: Embed, norm: Norm, mtp: MTP, reads: MTPReads) -> None:
+        self.made_with = (backend(), reads)
+
+        def run(last: mx.array, hidden: mx.array, input_ids: mx.array, position: mx.array) -> mx.array:
+            states, embeddings = mx.concatenate([last, hidden[:, :-1]], axis=1), embed(input_ids)
+            read = norm(states, embeddings.dtype) if reads == "normed" else states
+            return mtp.keys_and_values(read, embeddings, Positions(position - 1))
+
+        self._run = mx.compile(run)
+
+    def __call__(self, last: mx.array, hidden: mx.array, input_ids: mx.array, position: mx.array) -> mx.array:
+        """Keys and values [2, B, Hkv, T, D] of `last` [B, 1, hidden] and all of `hidden` [B, T, hidden] but its end.
+
+        `input_ids` [B, T] are the tokens of `hidden`, `position` [] or [B] that of the first of them.
+        """
+        filled: mx.array = self._run(last, hidden, input_ids, position)
+        return filled
 
 
 class _Stretch:
