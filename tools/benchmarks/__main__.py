@@ -20,12 +20,15 @@ class Run:
         repeats: timed turns of each candidate.
         folder: for checkpoints, which are removed with it.
         model, text: a model folder and a text file, for the sections that judge a model.
+        tokens, minutes: how long the prompt of `long` is, and how long `soak` goes on.
     """
 
     repeats: int
     folder: Path
     model: Path | None
     text: Path | None
+    tokens: int
+    minutes: float
 
     def judged(self) -> tuple[Path, Path]:
         """The model folder and the text file."""
@@ -63,6 +66,24 @@ def _session(_: Run) -> Section:
     from tools.benchmarks.session import bench_session
 
     return section_of([bench_session()])
+
+
+def _throughput(run: Run) -> Section:
+    from tools.benchmarks.throughput import bench_throughput
+
+    return section_of([bench_throughput(repeats=run.repeats)])
+
+
+def _long(run: Run) -> Section:
+    from tools.benchmarks.long_prompt import bench_long
+
+    return section_of([bench_long(tokens=run.tokens)])
+
+
+def _soak(run: Run) -> Section:
+    from tools.benchmarks.soak import bench_soak
+
+    return section_of([bench_soak(run.minutes)])
 
 
 def _start(run: Run) -> Section:
@@ -120,6 +141,9 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "model": ("prefill and decode of a small model", _model),
     "host": ("the host's share of a decoded token", _host),
     "drafts": ("passes a token and acceptance of the bundled model's drafts", _drafts),
+    "throughput": ("answers that are written at the same time", _throughput),
+    "long": ("a prompt of --tokens tokens beside what is planned", _long),
+    "soak": ("--minutes of random requests: memory, files and threads", _soak),
     "session": ("what an agent's session computes beside the least possible", _session),
     "start": ("import and load of a 0.8B", _start),
     "convert": ("converting a 0.8B, 1.7 GB", _convert),
@@ -149,6 +173,8 @@ class _Listed(click.Command):
     "--model", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Unquantized model folder."
 )
 @click.option("--text", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Text to judge it on.")
+@click.option("--tokens", type=click.IntRange(1000), default=100_000, show_default=True, help="Prompt of `long`.")
+@click.option("--minutes", type=click.FloatRange(0.1), default=5, show_default=True, help="Time of `soak`.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the tables here.")
 @click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write what is printed here too.")
 @click.option(
@@ -161,6 +187,8 @@ def main(
     repeats: int,
     model: Path | None,
     text: Path | None,
+    tokens: int,
+    minutes: float,
     json_file: Path | None,
     markdown: Path | None,
     workdir: Path | None,
@@ -172,7 +200,7 @@ def main(
         raise click.UsageError(f"{judges[0]} needs --model, an unquantized model folder, and --text, a text file.")
     try:
         with tempfile.TemporaryDirectory(dir=workdir) as folder:
-            run = Run(repeats, Path(folder), model, text)
+            run = Run(repeats, Path(folder), model, text, tokens, minutes)
             measured = [(name, partial(SECTIONS[name][1], run)) for name in chosen]
             print_sections(measured, click.echo, json_file=json_file, markdown=markdown)
     except MLXQwenError as error:
