@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -74,10 +73,10 @@ def _ask_until(engine: Engine, requests: Iterator[int], until: float) -> None:
         )
         leaves_at = rng.randrange(1, 40) if rng.random() < 1 / 3 else None
         engine.submit(one)
-        with closing(engine.stream(one)) as answer:
-            for emission in answer:
-                if emission.number == leaves_at:
-                    break
+        for emission in engine.stream(one):
+            if emission.number == leaves_at:
+                engine.cancel(one)
+                break
 
 
 def _held(engine: Engine, requests: int) -> Held:

@@ -14,11 +14,23 @@ from mlx_qwen.engine.prefix import prefix_key
 from mlx_qwen.engine.rules import Rules, ThinkingBudget
 from mlx_qwen.engine.sampling import TokenSampler
 from mlx_qwen.engine.sequence import Emission, Endless, Sequence
-from mlx_qwen.engine.thread import Task, wake
+from mlx_qwen.engine.thread import wake
 from mlx_qwen.model import Model
 from mlx_qwen.recommended import SamplingParameters
 
 T = TypeVar("T")
+
+
+class _Once:
+    """Work of a single step."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self._run = run
+
+    def step(self) -> bool:
+        """Do it."""
+        self._run()
+        return False
 
 
 def computed(run: Callable[[], T]) -> T:
@@ -31,7 +43,7 @@ def computed(run: Callable[[], T]) -> T:
         except BaseException as error:
             done.put((None, error))
 
-    wake(Task(task))
+    wake(_Once(task))
     result, error = done.get()
     if error is not None:
         raise error
@@ -50,7 +62,7 @@ def request(
     """A sequence as a server makes it, but without text: a rule counts its reasoning, and prefixes are kept."""
     sampler = TokenSampler(
         sampling or SamplingParameters(temperature=0),
-        prompt=mx.array(ids),
+        prompt=mx.array(list(ids)),
         vocab_size=model.config.text.vocab_size,
         seed=seed,
     )
