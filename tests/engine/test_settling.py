@@ -7,7 +7,7 @@ import pytest
 
 import mlx_qwen
 from mlx_qwen.engine import settling
-from mlx_qwen.engine.thread import Task, wake
+from mlx_qwen.engine.thread import wake
 from mlx_qwen.model import Model
 from mlx_qwen.prompt import Processor
 from tests.support.silent import silent_copy
@@ -23,12 +23,23 @@ def ask(model: Model, processor: Processor, number: int, **options: object) -> s
     return mlx_qwen.generate(model, processor, question, enable_thinking=True, **options)  # type: ignore[arg-type]
 
 
+class Once:
+    """Work of one step."""
+
+    def __init__(self) -> None:
+        self.done = Event()
+
+    def step(self) -> bool:
+        self.done.set()
+        return False
+
+
 def wait_for_computing() -> None:
     """Until the computing thread has done what it was woken for."""
     for _ in range(2):
-        done = Event()
-        wake(Task(done.set))
-        assert done.wait(60)
+        once = Once()
+        wake(once)
+        assert once.done.wait(60)
 
 
 def test_answers_settle_it_once_there_are_enough_and_are_the_same_after(tmp_path: Path, monkeypatch) -> None:

@@ -79,8 +79,8 @@ def train(settings: Settings) -> DemoModel:
 
 
 def _probabilities() -> np.ndarray:
-    shares = np.array([*SHARES.values()])
-    return shares / shares.sum()
+    shares: np.ndarray = np.array([*SHARES.values()])
+    return np.asarray(shares / shares.sum())
 
 
 def _fraction(step: int, settings: Settings) -> float:
