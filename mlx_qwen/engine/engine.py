@@ -22,6 +22,8 @@ from mlx_qwen.model.cache import kv_packing
 from mlx_qwen.model.state import empty_state, state_nbytes
 
 _STEPS_BETWEEN_CLEARING = 256
+# Seconds to wait for an answer that was cancelled to be let go.
+_PATIENCE = 60.0
 _making = Lock()
 
 
@@ -86,6 +88,9 @@ class Engine:
         finally:
             if sequence.finish_reason is None and not sequence.failed:
                 self.cancel(sequence)
+                if sequence.prompt_cache is not None:
+                    # Until then its arrays are the computing thread's.
+                    sequence.ended.wait(_PATIENCE)
 
     def step(self) -> bool:
         """Do a piece of each kind of work there is; whether there is more. Only in the computing thread."""
@@ -105,6 +110,8 @@ class Engine:
             mx.clear_cache()
         for sequence, item in outgoing:
             sequence.deliver(item)
+            if not isinstance(item, Emission) or item.finish_reason is not None:
+                sequence.ended.set()
             if isinstance(item, Emission) and item.finish_reason is not None:
                 sequence.deliver(None)
         if not active:
@@ -121,8 +128,13 @@ class Engine:
         for queue in (self._waiting, self._reading):
             for sequence in [one for one in queue if one.cancelled]:
                 queue.remove(sequence)
+                sequence.ended.set()
         if any(row.cancelled for row in self._writing):
             self._dissolve()
+            for row in self._writing:
+                if row.cancelled:
+                    _note_state(row)
+                    row.ended.set()
             self._writing = [row for row in self._writing if not row.cancelled]
 
     def _admit(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field
 from itertools import count
 from queue import SimpleQueue
+from threading import Event
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import mlx.core as mx
@@ -91,6 +92,7 @@ class Sequence:
         step_size: most tokens of the prompt to read at once.
         kv_bits: 8 or 4 packs keys and values; None leaves them in the model's dtype.
         progress: called with the tokens read and those of the whole prompt, in the computing thread.
+        ended: set once the engine has let go of it.
         on_item: called whenever something new is in `unread`, in the computing thread.
         state: what is remembered of the `read` tokens.
     """
@@ -122,6 +124,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     failed: bool = False
     cancelled: bool = False
+    ended: Event = field(default_factory=Event)
     unread: SimpleQueue[Emission | BaseException | None] = field(default_factory=SimpleQueue)
     number: int = field(default_factory=lambda: next(_numbers))
 

@@ -25,7 +25,7 @@ class _Computing:
         self._busy: dict[int, Worker] = {}
         self._again: set[int] = set()
         self._thread: Thread | None = None
-        self._ending = False
+        self._ending = self._stepping = False
 
     def wake(self, worker: Worker) -> None:
         """Let `worker` step until it says that it has no more to do."""
@@ -40,22 +40,26 @@ class _Computing:
             self._changed.notify()
 
     def _end(self) -> None:
-        """Let the interpreter end only when no step is half done."""
+        """Let the interpreter end only when no step is half done.
+
+        The thread itself stays, asleep: MLX aborts where a thread that has streams of its own ends.
+        """
         with self._changed:
             self._ending = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(_PATIENCE)
+            self._changed.wait_for(lambda: not self._stepping, _PATIENCE)
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._busy or self._ending)
-                if self._ending:
-                    return
+                self._stepping = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._busy and not self._ending)
+                self._stepping = True
                 turn = list(self._busy.values())
                 self._again.clear()
             for worker in turn:
+                if self._ending:
+                    break
                 if worker.step():
                     continue
                 with self._changed:

@@ -1,6 +1,8 @@
 """An interrupted answer, as by the stop button of a notebook, leaves everything usable."""
 
 import signal
+import subprocess
+import sys
 
 import mlx.core as mx
 import pytest
@@ -63,3 +65,15 @@ def test_a_stream_that_is_dropped_half_way_disturbs_no_later_answer(loaded: Load
         if response.generation_tokens == 3:
             break
     assert generate(model, processor, PROMPT, temperature=0, max_tokens=8) == before
+
+
+@pytest.mark.parametrize("taken", [0, 3, 12])
+def test_a_program_that_leaves_an_answer_ends_well(taken: int) -> None:
+    program = (
+        "import sys, mlx_qwen; model, processor = mlx_qwen.load(); taken = int(sys.argv[1])\n"
+        "stream = mlx_qwen.stream_generate(model, processor, 'Monday, Tuesday,', max_tokens=500, temperature=0)\n"
+        "for response, _ in zip(stream, range(taken)): pass\n"
+        "print('left')"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(taken)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")

@@ -78,6 +78,7 @@ UNUSABLE: list[tuple[str, object]] = [
     ("kv_bits", 3),
     ("kv_bits", "4"),
     ("mtp", 8),
+    ("stop_in_reasoning", 1),
     ("mtp", "always"),
     ("prefix_cache", 1),
     ("progress", "yes"),

@@ -58,8 +58,10 @@ def test_the_launch_budget_is_the_time_that_bandwidth_leaves_to_a_launch() -> No
 
 @pytest.mark.parametrize("size", ["0.8B", "9B", "35B-A3B"])
 def test_launches_are_those_counted_in_the_graph(size: str) -> None:
-    pytest.importorskip("mlx_lm")
     from mlx_qwen.bench.launches import count_launches
+    from mlx_qwen.checkpoint.layout import Quantization
     from mlx_qwen.convert.planning.bounds import launches
+    from mlx_qwen.convert.recipes import uniform
 
-    assert launches(released(size).text) == count_launches(size).ours.total
+    packed = uniform(Quantization(bits=4, group_size=64)).precision
+    assert launches(released(size).text) == count_launches(size, packed).total
