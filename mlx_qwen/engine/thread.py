@@ -31,6 +31,8 @@ class _Computing:
         """Let `worker` step until it says that it has no more to do."""
         note_computing()
         with self._changed:
+            if self._ending:
+                return
             self._busy[id(worker)] = worker
             self._again.add(id(worker))
             if self._thread is None:
@@ -42,7 +44,7 @@ class _Computing:
     def _end(self) -> None:
         """Let the interpreter end only when no step is half done.
 
-        The thread itself stays, asleep: MLX aborts where a thread that has streams of its own ends.
+        The thread itself stays, asleep, and is not woken any more: MLX aborts where a thread that has streams ends.
         """
         with self._changed:
             self._ending = True
