@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import TypedDict
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from mlx_qwen.answer import AnswerDelta
 from mlx_qwen.answer.response import Clock, GenerationResponse
@@ -31,6 +33,14 @@ from mlx_qwen.prompt.inputs import Prompt, PromptInputs, check_fits, prompt_inpu
 from mlx_qwen.prompt.placed import Placed, feature_count
 from mlx_qwen.recommended import GREEDY, SamplingParameters, recommended_sampling
 from mlx_qwen.status_line import StatusLine
+
+
+class _Kept(TypedDict, total=False):
+    """Fields of a sequence whose states are kept for others; one without them is read without cuts at anchors."""
+
+    key: npt.NDArray[np.int64]
+    anchors: list[int]
+    answer_from: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +101,7 @@ def prepare_request(
         max_tokens=max_tokens,
         drafts=Drafts(settings.drafts),
         media=[_medium(one) for one in inputs.media],
-        key=prefix_key(ids, _digests(processor, inputs)) if settings.prefix_cache and cache is None else None,
-        anchors=anchors(ids, Marks.of(processor), media=_spans(processor, inputs)),
-        answer_from=question_end(ids, Marks.of(processor)),
+        **(_kept(processor, inputs) if settings.prefix_cache and cache is None else {}),
         prompt_cache=cache,
         step_size=settings.prefill_step_size,
         kv_bits=settings.kv_bits,
@@ -190,10 +198,20 @@ def _spans(processor: Processor, inputs: PromptInputs) -> list[Span]:
     return spans
 
 
-def _digests(processor: Processor, inputs: PromptInputs) -> list[tuple[int, int, bytes]]:
+def _kept(processor: Processor, inputs: PromptInputs) -> _Kept:
+    """How the engine finds and keeps states of the prompt."""
+    ids, marks, spans = inputs.ids, Marks.of(processor), _spans(processor, inputs)
+    return {
+        "key": prefix_key(ids, _digests(inputs, spans)),
+        "anchors": anchors(ids, marks, media=spans),
+        "answer_from": question_end(ids, marks),
+    }
+
+
+def _digests(inputs: PromptInputs, spans: Sequence[Span]) -> list[tuple[int, int, bytes]]:
     """Where each image and video lies, and what tells it from others."""
     digests = []
-    for placed, span in zip(inputs.media, _spans(processor, inputs), strict=True):
+    for placed, span in zip(inputs.media, spans, strict=True):
         patches = placed.patches
         digest = blake2b(np.array(patches.grid_thw).tobytes())
         digest.update(np.array(patches.pixel_values.view(mx.uint8)).data)

@@ -1,10 +1,9 @@
 """Train the demo's MTP layer alone: `python -m tools.train_demo_mtp --run FOLDER`, all other weights left as they are.
 
 It goes on with the layer that the bundled checkpoint has, and teaches it to give the model's own distributions in four
-drafts one after the other.
-That is a quarter of an hour's work of one core. `python -m tools.ship_demo FOLDER/hf` puts the result
-into the package. The layer that is bundled was trained so with the default settings; it began as `tools.train_demo` had
-trained it, for one draft, and when that still gave it the states before the final norm.
+drafts one after the other: a quarter of an hour's work of one core. `python -m tools.ship_demo FOLDER/hf` puts the
+result into the package. The layer that is bundled was trained so with the default settings; it began as
+`tools.train_demo` had trained it, for one draft, and when that still gave it the states before the final norm.
 """
 
 import argparse
