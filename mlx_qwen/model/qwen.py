@@ -18,7 +18,8 @@ from mlx_qwen.model.chain import Chain
 from mlx_qwen.model.decoder import DecoderLayer, Masks, Residual
 from mlx_qwen.model.features import FeatureCache
 from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
-from mlx_qwen.model.mtp import MTP, Draft
+from mlx_qwen.model.mtp import MTP
+from mlx_qwen.model.mtp_steps import MTPSteps
 from mlx_qwen.model.multimodal import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
 from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedFill, ReplayedStep, can_compile
 from mlx_qwen.model.rope import Positions
@@ -39,7 +40,7 @@ class Stepped(NamedTuple):
     tape: Tape | None
 
 
-class Model(nn.Module):
+class Model(MTPSteps):
     """A Qwen3.5, Qwen3.6, Qwen3.8 or Qwen3-Next model.
 
     `mtp` is None when the checkpoint has no MTP layer, `vision` when it has no vision tower. Decoding replays graphs
@@ -222,41 +223,6 @@ class Model(nn.Module):
             self._replayed = ReplayedStep(self.embed_tokens, self.layers)
         return self._replayed
 
-    def _filled(
-        self, hidden: mx.array, input_ids: mx.array, state: State, embedded: Embedded | None
-    ) -> tuple[Chain, ...]:
-        """The MTP layer's keys and values of all tokens but the last, each made of a state and the token after it."""
-        if embedded is None and state.last is not None and hidden.shape[1] <= MOST_REPLAYED_TOKENS and can_compile():
-            kv = self._replay_fill()(state.last, hidden, input_ids, state.positions())
-        elif state.last is None and hidden.shape[1] == 1:
-            return state.mtp
-        else:
-            kv = self._pairs(hidden, input_ids, state, embedded)
-        chains = tuple(chain.grown(kv.shape[3]) for chain in state.mtp)
-        for i, chain in enumerate(chains):
-            chain.write(0, kv if len(chains) == 1 else kv[:, i : i + 1])
-        return chains
-
-    def _pairs(self, hidden: mx.array, input_ids: mx.array, state: State, embedded: Embedded | None) -> mx.array:
-        embeddings = self.embed_tokens(input_ids) if embedded is None else embedded.embeddings
-        axes = None if embedded is None else embedded.axes[:, :, :-1]
-        if state.last is None:
-            states, embeddings, offset = hidden[:, :-1], embeddings[:, 1:], mx.array(0)
-        else:
-            states, offset = mx.concatenate([state.last, hidden[:, :-1]], axis=1), state.positions() - 1
-            if embedded is not None and axes is not None:
-                before = embedded.before
-                if before is None:
-                    before = np.broadcast_to(np.array(offset).reshape(1, -1, 1), (3, axes.shape[1], 1))
-                axes = np.concatenate([before, axes], axis=-1)
-        place = Positions(offset, None if axes is None else mx.array(axes))
-        return self._mtp().keys_and_values(self._mtp_states(states), embeddings, place)
-
-    def _replay_fill(self) -> ReplayedFill:
-        if self._replayed_fill is None or self._replayed_fill.made_with != (backend(), self.mtp_reads):
-            self._replayed_fill = ReplayedFill(self.embed_tokens, self.norm, self._mtp(), self.mtp_reads)
-        return self._replayed_fill
-
     def logits(self, hidden: mx.array) -> mx.array:
         """Final norm and head: fp32 [B, T, hidden_size] to [B, T, vocab_size] in the model's dtype."""
         return self._head(self.norm(hidden, self.dtype))
@@ -284,77 +250,9 @@ class Model(nn.Module):
     def _waiting(self, vision: bool) -> dict[str, Any]:
         return {name: part for name, part in self.parameters().items() if vision or name != "vision"}
 
-    @property
-    def dtype(self) -> mx.Dtype:
-        """Of embeddings, activations between the norms, and logits."""
-        if self._dtype is None:
-            self._dtype = self.embed_tokens(mx.array([0])).dtype
-        return self._dtype
-
-    def mtp_logits(
-        self, hidden: mx.array, next_ids: mx.array, memory: State | None = None, *, embedded: Embedded | None = None
-    ) -> mx.array:
-        """The logits of `mtp_step`, [B, T, vocab_size]; arguments and errors as there."""
-        return self.mtp_step(hidden, next_ids, memory, embedded=embedded).logits
-
-    def mtp_step(
-        self,
-        hidden: mx.array,
-        next_ids: mx.array,
-        memory: State | None = None,
-        *,
-        chained: bool = False,
-        embedded: Embedded | None = None,
-    ) -> Draft:
-        """The MTP layer's drafts of the tokens after `next_ids`, and what the next step of the chain reads.
-
-            draft = model.mtp_step(hidden, ids, memory)
-            draft = model.mtp_step(draft.normed, mx.argmax(draft.logits, axis=-1), draft.memory, chained=True)
-
-        Args:
-            hidden: fp32 [B, T, hidden_size], from `hidden_states`; with `chained` the last step's `normed`.
-            next_ids: int [B, T], the token that follows each of them.
-            memory: the MTP layer's own keys and values, from `mtp_memory`; None for whole sequences.
-            chained: whether `hidden` comes from the step before.
-            embedded: from `embed`, of the tokens that `hidden` belongs to where they hold images or videos; the last of
-                `next_ids` is text then.
-
-        Raises:
-            ValueError: the model has no MTP layer.
-        """
-        mtp = self._mtp()
-        memory = self.mtp_memory() if memory is None else memory
-        T = next_ids.shape[1]
-        chains = tuple(chain.grown(T) for chain in memory.chains)
-        embeddings, axes, delta = self.embed_tokens(next_ids), None, memory.rope_delta
-        if embedded is not None:
-            embeddings = mx.concatenate([embedded.embeddings[:, 1:], embeddings[:, -1:]], axis=1)
-            axes, delta = mx.array(embedded.axes), embedded.rope_delta(memory.offset + T)
-        states = hidden if chained else self._mtp_states(hidden)
-        normed = mtp(states, embeddings, Positions(memory.positions(), axes), KeyValues(chains, 0))
-        return Draft(self._head(normed), normed, State(chains, rope_delta=delta))
-
-    def mtp_memory(self, state: State | None = None) -> State:
-        """What the MTP layer remembers of the sequences of `state`, or of none."""
-        if state is None or not state.mtp:
-            return State((Chain.empty(1),))
-        return State(state.mtp, rope_delta=state.rope_delta)
-
-    def _mtp(self) -> MTP:
-        if self.mtp is None:
-            raise ValueError("this model has no MTP layer; convert it again from a source that has mtp.* tensors")
-        return self.mtp
-
-    def _mtp_states(self, hidden: mx.array) -> mx.array:
-        return self.norm(hidden, self.dtype) if self.mtp_reads == "normed" else hidden
-
     def make_cache(self, *, kv_bits: int | None = None, kv_group_size: int | None = None) -> HybridCache:
         """An empty cache; `kv_bits` 4 or 8 packs the attention layers' keys and values."""
         return make_cache(self.config.text, kv_bits=kv_bits, kv_group_size=kv_group_size)
-
-    def _head(self, normed: mx.array) -> mx.array:
-        logits: mx.array = self.embed_tokens.as_linear(normed) if self.lm_head is None else self.lm_head(normed)
-        return logits
 
 
 def _masks(state: State, mask: mx.array | None, T: int) -> Masks | None:
