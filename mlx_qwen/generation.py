@@ -116,9 +116,9 @@ def batch_generate(
 ) -> list[str] | list[GenerationResponse]:
     """Writes one answer for each prompt, all at the same time, and returns their raw texts in the prompts' order.
 
-    Options hold for every row. Every row stops, is penalized and draws on its own: row i equals `generate` with its
-    prompt alone and, when sampling, `seed + i`. `model`, `processor`, each prompt and errors are those of
-    `stream_generate`.
+    Options hold for every row, `images` and `videos` too; a row's own stand in its messages. Every row stops, is
+    penalized and draws on its own: row i equals `generate` with its prompt alone and, when sampling, `seed + i`.
+    `model`, `processor`, each prompt and errors are those of `stream_generate`.
 
     Args:
         return_responses: return each row's last response instead, whose `text` is the whole raw answer.

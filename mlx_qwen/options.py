@@ -99,6 +99,8 @@ class GenerationOptions(MediaLimits):
         help="functions that the model may call, as JSON descriptions; used with chat messages.",
         expected='a list like [{"type": "function", "function": {"name": ..., "parameters": {...}}}]',
         check=_all_named,
+        flag="--tools",
+        metavar="FILE",
     )
     enable_thinking: bool | None = option(
         None,

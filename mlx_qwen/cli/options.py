@@ -5,6 +5,7 @@ from collections.abc import Callable
 import click
 
 from mlx_qwen.cli.flags import Flag, flags_of, with_flags
+from mlx_qwen.cli.reading import ToolsFile
 from mlx_qwen.options import EngineSettings, GenerationOptions
 
 
@@ -30,6 +31,7 @@ def generation_flags(*, max_tokens: int, media: bool = True) -> Flag:
             EngineSettings,
             without=() if media else ("images", "videos"),
             max_tokens={"default": max_tokens},
+            tools={"type": ToolsFile(), "multiple": False, "help": "JSON file of functions that the model may call."},
         ),
     ]
     return lambda function: with_flags(flags, function)

@@ -14,8 +14,11 @@ from click.testing import CliRunner, Result
 from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.cli import COMMANDS, main
 from mlx_qwen.cli.printer import AnswerPrinter
-from mlx_qwen.generation import generate
+from mlx_qwen.cli.reading import check_whole
+from mlx_qwen.errors import PromptError
+from mlx_qwen.generation import generate, stream_generate
 from mlx_qwen.loading import load
+from tests.vision.drawing import drawing
 
 GREEDY = ("--temp", "0", "-m", "12")
 
@@ -122,6 +125,115 @@ def test_a_system_prompt_without_the_template_is_a_usage_error(folder: Path) -> 
     result = run("generate", "--model", folder, "-p", "x", "--system-prompt", "y", "--ignore-chat-template")
     assert result.exit_code == 2
     assert "--system-prompt" in result.stderr
+
+
+SUM = [{"role": "user", "content": "What is 12+30?"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed"),
+    [
+        (["What is 12+30?"], None),
+        (["--prompt", "What is 12+30?"], None),
+        ([], "What is 12+30?"),
+        (["-"], "What is 12+30?"),
+        (["-p", "-"], "What is 12+30?"),
+        (["--prompt-file", "-"], "What is 12+30?"),
+        (["--prompt-file", "question.txt"], None),
+    ],
+    ids=["word", "flag", "pipe", "dash", "flag-dash", "file-dash", "file"],
+)
+def test_a_prompt_is_a_word_a_flag_a_file_or_a_pipe(
+    arguments: list[str], typed: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("question.txt").write_text("What is 12+30?")
+    result = run("generate", *arguments, "--quiet", stdin=typed)
+    assert (result.exit_code, result.stdout) == (0, "42\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["-p", "-"], "Standard input is empty"),
+        ([], "Standard input is empty"),
+        (["--prompt-file", "-"], "Standard input is empty"),
+        (["--prompt-file", "nothing.txt"], "nothing.txt is empty"),
+        (["--prompt-file", "missing.txt"], "cannot be read from missing.txt (No such file"),
+        (["--prompt-file", "."], "cannot be read from . (Is a directory"),
+        (["--prompt-file", "picture.png"], "Give a file of UTF-8 text"),
+        (["What?", "--tools", "missing.json"], "The tools cannot be read from missing.json"),
+        (["What?", "--tools", "nothing.txt"], "The tools cannot be read from nothing.txt"),
+        (["What?", "--tools", "number.json"], "number.json holds no list of tools"),
+        (["What?", "--tools", "unnamed.json"], "tools is [{'a': 1}]; expected a list like"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_a_prompt_or_tools_that_are_not_there_are_one_line(
+    arguments: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nothing.txt").write_text(" \n")
+    Path("number.json").write_text("5")
+    Path("unnamed.json").write_text('[{"a": 1}]')
+    drawing(32, 32).save("picture.png")
+    result = run("generate", *arguments, stdin=" \n")
+    assert result.exit_code == 1
+    assert complaint in result.stderr.splitlines()[-1]
+    assert result.stdout == ""
+
+
+def test_two_prompts_are_a_usage_error() -> None:
+    result = run("generate", "one", "-p", "two")
+    assert result.exit_code == 2
+    assert "'one' and as 'two'" in result.stderr
+
+
+def test_json_is_one_object_with_what_the_last_response_holds() -> None:
+    result = run("generate", "What is 12+30?", "--enable-thinking", "--temp", 0, "--json")
+    assert (result.exit_code, result.stdout.count("\n")) == (0, 1)
+    assert "tokens-per-sec" not in result.stderr
+    responses = list(stream_generate(*load(), SUM, enable_thinking=True, temperature=0))
+    shown, last = json.loads(result.stdout), responses[-1]
+    assert shown["text"] == "".join(response.text for response in responses)
+    assert (shown["content"], shown["reasoning"]) == (last.content, last.reasoning)
+    assert (shown["tool_calls"], shown["finish_reason"]) == ([], "stop")
+    usage = shown["usage"]
+    assert usage["prompt_tokens"] == last.prompt_tokens + last.cached_tokens
+    assert usage["completion_tokens"] == last.generation_tokens == usage["total_tokens"] - usage["prompt_tokens"]
+    assert all(rate > 0 for rate in shown["rates"].values())
+
+
+def test_tools_of_a_file_are_called_and_the_call_goes_back_into_messages(tmp_path: Path) -> None:
+    parameters = {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]}
+    function = {"name": "calculator", "description": "Multiplies two whole numbers.", "parameters": parameters}
+    tools = [{"type": "function", "function": function}]
+    (tmp_path / "tools.json").write_text(json.dumps(tools))
+    flags = ("--tools", tmp_path / "tools.json", "--json")
+    shown = json.loads(run("generate", "How much is 8216*662?", *flags).stdout)
+    assert shown["finish_reason"] == "tool_calls"
+    assert shown["tool_calls"] == [
+        {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "8216*662"}}}
+    ]
+    messages = [
+        {"role": "user", "content": "How much is 8216*662?"},
+        {"role": "assistant", "content": shown["content"], "tool_calls": shown["tool_calls"]},
+        {"role": "tool", "content": json.dumps({"result": 8216 * 662})},
+    ]
+    assert "5438992" in generate(*load(), messages, tools=tools)
+
+
+def test_an_answer_that_the_limit_cuts_says_so_and_is_no_failure() -> None:
+    cut = run("generate", "What is 12+30?", "-m", 1)
+    assert (cut.exit_code, cut.stdout) == (0, "4\n")
+    assert "The answer was cut at 1 tokens; --max-tokens allows more." in cut.stderr
+    assert json.loads(run("generate", "What is 12+30?", "-m", 1, "--json").stdout)["finish_reason"] == "length"
+
+
+def test_a_line_that_a_terminal_may_have_cut_is_refused() -> None:
+    check_whole("x" * 1_000)
+    with pytest.raises(PromptError, match="may be cut"):
+        check_whole("ä" * 2_048)
 
 
 def test_ctrl_c_prints_the_statistics_so_far_and_exits_with_130(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

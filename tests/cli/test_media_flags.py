@@ -1,6 +1,7 @@
 """Flags on the size of pictures, and on the frames of videos, change what the model sees."""
 
 import re
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -49,3 +50,34 @@ def test_generate_prints_what_each_flag_makes_of_pictures(flags: tuple[str, ...]
 def test_chat_prints_what_its_flags_make_of_pictures(flags: tuple[str, ...], files: tuple[str, str]) -> None:
     result = CliRunner().invoke(main, ["chat", *flags], input=f"/image {files[0]}\n/video {files[1]}\n/quit\n")
     assert seen(result.stderr) == SEEN[flags]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--image", "one.png", "two words.png", "?"],
+        ["--image", "one.png", "--image", "two words.png", "?"],
+        ["--image=one.png", "two words.png", "?"],
+        ["?", "--image", "one.png", "two words.png"],
+        ["-p", "?", "--image", "one.png", "two words.png", "-m", "1"],
+        ["--image", "one.png", "two words.png", "--", "?"],
+    ],
+    ids=["together", "repeated", "equals", "last", "prompt-as-flag", "dashes"],
+)
+def test_a_flag_takes_several_pictures_and_no_question(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawing(64, 64).save("one.png")
+    drawing(32, 64).save("two words.png")
+    result = CliRunner().invoke(main, ["generate", "-m", "1", "--temp", "0", *arguments])
+    assert result.exit_code == 0, result.stderr
+    assert re.findall(r"Image (.*): \d+ tokens", result.stderr) == ["one.png", "two words.png"]
+
+
+def test_a_second_picture_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawing(64, 64).save("one.png")
+    result = CliRunner().invoke(main, ["generate", "--image", "one.png", "two.png", "What is in one.png?"])
+    assert result.exit_code == 1
+    assert "The image two.png cannot be read (No such file or directory)" in result.stderr

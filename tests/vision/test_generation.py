@@ -131,6 +131,13 @@ def test_a_batch_with_and_without_images_equals_each_alone(seeing: Seeing) -> No
     assert batch_generate(*seeing, prompts, **options) == [generate(*seeing, p, **options) for p in prompts]  # type: ignore[arg-type]
 
 
+def test_images_as_an_option_are_every_rows(seeing: Seeing) -> None:
+    questions = [[user("what?")], [user("which of them?")]]
+    found = batch_generate(*seeing, questions, images=[CAT, DOG], temperature=0, max_tokens=8)  # type: ignore[arg-type]
+    alone = [[user(CAT, DOG, "what?")], [user(CAT, DOG, "which of them?")]]
+    assert found == [generate(*seeing, p, temperature=0, max_tokens=8) for p in alone]  # type: ignore[arg-type]
+
+
 def test_pixel_bounds_change_how_many_tokens_an_image_takes(seeing: Seeing) -> None:
     bounds: list[dict[str, object]] = [{}, {"max_pixels": 256}, {"min_pixels": 2048}]
     counts = [inputs(seeing, [user(CAT)], **bound).ids.count(IMAGE) for bound in bounds]
