@@ -4,8 +4,8 @@
     print(mlx_qwen.generate(model, processor, [{"role": "user", "content": "Hello"}]))
 
 `stream_generate` gives an answer as it is written, `batch_generate` gives several together, and a `Conversation` turn
-after turn. `convert` writes a checkpoint for MLX, quantized; `plan` says whether a model fits a machine. Every error
-that is raised on purpose is an `MLXQwenError`.
+after turn; `stream_generate_async` and `generate_async` are for asyncio. `convert` writes a checkpoint for MLX,
+quantized; `plan` says whether a model fits a machine. Every error that is raised on purpose is an `MLXQwenError`.
 """
 
 from importlib import import_module
@@ -29,9 +29,11 @@ _HOMES = {
     "batch_generate": "generation",
     "convert": "convert",
     "generate": "generation",
+    "generate_async": "async_generation",
     "load": "loading",
     "plan": "convert.planning",
     "stream_generate": "generation",
+    "stream_generate_async": "async_generation",
 }
 
 __all__ = [  # noqa: PLE0604, the names of _HOMES come with __getattr__

@@ -1,4 +1,5 @@
 from mlx_qwen.answer.response import GenerationResponse
+from mlx_qwen.async_generation import generate_async, stream_generate_async
 from mlx_qwen.conversation import Conversation
 from mlx_qwen.convert import RECIPES as _RECIPES
 from mlx_qwen.convert import Comparison as _Comparison
@@ -37,9 +38,11 @@ __all__ = [
     "batch_generate",
     "convert",
     "generate",
+    "generate_async",
     "load",
     "plan",
     "stream_generate",
+    "stream_generate_async",
 ]
 
 class _Converter:

@@ -133,13 +133,24 @@ def stream_answer(
 
 def responses(engine: Engine, request: Request) -> Iterator[GenerationResponse]:
     """Submits a request when the first response is asked for, and yields one for each token."""
-    sequence, clock = request.sequence, Clock()
-    _own(engine.model, sequence)
-    engine.submit(sequence)
-    for emission in engine.stream(sequence):
-        if clock.prompt_seconds is None:
-            clock.prompt_done()
-        yield _response(request, emission, clock)
+    made = ResponseMaker(request)
+    own(engine.model, request.sequence)
+    engine.submit(request.sequence)
+    for emission in engine.stream(request.sequence):
+        yield made(emission)
+
+
+class ResponseMaker:
+    """Makes responses of a request's tokens; its clock starts when it is made, and again when the first token comes."""
+
+    def __init__(self, request: Request) -> None:
+        self._request, self._clock = request, Clock()
+
+    def __call__(self, emission: Emission) -> GenerationResponse:
+        """The response for a token."""
+        if self._clock.prompt_seconds is None:
+            self._clock.prompt_done()
+        return _response(self._request, emission, self._clock)
 
 
 def write_batch(
@@ -163,7 +174,7 @@ def write_batch(
     engine, clock, last = engine_of(model), Clock(), []
     try:
         for request in requests:
-            _own(model, request.sequence)
+            own(model, request.sequence)
             engine.submit(request.sequence)
         for request in requests:
             emissions = []
@@ -224,8 +235,11 @@ def _medium(placed: Placed) -> Medium:
     return Medium(placed.start, Pixels(placed.kind, patches.pixel_values, patches.grid_thw))
 
 
-def _own(model: Model, sequence: Answering) -> None:
-    """Evaluate, in the thread that made them, what is lazy: the computing thread cannot."""
+def own(model: Model, sequence: Answering) -> None:
+    """Evaluate, in the thread that made them, what is lazy: the computing thread cannot.
+
+    To be called before a request is submitted, in the thread that prepared it.
+    """
     lazy = [sequence.sampler.prompt]
     lazy += [part for one in sequence.media for part in (one.pixels.values, one.pixels.grid_thw)]
     if sequence.prompt_cache is not None:

@@ -72,6 +72,10 @@ class Engine:
         sequence.cancelled = True
         wake(self)
 
+    def go_on(self) -> None:
+        """Look again at what there is to do: a reader has taken some of its tokens."""
+        wake(self)
+
     def stream(self, sequence: Sequence) -> Iterator[Emission]:
         """The tokens of a submitted sequence as they come; closing the iterator cancels it.
 
@@ -84,7 +88,7 @@ class Engine:
                 was_full = sequence.waits_for_reader
                 yield item
                 if was_full or sequence.unread.empty():
-                    wake(self)
+                    self.go_on()
         finally:
             if sequence.finish_reason is None and not sequence.failed:
                 self.cancel(sequence)

@@ -36,9 +36,11 @@ PUBLIC = [
     "batch_generate",
     "convert",
     "generate",
+    "generate_async",
     "load",
     "plan",
     "stream_generate",
+    "stream_generate_async",
 ]
 
 

@@ -53,7 +53,7 @@ HOUSE = {
     "demo": Room(("mlx_qwen/demo",), ("errors",)),
     "loading": Room(_loose("loading"), ("model", "prompt", "demo")),
     "engine": Room(("mlx_qwen/engine",), ("model", "prompt")),
-    "generation": Room(_loose("generation", "conversation", "requests"), ("engine",)),
+    "generation": Room(_loose("generation", "async_generation", "conversation", "requests"), ("engine",)),
     "bench": Room(("mlx_qwen/bench",), ("engine", "loading")),
     "convert": Room(("convert",), ("loading",)),
     "mlx_qwen": Room(_loose("__init__"), ("generation", "convert")),
