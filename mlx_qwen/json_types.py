@@ -21,7 +21,7 @@ class ToolCall:
 
 
 def tool_name(tool: object) -> str | None:
-    """The name that a tool's JSON description gives its function, beside the description or under "function"."""
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    """The name that a tool's JSON description gives it, beside the description or under "function" or "custom"."""
+    function = tool.get("function", tool.get("custom", tool)) if isinstance(tool, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     return name if isinstance(name, str) and name else None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import mlx.core as mx
 import numpy as np
@@ -10,12 +10,13 @@ import numpy.typing as npt
 
 from mlx_qwen.config import TextConfig
 from mlx_qwen.errors import PromptError
-from mlx_qwen.json_types import Messages
+from mlx_qwen.json_types import Message, Messages
 from mlx_qwen.media.grids import Kind
 from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.media_parts import Media, message_media, with_media
-from mlx_qwen.prompt.placed import Placed, place_media
+from mlx_qwen.prompt.placed import Placed, check_sight, place_media
+from mlx_qwen.prompt.shapes import standard_messages
 
 if TYPE_CHECKING:
     from mlx_qwen.media.patches import Patches
@@ -72,17 +73,19 @@ def prompt_inputs(processor: Processor, prompt: Prompt, options: GenerationOptio
     """
     media = [Media(Kind.IMAGE, image) for image in options.images or ()]
     media += [Media(Kind.VIDEO, video) for video in options.videos or ()]
-    messages: list[Mapping[str, object]] = []
+    messages: list[Message] = []
     if isinstance(prompt, str):
         ids = processor.encode(prompt)
     else:
         listed = _listed(prompt)
         ids = [int(item) for item in listed if isinstance(item, int | np.integer) and not isinstance(item, bool)]
-        messages = [item for item in listed if isinstance(item, Mapping)]
+        messages = [cast(Message, item) for item in listed if isinstance(item, Mapping) or hasattr(item, "model_dump")]
         if len(listed) not in (len(ids), len(messages)):
             raise PromptError(_NO_PROMPT)
         if messages:
-            chat = with_media(messages, media) if media else messages
+            chat: Messages = standard_messages(messages)
+            chat = with_media(chat, media) if media else chat
+            check_sight(processor, chat)
             media = message_media(chat)
             ids = processor.encode(_rendered(processor, chat, options))
     if not ids:

@@ -14,10 +14,11 @@ _NAMES = {
     Kind.VIDEO: ("video", "video_url", "input_video"),
 }
 _UNREAD = ("audio", "audio_url", "input_audio")
-_ADDRESSES = ("url", "path")
+_ADDRESSES = ("url", "path", "base64", "source")
 _OPTIONS = {Kind.IMAGE: ("min_pixels", "max_pixels"), Kind.VIDEO: NAMES}
 # OpenAI's word on an image's resolution asks for nothing that could be done here.
-_IGNORED = ("detail",)
+# Anthropic's marks of what to cache are none for a local prefix cache.
+_IGNORED = ("detail", "cache_control")
 _BESIDE_CONTENT = (*_NAMES[Kind.IMAGE], *_NAMES[Kind.VIDEO], "images", "videos")
 
 
@@ -42,6 +43,8 @@ def media_kind(part: object, where: str) -> Kind | None:
 
     Raises PromptError for audio, and for a part that holds several of them, of which one alone would be read.
     """
+    if isinstance(part, Media):
+        return part.kind
     kind = _kind_name(part)
     if kind in _UNREAD:
         raise PromptError(f"{where} holds {kind} content; this model reads text, images and videos.")
@@ -75,11 +78,18 @@ def message_media(messages: Messages) -> list[Media]:
     for index, message in enumerate(messages):
         content = message.get("content") if isinstance(message, Mapping) else None
         parts = content if isinstance(content, Sequence) and not isinstance(content, str | bytes) else ()
-        for part in parts:
-            kind = media_kind(part, f"Message {index}")
-            if kind is not None:
-                found.append(_read(part, kind, f"Message {index}"))
+        where = f"Message {index}"
+        found += [as_media(part, where) for part in parts if media_kind(part, where) is not None]
     return found
+
+
+def as_media(part: Media | Mapping[str, object], where: str) -> Media:
+    """The image or video that a content part of such a kind holds; raises PromptError as `message_media` does."""
+    if isinstance(part, Media):
+        return part
+    kind = media_kind(part, where)
+    assert kind is not None, "the caller has asked"
+    return _read(part, kind, where)
 
 
 def with_media(messages: Messages, media: Sequence[Media]) -> list[Message]:
@@ -91,7 +101,7 @@ def with_media(messages: Messages, media: Sequence[Media]) -> list[Message]:
         )
     content = messages[last].get("content")
     text = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    parts = [*(one.part for one in media), *cast(Sequence[object], text or ())]
+    parts = [*media, *cast(Sequence[object], text or ())]
     return [*messages[:last], {**messages[last], "content": parts}, *messages[last + 1 :]]
 
 
@@ -124,8 +134,14 @@ def _read(part: Mapping[str, object], kind: Kind, where: str) -> Media:
         raise PromptError(f"{where} gives {_a(kind)} as {sources[0]!r} and as {sources[1]!r}; keep one of them.")
     source = part[sources[0]] if sources else None
     nested: Mapping[str, object] = {}
+    if sources == ["base64"]:
+        source = _data_url(kind, source)
     if isinstance(source, Mapping):
         nested, source = {key: value for key, value in source.items() if _is_given(value)}, source.get("url")
+        if sources == ["source"] and nested.get("type") == "base64":
+            source = _data_url(kind, nested.pop("data", ""), nested.pop("media_type", None))
+        if sources == ["source"] and nested.get("type") in ("base64", "url"):
+            del nested["type"]
     if source is None:
         name = _NAMES[kind][0]
         raise PromptError(
@@ -139,6 +155,10 @@ def _read(part: Mapping[str, object], kind: Kind, where: str) -> Media:
         raise PromptError(f"{where} gives {_a(kind)} {unknown[0]!r}; expected {', '.join(options)} or nothing.")
     chosen = {key: value for key, value in {**given, **nested}.items() if key in NAMES}
     return Media(kind, source, MediaLimits(**chosen))  # type: ignore[arg-type]
+
+
+def _data_url(kind: Kind, encoded: object, media_type: object = None) -> str:
+    return f"data:{media_type or kind.name.lower() + '/*'};base64,{encoded}"
 
 
 def _a(kind: Kind) -> str:

@@ -1,41 +1,30 @@
-"""Checks chat messages and brings them into the one form that chat templates expect."""
+"""Brings chat messages and tools into the plain JSON that chat templates are given."""
 
-import json
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 
 from mlx_qwen.errors import PromptError
-from mlx_qwen.json_types import Json, Message, Messages, ToolCall, Tools, tool_name
-from mlx_qwen.prompt.media_parts import check_fields, media_kind, placeholder_part
-
-ROLES = ("system", "user", "assistant", "tool")
-
-_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-_TOOL_RESPONSE = re.compile(r"\s*<tool_response>.*</tool_response>\s*", re.DOTALL)
+from mlx_qwen.json_types import Json, Messages, ToolCall, Tools, tool_name
+from mlx_qwen.prompt.media_parts import Media, placeholder_part
+from mlx_qwen.prompt.shapes import standard_messages
 
 
 def prepare_messages(messages: Messages) -> list[dict[str, Json]]:
-    """Copies messages into plain JSON, repairs what has one obvious meaning and refuses the rest.
+    """Copies messages, of whatever protocol, into plain JSON.
 
-    Text parts are joined, `ToolCall`s and tool arguments in JSON strings brought into form, and system messages after
-    the first merged into it (with a warning). Where a message holds images or videos its content stays a list of
-    parts, {"type": "image"} or {"type": "video"} for each of them. Raises PromptError naming the message when a role
-    is unknown, content is neither text, images nor videos, a system message holds images, images stand beside the
-    content, or no message is a user's question.
+    They are what `standard_messages` takes and gives. Where a message holds images or videos its content is a list of
+    parts, {"type": "text", "text": ...}, {"type": "image"} or {"type": "video"}; else it is a text. Raises PromptError
+    for no messages, for values that are no JSON, and as `standard_messages` does.
     """
     if not messages:
         raise PromptError('The list of messages is empty; pass at least one, like {"role": "user", "content": "..."}.')
-    plain = [_message(message, f"Message {index}") for index, message in enumerate(messages)]
-    plain = _merge_system_messages(plain)
-    if not any(_is_query(message) for message in plain):
-        roles = ", ".join(str(message["role"]) for message in plain)
-        raise PromptError(f'No message asks anything: add one with role "user" (found: {roles}).')
-    return plain
+    return [_message(message, f"Message {index}") for index, message in enumerate(standard_messages(messages))]
 
 
 def prepare_tools(tools: Tools | None) -> list[Json] | None:
-    """Copies tools into plain JSON; raises PromptError when one is not a JSON description of a function."""
+    """Copies tools, of whatever protocol, into plain JSON in OpenAI's form.
+
+    Raises PromptError when one is not a JSON description of a function.
+    """
     if not tools:
         return None
     prepared: list[Json] = []
@@ -49,97 +38,46 @@ def prepare_tools(tools: Tools | None) -> list[Json] | None:
             raise PromptError(
                 f'Tool {index} has no name; expected {{"type": "function", "function": {{"name": ...}}}}.'
             )
-        prepared.append(_plain(tool, f"Tool {index}"))
+        prepared.append(_plain(_as_function(tool), f"Tool {index}"))
     return prepared
 
 
-def part_text(part: object, where: str) -> str:
-    """The text of one content part; raises PromptError when it is none."""
-    if isinstance(part, str):
-        return part
-    kind = part.get("type", "text" if "text" in part else None) if isinstance(part, Mapping) else None
-    if isinstance(part, Mapping) and kind == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    raise PromptError(f'{where} holds a content part that is not {{"type": "text", "text": "..."}}: {part!r:.80}.')
+def function_tools(tools: Tools) -> list[dict[str, object]]:
+    """Those of a client's tools that a local model can call, in OpenAI's form.
+
+    They are functions as OpenAI's chat and Responses, Anthropic and Hugging Face describe them, and custom tools, which
+    take one text, `input`. Left out are those that a provider's own servers would run, such as web_search.
+    """
+    kinds = (None, "function", "custom")
+    return [dict(_as_function(tool)) for tool in tools if tool.get("type") in kinds and tool_name(tool) is not None]
 
 
-def _message(message: Message, where: str) -> dict[str, Json]:
-    if not isinstance(message, Mapping):
-        raise PromptError(f"{where} is a {type(message).__name__}; expected a dictionary with role and content.")
-    role = message.get("role")
-    if role not in ROLES:
-        raise PromptError(f"{where} has role {role!r}; expected one of {', '.join(ROLES)}.")
-    check_fields(message, where)
-    plain = {str(key): _plain(value, where) for key, value in message.items() if key not in ("content", "tool_calls")}
-    plain["content"] = _content(message.get("content"), f"{where} ({role})", has_calls=bool(message.get("tool_calls")))
-    if role == "system" and not isinstance(plain["content"], str):
-        raise PromptError(
-            f"{where} (system) holds an image or video; chat templates allow text only there. Move it to the user."
-        )
-    if message.get("tool_calls"):
-        plain["tool_calls"] = _tool_calls(message["tool_calls"], where)
-    reasoning = next((plain[field] for field in _REASONING_FIELDS if plain.get(field) is not None), None)
-    if reasoning is not None:
-        plain["reasoning_content"] = reasoning
+def _as_function(tool: Mapping[str, object]) -> Mapping[str, object]:
+    """A tool as {"type": "function", "function": {"name", "description", "parameters"}}."""
+    if isinstance(tool.get("function"), Mapping):
+        return tool
+    nested = tool.get("custom")
+    described = nested if isinstance(nested, Mapping) else tool
+    function = {key: value for key, value in described.items() if key not in ("type", "input_schema", "cache_control")}
+    if tool.get("type") == "custom" and "input_schema" not in tool:
+        function = {key: value for key, value in function.items() if key != "format"}
+        text = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+        return {"type": "function", "function": {**function, "parameters": text}}
+    if "input_schema" in tool:
+        function["parameters"] = tool["input_schema"]
+    return {"type": "function", "function": function}
+
+
+def _message(message: dict[str, object], where: str) -> dict[str, Json]:
+    content = message["content"]
+    plain = {key: _plain(value, where) for key, value in message.items() if key != "content"}
+    parts = content if isinstance(content, list) else None
+    plain["content"] = _plain(content, where) if parts is None else [_plain_part(part) for part in parts]
     return plain
 
 
-def _content(content: object, where: str, *, has_calls: bool) -> Json:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence) and not isinstance(content, bytes):
-        kinds = [media_kind(part, where) for part in content]
-        parts: list[Json] = [
-            {"type": "text", "text": part_text(part, where)} if kind is None else placeholder_part(kind)
-            for part, kind in zip(content, kinds, strict=True)
-        ]
-        return parts if any(kinds) else "".join(part_text(part, where) for part in content)
-    if content is None and has_calls:
-        return ""
-    raise PromptError(f"{where} has content of type {type(content).__name__}; expected a string or a list of parts.")
-
-
-def _tool_calls(calls: object, where: str) -> Json:
-    plain = _plain(calls, where)
-    if not isinstance(plain, list):
-        raise PromptError(f"{where} has tool_calls that are not a list.")
-    for call in plain:
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise PromptError(f'{where} has a tool call without {{"function": {{"name": ..., "arguments": ...}}}}.')
-        function["arguments"] = _arguments(function.get("arguments"), f"{where}, tool call {function['name']}")
-    return plain
-
-
-def _arguments(arguments: Json, where: str) -> Json:
-    parsed = arguments
-    if isinstance(arguments, str) and arguments.strip():
-        try:
-            parsed = json.loads(arguments)
-        except json.JSONDecodeError as error:
-            raise PromptError(f"{where}: arguments are not valid JSON ({error}): {arguments:.80}") from error
-    if not parsed and not isinstance(parsed, list):
-        return {}
-    if not isinstance(parsed, dict):
-        raise PromptError(f"{where}: arguments must be a JSON object, found {type(parsed).__name__}.")
-    return parsed
-
-
-def _merge_system_messages(messages: list[dict[str, Json]]) -> list[dict[str, Json]]:
-    late = [index for index, message in enumerate(messages) if index and message["role"] == "system"]
-    if not late:
-        return messages
-    warnings.warn(
-        f"System message at position {late[0]} moved to the start: Qwen's chat template allows one, at the start only.",
-        stacklevel=2,
-    )
-    system = [message for message in messages if message["role"] == "system"]
-    merged = {**system[0], "content": "\n\n".join(str(message["content"]) for message in system)}
-    return [merged, *(message for message in messages if message["role"] != "system")]
-
-
-def _is_query(message: dict[str, Json]) -> bool:
-    return message["role"] == "user" and not _TOOL_RESPONSE.fullmatch(str(message["content"]))
+def _plain_part(part: object) -> Json:
+    return placeholder_part(part.kind) if isinstance(part, Media) else {"type": "text", "text": str(part)}
 
 
 def _plain(value: object, where: str) -> Json:

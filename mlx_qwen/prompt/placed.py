@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from mlx_qwen.errors import PromptError
+from mlx_qwen.json_types import Messages
 from mlx_qwen.media.grids import Kind
 from mlx_qwen.media.limits import MediaLimits
 from mlx_qwen.prompt import Processor
-from mlx_qwen.prompt.media_parts import Media
+from mlx_qwen.prompt.media_parts import Media, message_media
 from mlx_qwen.prompt.placeholders import expand, starts, timestamped
 
 if TYPE_CHECKING:
@@ -17,9 +19,10 @@ if TYPE_CHECKING:
     from mlx_qwen.media.video_sources import VideoSource
 
 NO_SIGHT = (
-    "The prompt holds an image or a video, but this checkpoint is for text only. Use a checkpoint with a vision tower, "
-    "or describe in words what there is to see."
+    "{what} cannot be shown to this checkpoint, which is for text only. Use a checkpoint with a vision tower, or "
+    "describe in words what there is to see."
 )
+_MOST_LETTERS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ def place_media(
         if not own and token not in ids:
             continue
         if processor.image_processor is None:
-            raise PromptError(NO_SIGHT)
+            raise PromptError(NO_SIGHT.format(what=f"The {kind.name.lower()} in the prompt"))
         if token is None:
             raise PromptError(f"The tokenizer has no placeholder for a {kind.name.lower()}. Download it again.")
         groups.append(_Group(processor, kind, token, [prepare(processor, one, limits) for one in own]))
@@ -59,6 +62,15 @@ def place_media(
     return ids, tuple(sorted(placed, key=lambda one: one.start))
 
 
+def check_sight(processor: Processor, messages: Messages) -> None:
+    """Raises PromptError for an image or video in messages, by its name, when the checkpoint does not see."""
+    if processor.sees:
+        return
+    for index, message in enumerate(messages):
+        for media in message_media([message]):
+            raise PromptError(NO_SIGHT.format(what=f"{_named(media)} in message {index}"))
+
+
 def prepare(processor: Processor, media: Media, limits: MediaLimits) -> "Patches":
     """The patches of one image or video, its own limits before the prompt's; ready patches stay as they are."""
     from mlx_qwen.media.patches import Patches
@@ -67,7 +79,7 @@ def prepare(processor: Processor, media: Media, limits: MediaLimits) -> "Patches
         return media.source
     images, videos = processor.image_processor, processor.video_processor
     if images is None or videos is None:
-        raise PromptError(NO_SIGHT)
+        raise PromptError(NO_SIGHT.format(what=_named(media)))
     chosen = media.limits.over(limits)
     if media.kind is Kind.IMAGE:
         return images.limited(chosen)([cast("ImageSource", media.source)])
@@ -85,6 +97,13 @@ def describe(processor: Processor, patches: "Patches") -> str:
     listed = ", ".join(times if len(times) <= 8 else [*times[:4], "…", *times[-3:]])
     frames = f"{patches.sampled:,} of {patches.available:,} frames"
     return f"{_called('Video', patches.name)}: {frames}, {tokens}, at {listed} seconds"
+
+
+def _named(media: Media) -> str:
+    """The image cat.png, or The video where it has no name."""
+    kind, source = media.kind.name.lower(), media.source
+    is_named = isinstance(source, str | Path) and str(source)[:5].lower() != "data:"
+    return f"The {kind} {str(source)[:_MOST_LETTERS]}" if is_named else f"The {kind}"
 
 
 def _called(kind: str, name: str) -> str:

@@ -1,7 +1,7 @@
 """Text to token ids and back, with the checkpoint's chat template and special tokens."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from mlx_qwen.config import ModelConfig, VisionConfig, is_small
 from mlx_qwen.errors import CheckpointError, PromptError
 from mlx_qwen.json_files import read_json_object
 from mlx_qwen.json_types import Json, Messages, Tools
+from mlx_qwen.prompt.mending import render_mended
 from mlx_qwen.prompt.messages import prepare_messages, prepare_tools
 from mlx_qwen.prompt.template import ChatTemplate, token_text
 
@@ -99,6 +100,11 @@ class Processor:
         return template_default and self._thinks_by_default
 
     @property
+    def sees(self) -> bool:
+        """Whether the checkpoint has a vision tower."""
+        return self._vision is not None
+
+    @property
     def image_processor(self) -> "ImageProcessor | None":
         """Makes patches of images; None when the checkpoint has no vision tower."""
         if self._vision is None:
@@ -158,12 +164,14 @@ class Processor:
     ) -> str:
         """The prompt text for chat messages, as transformers' `apply_chat_template` renders it.
 
-        Every image or video is one placeholder. Options left at None are not passed, so that the template's own default
-        holds. `continue_final_message` leaves the last message open for the model to go on writing, and adds no
-        generation prompt. Raises PromptError when the messages cannot be used and CheckpointError when there is no
-        usable template.
+        Messages may have the shapes of any protocol (see `standard_messages`). What this template refuses and can be
+        said otherwise is, with a warning (see `render_mended`). Every image or video is one placeholder. Options left
+        at None are not passed, so that the template's own default holds. `continue_final_message` leaves the last
+        message open for the model to go on writing, and adds no generation prompt. Raises PromptError when the messages
+        cannot be used and CheckpointError when there is no usable template.
         """
-        if self._template is None:
+        template = self._template
+        if template is None:
             raise CheckpointError(
                 "This checkpoint has no chat template (chat_template.jinja). "
                 "Add the file of the original model, or pass the prompt as plain text."
@@ -172,10 +180,12 @@ class Processor:
         flags = {"enable_thinking": enable_thinking, "preserve_thinking": preserve_thinking}
         variables: dict[str, Json] = {name: value for name, value in flags.items() if value is not None}
         if continue_final_message:
-            return self._template.render_unfinished(plain, tools=plain_tools, variables=variables)
-        return self._template.render(
-            plain, tools=plain_tools, add_generation_prompt=add_generation_prompt, variables=variables
-        )
+            render = partial(template.render_unfinished, tools=plain_tools, variables=variables)
+        else:
+            render = partial(
+                template.render, tools=plain_tools, add_generation_prompt=add_generation_prompt, variables=variables
+            )
+        return render_mended(template.known_roles(plain, tools=plain_tools is not None), render)
 
     def opens_thinking(self, ids: Sequence[int]) -> bool:
         """Whether an answer to this prompt begins inside a think block.

@@ -1,5 +1,6 @@
 """Finds a checkpoint's chat template and renders messages with it."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from mlx_qwen.json_files import read_json_object
 from mlx_qwen.json_types import Json
 from mlx_qwen.prompt.jinja import compile_template
 
+_DEVELOPER = re.compile(r"""(['"])developer\1""")
 # The trailing space tells whether the template trims the content that it is given.
 _CUT_HERE = "<<|cut here|>> "
 
@@ -63,6 +65,12 @@ class ChatTemplate:
             return None
         unsaid, direct = self._opening({}), self._opening({"enable_thinking": False})
         return unsaid != direct or unsaid == self._opening({"enable_thinking": True})
+
+    def known_roles(self, messages: list[dict[str, Json]], *, tools: bool = False) -> list[dict[str, Json]]:
+        """The messages, with developers as systems unless the template has words for them."""
+        if _DEVELOPER.search(self.source(tools=tools)):
+            return messages
+        return [{**one, "role": "system"} if one["role"] == "developer" else one for one in messages]
 
     def _opening(self, variables: dict[str, Json]) -> str:
         question: dict[str, Json] = {"role": "user", "content": "?"}

@@ -37,13 +37,6 @@ def test_the_callers_messages_are_left_as_they_are() -> None:
     assert arguments_of(call) == '{"a": 1}'
 
 
-def test_a_late_system_message_is_merged_into_the_first_with_a_warning() -> None:
-    late = [{"role": "system", "content": "A"}, USER, {"role": "system", "content": "B"}, USER]
-    with pytest.warns(UserWarning, match="position 2"):
-        merged = prepare_messages(late)
-    assert [(m["role"], m["content"]) for m in merged] == [("system", "A\n\nB"), ("user", "Hi"), ("user", "Hi")]
-
-
 def test_text_parts_are_joined() -> None:
     parts = [{"type": "text", "text": "one "}, {"text": "two "}, "three"]
     assert prepare_messages([{"role": "user", "content": parts}])[0]["content"] == "one two three"
@@ -55,21 +48,10 @@ def test_audio_is_refused_by_kind(kind: str) -> None:
         prepare_messages([{"role": "user", "content": [{"type": kind, kind: "cat.mp3"}]}])
 
 
-@pytest.mark.parametrize(
-    "messages",
-    [
-        [{"role": "system", "content": "Be brief."}],
-        [{"role": "assistant", "content": "Hi"}],
-        [{"role": "user", "content": "<tool_response>\n1\n</tool_response>"}],
-    ],
-)
-def test_a_chat_in_which_nobody_asks_is_refused(messages: list[dict[str, str]]) -> None:
-    with pytest.raises(PromptError, match="No message asks"):
-        prepare_messages(messages)
-
-
 def test_an_unknown_role_is_named_with_the_known_ones() -> None:
-    with pytest.raises(PromptError, match="Message 1 has role 'bot'; expected one of system, user, assistant, tool"):
+    with pytest.raises(
+        PromptError, match="Message 1 has role 'bot'; expected one of system, developer, user, assistant, tool"
+    ):
         prepare_messages([USER, {"role": "bot", "content": "Hi"}])
 
 
