@@ -54,10 +54,11 @@ HOUSE = {
     "loading": Room(_loose("loading"), ("model", "prompt", "demo")),
     "engine": Room(("mlx_qwen/engine",), ("model", "prompt")),
     "generation": Room(_loose("generation", "async_generation", "conversation", "requests"), ("engine",)),
+    "server": Room(("mlx_qwen/server",), ("generation", "loading")),
     "bench": Room(("mlx_qwen/bench",), ("engine", "loading")),
     "convert": Room(("convert",), ("loading",)),
     "mlx_qwen": Room(_loose("__init__"), ("generation", "convert")),
-    "cli": Room(("mlx_qwen/cli", *_loose("__main__")), ("generation", "bench", "convert")),
+    "cli": Room(("mlx_qwen/cli", *_loose("__main__")), ("generation", "server", "bench", "convert")),
 }
 
 

@@ -1,0 +1,195 @@
+"""The models that clients can ask: found by name, loaded when needed within a budget, unloaded when idle."""
+
+import asyncio
+import gc
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from time import monotonic, perf_counter
+
+import mlx.core as mx
+
+from mlx_qwen.checkpoint.hub import local_folder
+from mlx_qwen.demo import demo_folder
+from mlx_qwen.errors import MLXQwenError, PromptError
+from mlx_qwen.loading import load
+from mlx_qwen.model import Model
+from mlx_qwen.prompt import Processor
+from mlx_qwen.server.record import LOG
+from mlx_qwen.server.refusals import Refusal
+from mlx_qwen.server.settings import ServerSettings
+from mlx_qwen.server.work import ModelCard
+
+DEMO = "mlx-qwen-demo"
+_BETWEEN_SWEEPS = 5.0
+
+Loaded = tuple[Model, Processor]
+
+
+@dataclass(slots=True)
+class Hosted:
+    """A model that can be asked.
+
+    Attributes:
+        name: what the list of models calls it.
+        source: its folder or repository.
+        loaded: the model and its processor, while it is loaded.
+        users: requests that hold it.
+        used: when it was last asked.
+    """
+
+    name: str
+    source: str | Path
+    loaded: Loaded | None = None
+    users: int = 0
+    used: float = 0.0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def names(self) -> set[str]:
+        """All that a client may call it."""
+        return {self.name, str(self.source)}
+
+    def nbytes(self) -> int:
+        """Bytes of its files; 0 for a repository that is not downloaded yet."""
+        folder = local_folder(self.source)
+        return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
+
+
+class Models:
+    """Keeps as many models loaded as fit.
+
+    Raises PromptError for two models of one name, and an alias of none of them; CheckpointError for no such folder.
+    """
+
+    def __init__(
+        self, sources: Sequence[str], settings: ServerSettings, *, loaded: Callable[[Model], None] = lambda model: None
+    ) -> None:
+        self.hosted = [_hosted(source) for source in sources] or [Hosted(DEMO, demo_folder())]
+        self._aliases = [alias.partition("=")[::2] for alias in settings.alias]
+        self._budget = settings.memory * 1e9 if settings.memory else 0.75 * _machine_bytes()
+        self._unload_after = settings.unload_after
+        self._on_load = loaded
+        self._check_names()
+
+    def cards(self) -> list[ModelCard]:
+        """The models, and the aliases that stand for one name."""
+        cards = [_card(one.name, one) for one in self.hosted]
+        return cards + [_card(alias, self._find(name)) for alias, name in self._aliases if "*" not in alias]
+
+    def find(self, name: str | None) -> Hosted:
+        """The model that a client means; raises Refusal with 404 for an unknown one."""
+        if name is None:
+            return self.hosted[0]
+        found = next((one for one in self.hosted if name in one.names), None)
+        target = next((target for alias, target in self._aliases if fnmatchcase(name, alias)), None)
+        if found is None and target is not None:
+            found = self._find(target)
+        if found is None:
+            known = ", ".join(card.name for card in self.cards())
+            raise Refusal(
+                404,
+                f"There is no model {name!r:.100}; this server has {known}. Another name can stand for one: start it "
+                f"with --alias {name:.60}={self.hosted[0].name}.",
+                param="model",
+                code="model_not_found",
+            )
+        return found
+
+    @asynccontextmanager
+    async def using(self, hosted: Hosted) -> AsyncIterator[Loaded]:
+        """The loaded model; it stays loaded while this is open. Raises Refusal where it cannot be loaded."""
+        hosted.users += 1
+        try:
+            async with hosted.lock:
+                if hosted.loaded is None:
+                    hosted.loaded = await self._load(hosted)
+            yield hosted.loaded
+        finally:
+            hosted.users -= 1
+            hosted.used = monotonic()
+
+    async def warm(self) -> None:
+        """Loads the first model, so that the first request need not wait for it."""
+        try:
+            async with self.using(self.hosted[0]):
+                pass
+        except Refusal as refusal:
+            LOG.error("%s", refusal.message)
+
+    async def sweep(self) -> None:
+        """Unloads models that nobody has asked for long enough, for ever."""
+        while self._unload_after:
+            await asyncio.sleep(min(_BETWEEN_SWEEPS, self._unload_after))
+            for one in self.hosted:
+                if one.loaded is not None and not one.users and monotonic() - one.used >= self._unload_after:
+                    _unload(one)
+
+    async def _load(self, hosted: Hosted) -> Loaded:
+        needed = await asyncio.to_thread(hosted.nbytes)
+        if needed > self._budget:
+            raise Refusal(
+                503,
+                f"{hosted.name} needs {needed / 1e9:.1f} GB, more than the {self._budget / 1e9:.1f} GB that models may "
+                "take (--memory).",
+            )
+        await self._make_room(needed, hosted)
+        began = perf_counter()
+        LOG.info("loading %s", hosted.name)
+        try:
+            loaded = await asyncio.to_thread(load, hosted.source)
+        except MLXQwenError as error:
+            raise Refusal(503, f"{hosted.name} cannot be loaded: {error}") from error
+        self._on_load(loaded[0])
+        LOG.info("loaded %s in %.1f s", hosted.name, perf_counter() - began)
+        return loaded
+
+    async def _make_room(self, needed: int, hosted: Hosted) -> None:
+        """Unload others, the least recently used first; those that answer are waited for."""
+        while True:
+            others = [one for one in self.hosted if one.loaded is not None and one is not hosted]
+            if sum(one.nbytes() for one in others) + needed <= self._budget:
+                return
+            idle = [one for one in others if not one.users]
+            if idle:
+                _unload(min(idle, key=lambda one: one.used))
+            else:
+                await asyncio.sleep(0.1)
+
+    def _find(self, name: str) -> Hosted:
+        return next(one for one in self.hosted if name in one.names)
+
+    def _check_names(self) -> None:
+        names = [one.name for one in self.hosted]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise PromptError(f"Two models are called {twice}; give one of them another folder's name.")
+        for alias, name in self._aliases:
+            if not any(name in one.names for one in self.hosted):
+                raise PromptError(f"alias {alias}={name} stands for no model; expected one of {', '.join(names)}.")
+
+
+def _hosted(source: str) -> Hosted:
+    folder = local_folder(source)
+    return Hosted(source, source) if folder is None else Hosted(folder.resolve().name, folder.resolve())
+
+
+def _card(name: str, hosted: Hosted) -> ModelCard:
+    loaded = hosted.loaded
+    return ModelCard(
+        name, None if loaded is None else loaded[0].config.text.max_position_embeddings, loaded is not None
+    )
+
+
+def _unload(hosted: Hosted) -> None:
+    LOG.info("unloading %s", hosted.name)
+    hosted.loaded = None
+    gc.collect()
+    mx.clear_cache()
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
