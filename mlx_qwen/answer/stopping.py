@@ -18,6 +18,7 @@ class StopStrings:
         self._after = after
         self._held = ""
         self.reached = False
+        self.found: str | None = None
 
     def push(self, text: str) -> str:
         """Takes the next piece and returns what can no longer belong to a stop string."""
@@ -30,7 +31,7 @@ class StopStrings:
         found = self._first()
         certain = len(self._held) - partial_tag_length(self._held, self._strings)
         if found is not None and found <= certain:  # nothing that begins before it can still become one
-            self.reached = True
+            self._reach(found)
             certain = found
         before, self._held = self._held[:certain], "" if self.reached else self._held[certain:]
         return passed + before
@@ -39,11 +40,20 @@ class StopStrings:
         """What was held back, up to a stop string whose rival never came."""
         held = self._held + (self._after.finish() if self._after else "")
         self._held = ""
-        found = min((start for string in self._strings if (start := held.find(string)) >= 0), default=None)
-        if found is None or self.reached:
+        if self.reached:
             return held
-        self.reached = True
-        return held[:found]
+        self._held = held
+        found = self._first()
+        if found is not None:
+            self._reach(found)
+            held = held[:found]
+        self._held = ""
+        return held
+
+    def _reach(self, place: int) -> None:
+        """A stop string begins at this place of what is held: of several, the shortest is named."""
+        begun = [string for string in self._strings if self._held.startswith(string, place)]
+        self.reached, self.found = True, min(begun, key=len)
 
     def _first(self) -> int | None:
         return min((start for string in self._strings if (start := self._held.find(string)) >= 0), default=None)

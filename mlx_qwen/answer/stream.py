@@ -46,6 +46,11 @@ class AnswerStream:
         """Whether a stop string came: the answer is over."""
         return self._stop.reached
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that came."""
+        return self._stop.found
+
     def push(self, text: str) -> AnswerDelta:
         """Takes the next piece and returns what is certain with it."""
         text = self._stop.push(text)

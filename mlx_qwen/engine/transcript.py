@@ -57,6 +57,11 @@ class Answer:
         """Everything written so far, raw."""
         return "".join(self._pieces)
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended it."""
+        return self._stream.stopped_by
+
     def push(self, token: int) -> AnswerDelta:
         """What is certain with this token; its text is "" while a character or a stop string may be incomplete."""
         self.num_tokens += 1

@@ -115,4 +115,5 @@ def _piece(response: GenerationResponse, request: Request) -> Piece:
         guessed=sum(drafts.all_tried),
         taken=sum(drafts.all_taken),
         finish=response.finish_reason,
+        stopped_by=request.answer.stopped_by if response.finish_reason else None,
     )

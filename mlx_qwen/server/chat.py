@@ -3,8 +3,6 @@
 import time
 
 from mlx_qwen.json_types import Json, tool_name
-from mlx_qwen.server.chat_messages import chat_messages, chat_tool
-from mlx_qwen.server.content import Reading, function_tools
 from mlx_qwen.server.exchange import new_id
 from mlx_qwen.server.fields import Fields
 from mlx_qwen.server.openai_fields import (
@@ -17,9 +15,12 @@ from mlx_qwen.server.openai_fields import (
     tool_choice,
     usage,
 )
+from mlx_qwen.server.reading import Reading, function_tools, tool_of
 from mlx_qwen.server.refusals import Body, Refusal, openai_error
 from mlx_qwen.server.wire import event
 from mlx_qwen.server.work import Ask, Likelihood, Piece, Prepared
+
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 def read_chat(body: Body, reading: Reading) -> Ask:
@@ -34,9 +35,9 @@ def read_chat(body: Body, reading: Reading) -> Ask:
     if set(fields.texts("modalities", most=8) or ["text"]) - {"text"}:
         raise Refusal(400, "modalities asks for more than text.", param="modalities")
     messages = fields.objects("messages")
-    if messages is None:
-        raise Refusal(400, "messages is missing.", param="messages")
-    tools = function_tools(fields.objects("tools"), reading, chat_tool)
+    if not messages:
+        raise Refusal(400, "messages is missing or empty; expected at least one.", param="messages")
+    tools = function_tools(fields.objects("tools"), reading, _tool)
     names = [name for tool in tools if (name := tool_name(tool))]
     top = fields.whole("top_logprobs", least=0, most=MOST_TOP_LOGPROBS)
     if top is not None and not fields.flag("logprobs"):
@@ -53,12 +54,22 @@ def read_chat(body: Body, reading: Reading) -> Ask:
     }
     return Ask(
         model=fields.text("model"),
-        prompt=chat_messages(messages, reading),
+        prompt=reading.messages(messages, "messages", roles=_ROLES),
         choices={**sampling(fields), **thinking(fields), **given(own)},
         count=fields.whole("n", least=1, most=MOST_ANSWERS) or 1,
         stream=fields.flag("stream"),
         notes=tuple(reading.notes),
     )
+
+
+def _tool(tool: Body, at: str) -> dict[str, object] | None:
+    """A function tool; None for one of another type."""
+    if tool.get("type", "function") != "function":
+        return None
+    function = tool.get("function", tool)
+    if not isinstance(function, dict):
+        raise Refusal(400, f"{at}.function is no description of a function.", param=f"{at}.function")
+    return tool_of(function.get("name"), function.get("description"), function.get("parameters"), f"{at}.function")
 
 
 class ChatExchange:

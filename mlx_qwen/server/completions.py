@@ -3,10 +3,10 @@
 import time
 
 from mlx_qwen.json_types import Json
-from mlx_qwen.server.content import Reading
 from mlx_qwen.server.exchange import new_id
 from mlx_qwen.server.fields import Fields
 from mlx_qwen.server.openai_fields import MOST_ANSWERS, given, sampling, usage
+from mlx_qwen.server.reading import Reading
 from mlx_qwen.server.refusals import Body, Refusal, openai_error
 from mlx_qwen.server.wire import event
 from mlx_qwen.server.work import Ask, Likelihood, Piece, Prepared

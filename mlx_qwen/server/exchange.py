@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
-from mlx_qwen.server.content import Reading
+from mlx_qwen.server.reading import Reading
 from mlx_qwen.server.refusals import Body, Refusal
 from mlx_qwen.server.work import Ask, Piece, Prepared
 

@@ -6,10 +6,10 @@ from contextlib import aclosing, contextmanager
 from math import ceil
 from time import perf_counter
 
-from mlx_qwen.server.content import Reading
 from mlx_qwen.server.exchange import Exchange, Reader
 from mlx_qwen.server.guard import error_for
 from mlx_qwen.server.metrics import Metrics
+from mlx_qwen.server.reading import Reading
 from mlx_qwen.server.record import LEFT, LOG, Record, told
 from mlx_qwen.server.refusals import Body, Refusal
 from mlx_qwen.server.settings import ServerSettings
@@ -61,7 +61,9 @@ class Flow:
     async def read(self, scope: Scope, receive: Receive) -> tuple[Body, Reading]:
         """A request's body, and what reading it takes; raises Refusal, or Gone."""
         body, notes = parse_object(await read_body(scope, receive, self._settings.max_body << 20))
-        reading = Reading(allow_url=self._settings.allow_url, most_media=self._settings.max_images)
+        reading = Reading(
+            self._settings.allow_url, self._settings.max_images, round(self._settings.max_image_pixels * 1e6)
+        )
         reading.notes += notes
         return body, reading
 

@@ -6,15 +6,15 @@ import re
 from base64 import b64encode
 
 from mlx_qwen.json_types import Json, tool_name
-from mlx_qwen.server.content import Reading, function_tools
 from mlx_qwen.server.exchange import new_id
 from mlx_qwen.server.fields import Fields
-from mlx_qwen.server.message_blocks import anthropic_messages, anthropic_tool
 from mlx_qwen.server.openai_fields import EFFORTS, MOST_STOPS, given
+from mlx_qwen.server.reading import Reading, function_tools, tool_of
 from mlx_qwen.server.refusals import Body, Refusal, anthropic_error
 from mlx_qwen.server.wire import event
 from mlx_qwen.server.work import Ask, Piece, Prepared
 
+_ROLES = ("user", "assistant", "system")
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -23,10 +23,10 @@ def read_messages(body: Body, reading: Reading, *, counting: bool = False) -> As
     fields = Fields(body)
     fields.forbid(container="this server runs no code.", mcp_servers="this server calls no other servers.")
     messages, most = fields.objects("messages"), fields.whole("max_tokens", least=1)
-    if messages is None or (most is None and not counting):
-        missing = "messages" if messages is None else "max_tokens"
+    if not messages or (most is None and not counting):
+        missing = "max_tokens" if messages else "messages"
         raise Refusal(400, "Field required.", param=missing)
-    tools = function_tools(fields.objects("tools"), reading, anthropic_tool)
+    tools = function_tools(fields.objects("tools"), reading, _tool)
     names = [name for tool in tools if (name := tool_name(tool))]
     output = fields.inner("output_config")
     structured = fields.inner("output_format") if body.get("output_format") else output.inner("format")
@@ -46,11 +46,18 @@ def read_messages(body: Body, reading: Reading, *, counting: bool = False) -> As
     }
     return Ask(
         model=fields.text("model"),
-        prompt=anthropic_messages(body.get("system"), messages, reading),
+        prompt=[*reading.system(body.get("system")), *reading.messages(messages, "messages", roles=_ROLES)],
         choices=given(choices),
         stream=fields.flag("stream"),
         notes=tuple(reading.notes),
     )
+
+
+def _tool(tool: Body, at: str) -> dict[str, object] | None:
+    """A tool of the client's own; None for one that Anthropic runs or describes."""
+    if tool.get("type") not in (None, "custom"):
+        return None
+    return tool_of(tool.get("name"), tool.get("description"), tool.get("input_schema"), at)
 
 
 def _choice(choice: Fields, names: list[str]) -> dict[str, object]:

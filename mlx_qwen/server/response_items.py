@@ -1,10 +1,13 @@
 """The output of OpenAI's Responses protocol: items and the events that build them."""
 
+from collections.abc import Set
+
 from mlx_qwen.json_types import Json
 from mlx_qwen.server.chat import logprobs
 from mlx_qwen.server.exchange import new_id
+from mlx_qwen.server.messages import whole_members
+from mlx_qwen.server.reading import sealed
 from mlx_qwen.server.refusals import Body
-from mlx_qwen.server.response_input import sealed
 from mlx_qwen.server.wire import event
 from mlx_qwen.server.work import Likelihood, Piece
 
@@ -23,12 +26,16 @@ class Events:
 
 
 class Items:
-    """The items of one response, the last one in the making. `seal`: whether reasoning comes packed too."""
+    """The items of one response, the last one in the making.
 
-    def __init__(self, events: Events, *, seal: bool) -> None:
+    `seal`: whether reasoning comes packed too; `custom`: names of tools that take one text instead of JSON.
+    """
+
+    def __init__(self, events: Events, *, seal: bool, custom: Set[str] = frozenset()) -> None:
         self.done: list[Body] = []
         self._events = events
         self._seal = seal
+        self._custom = custom
         self._open: Body | None = None
         self._pieces: list[str] = []
         self._likelihoods: list[Likelihood] = []
@@ -47,8 +54,11 @@ class Items:
             made.append(self._grown("response.output_text.delta", piece.delta.content, logprobs=listed))
         for call in piece.delta.tool_calls:
             if call.name is not None:
-                head: Body = {"id": new_id("fc_"), "call_id": new_id("call_"), "name": call.name, "arguments": ""}
-                made += self._to("function_call", head, again=True)
+                head: Body = {"id": new_id("fc_"), "call_id": new_id("call_"), "name": call.name}
+                if call.name in self._custom:
+                    made += self._to("custom_tool_call", {**head, "input": ""}, again=True)
+                else:
+                    made += self._to("function_call", {**head, "arguments": ""}, again=True)
             if call.arguments:
                 made.append(self._grown("response.function_call_arguments.delta", call.arguments))
         return b"".join(made)
@@ -62,6 +72,10 @@ class Items:
         if item["type"] == "function_call":
             item["arguments"] = whole
             made.append(self._at("response.function_call_arguments.done", item, arguments=whole))
+        elif item["type"] == "custom_tool_call":
+            item["input"] = str(whole_members(whole).get("input", ""))
+            made.append(self._at("response.custom_tool_call_input.delta", item, delta=item["input"]))
+            made.append(self._at("response.custom_tool_call_input.done", item, input=item["input"]))
         else:
             name, part = self._part(whole)
             item["content"] = [part]
@@ -84,7 +98,7 @@ class Items:
         self._open = {"type": kind, **item, "status": "in_progress"}
         self._pieces, self._likelihoods = [], []
         made = [ended, self._events("response.output_item.added", output_index=len(self.done), item=dict(self._open))]
-        if kind != "function_call":
+        if not kind.endswith("_call"):
             part = self._part("")[1]
             made.append(self._at("response.content_part.added", self._open, content_index=0, part=part))
         return made
@@ -92,6 +106,8 @@ class Items:
     def _grown(self, kind: str, text: str, **fields: Json) -> bytes:
         assert self._open is not None, "begun before"
         self._pieces.append(text)
+        if self._open["type"] == "custom_tool_call":
+            return b""  # its text comes when it is whole
         place: Body = {} if self._open["type"] == "function_call" else {"content_index": 0}
         return self._at(kind, self._open, **place, delta=text, **fields)
 

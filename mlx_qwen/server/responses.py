@@ -4,17 +4,19 @@ import time
 from collections.abc import Sequence
 
 from mlx_qwen.json_types import Json, Message, tool_name
-from mlx_qwen.server.content import Reading, function_tools
+from mlx_qwen.prompt.messages import function_tools as as_functions
+from mlx_qwen.prompt.shapes import standard_messages
 from mlx_qwen.server.exchange import new_id
 from mlx_qwen.server.fields import Fields
 from mlx_qwen.server.openai_fields import EFFORTS, MOST_TOP_LOGPROBS, given, sampling, thinking, tool_choice
+from mlx_qwen.server.reading import Reading, function_tools, tool_of
 from mlx_qwen.server.refusals import Body, Refusal
-from mlx_qwen.server.response_input import input_messages, response_tool
 from mlx_qwen.server.response_items import Events, Items
 from mlx_qwen.server.stored import Stored
 from mlx_qwen.server.work import Ask, Piece, Prepared
 
 _LOGPROBS = "message.output_text.logprobs"
+_ROLES = ("system", "developer", "user", "assistant")
 _SEALED = "reasoning.encrypted_content"
 
 
@@ -26,14 +28,14 @@ def read_response(body: Body, reading: Reading, stored: Stored) -> Ask:
         conversation="send previous_response_id, or all items.",
         prompt="send the text itself as input.",
     )
-    messages: list[Message] = list(input_messages(body.get("input"), "input", reading))
+    messages: list[Message] = _input(fields, reading)
     if (earlier := fields.text("previous_response_id")) is not None:
         messages = [*stored.get(earlier), *messages]
     if instructions := fields.text("instructions"):
         messages = [{"role": "system", "content": instructions}, *messages]
     if not messages:
         raise Refusal(400, "input is empty; expected at least one item.", param="input")
-    tools = function_tools(fields.objects("tools"), reading, response_tool)
+    tools = function_tools(fields.objects("tools"), reading, _tool)
     names = [name for tool in tools if (name := tool_name(tool))]
     top = fields.whole("top_logprobs", least=0, most=MOST_TOP_LOGPROBS)
     own = {
@@ -52,6 +54,27 @@ def read_response(body: Body, reading: Reading, stored: Stored) -> Ask:
         stream=fields.flag("stream"),
         notes=tuple(reading.notes),
     )
+
+
+def _input(fields: Fields, reading: Reading) -> list[Message]:
+    """The messages that a text or a list of items stands for."""
+    if isinstance(fields.body.get("input"), str):
+        return [{"role": "user", "content": fields.text("input")}]
+    items = fields.objects("input")
+    if items is None:
+        raise Refusal(400, "input is missing; expected a text or a list of items.", param="input")
+    return reading.messages(items, "input", roles=_ROLES)
+
+
+def _tool(tool: Body, at: str) -> dict[str, object] | None:
+    """A function tool, or a custom one as a function of its text; None for one of another type."""
+    if tool.get("type") == "custom":
+        described = next(iter(as_functions([tool])), {}).get("function", {})
+        assert isinstance(described, dict), "as it was made"
+        return tool_of(described.get("name"), described.get("description"), described.get("parameters"), at)
+    if tool.get("type") != "function":
+        return None
+    return tool_of(tool.get("name"), tool.get("description"), tool.get("parameters"), at)
 
 
 def _format(form: Fields) -> Body | None:
@@ -74,7 +97,8 @@ class ResponseExchange:
         fields = Fields(body)
         self._stored = stored if fields.flag("store", default=True) else None
         self._events = Events()
-        self._items = Items(self._events, seal=_SEALED in (fields.items("include") or []))
+        custom = {str(tool.get("name")) for tool in fields.objects("tools") or () if tool.get("type") == "custom"}
+        self._items = Items(self._events, seal=_SEALED in (fields.items("include") or []), custom=custom)
         self._last = Piece.nothing()
         self._prompt_tokens = 0
         self._opened = False
@@ -125,8 +149,7 @@ class ResponseExchange:
         assert isinstance(self.ask.prompt, list), "messages"
         asked: list[Message] = [one for one in self.ask.prompt if isinstance(one, dict)]
         asked = asked[1:] if self._response["instructions"] else asked
-        output: list[Json] = list(self._items.done)
-        return [*asked, *(input_messages(output, "output", Reading()) if output else [])]
+        return [*asked, *standard_messages(self._items.done)]
 
     def _usage(self) -> Body:
         last = self._last

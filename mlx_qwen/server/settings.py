@@ -50,6 +50,9 @@ class ServerSettings:
     max_queue: int = option(64, help="requests that wait; others are refused for now.", least=0, flag="--max-queue")
     max_body: int = option(64, help="largest body of a request, in MB.", least=1, flag="--max-body")
     max_images: int = option(64, help="most images and videos in a request.", least=0, flag="--max-images")
+    max_image_pixels: float = option(
+        64.0, help="largest image, in millions of pixels.", above=0, flag="--max-image-pixels"
+    )
     memory: float | None = option(
         None,
         help="GB that the weights of all loaded models may take together; the least recently used goes first. "
@@ -100,6 +103,7 @@ class ServerKeywords(TypedDict, total=False):
     max_queue: int
     max_body: int
     max_images: int
+    max_image_pixels: float
     memory: float | None
     unload_after: float
     allow_url: bool
