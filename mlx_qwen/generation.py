@@ -31,11 +31,13 @@ def stream_generate(
     Args:
         model: from `load`.
         processor: from `load`.
-        prompt: text, used as it stands; token ids; or chat messages, to which the chat template is applied. Messages
-            may hold images: {"type": "image", "image": a path, URL, data URL, bytes, pillow image or array}, and
-            videos: {"type": "video", "video": a path, URL, data URL, bytes, list of frames or array [T, H, W, 3]},
-            each with choices of its own such as "max_pixels", "fps" or "max_frames". What responses hold goes back
-            into them: {"role": "assistant", "content": ..., "tool_calls": response.tool_calls}.
+        prompt: text, used as it stands, control tokens in it included; token ids; or chat messages, to which the chat
+            template is applied, and in which special tokens that people typed are text. Messages may have the shapes
+            of OpenAI's chat and Responses, Anthropic and Hugging Face. They may hold images: {"type": "image", "image":
+            a path, URL, data URL, bytes, pillow image or array}, and videos: {"type": "video", "video": a path, URL,
+            data URL, bytes, list of frames or array [T, H, W, 3]}, each with choices of its own such as "max_pixels",
+            "fps" or "max_frames". What responses hold goes back into them: {"role": "assistant", "content": ...,
+            "tool_calls": response.tool_calls}.
         prompt_cache: from `model.make_cache()`: the prompt goes on after what it has seen, and it is updated.
         {options}
 

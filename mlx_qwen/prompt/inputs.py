@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mlx_qwen.config import TextConfig
 from mlx_qwen.errors import PromptError
-from mlx_qwen.json_types import Message, Messages
+from mlx_qwen.json_types import Json, Message, Messages
 from mlx_qwen.media.grids import Kind
 from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
@@ -87,7 +87,7 @@ def prompt_inputs(processor: Processor, prompt: Prompt, options: GenerationOptio
             chat = with_media(chat, media) if media else chat
             check_sight(processor, chat)
             media = message_media(chat)
-            ids = processor.encode(_rendered(processor, chat, options))
+            ids = processor.chat_ids(chat, tools=options.tools, variables=template_variables(processor, options))
     if not ids:
         raise PromptError("The prompt is empty; give at least one token to continue from.")
     return PromptInputs(*place_media(processor, ids, media, options.media_limits, rendered=bool(messages)))
@@ -122,11 +122,11 @@ def room_for_answer(ids: Sequence[int], text: TextConfig, max_tokens: int, *, ca
     return max(1, min(max_tokens, text.max_position_embeddings - cached - len(ids)))
 
 
-def _rendered(processor: Processor, messages: Messages, options: GenerationOptions) -> str:
+def template_variables(processor: Processor, options: GenerationOptions) -> dict[str, Json]:
+    """What the chat template is told beside messages and tools."""
     thinking = options.enable_thinking
-    return processor.apply_chat_template(
-        messages,
-        tools=options.tools,
-        enable_thinking=processor.default_thinking if thinking is None else thinking,
-        preserve_thinking=options.preserve_thinking,
-    )
+    chosen: dict[str, Json] = {
+        "enable_thinking": processor.default_thinking if thinking is None else thinking,
+        "preserve_thinking": options.preserve_thinking,
+    }
+    return {name: value for name, value in chosen.items() if value is not None}

@@ -1,23 +1,33 @@
 """Brings chat messages and tools into the plain JSON that chat templates are given."""
 
+import re
 from collections.abc import Mapping, Sequence
 
+from mlx_qwen.answer import AnswerStream
+from mlx_qwen.answer.reasoning import THINK_END, THINK_START
 from mlx_qwen.errors import PromptError
 from mlx_qwen.json_types import Json, Messages, ToolCall, Tools, tool_name
 from mlx_qwen.prompt.media_parts import Media, placeholder_part
 from mlx_qwen.prompt.shapes import standard_messages
 
+# Where reasoning ends in a raw answer: a `</think>` in the middle of a line is a mention.
+_END = re.compile(rf"(?:\A|\n){THINK_END}(?:\n|\Z)")
+_CALL = re.compile(r"<tool_call>\s*(?:<function=|\{)")
 
-def prepare_messages(messages: Messages) -> list[dict[str, Json]]:
+
+def prepare_messages(messages: Messages, tools: Tools | None = None) -> list[dict[str, Json]]:
     """Copies messages, of whatever protocol, into plain JSON.
 
-    They are what `standard_messages` takes and gives. Where a message holds images or videos its content is a list of
-    parts, {"type": "text", "text": ...}, {"type": "image"} or {"type": "video"}; else it is a text. Raises PromptError
-    for no messages, for values that are no JSON, and as `standard_messages` does.
+    They are what `standard_messages` takes and gives. An assistant's content that is a raw answer, as `generate`
+    returns it, is taken apart into reasoning, words and calls, whose values the schemas of `tools` type. Where a
+    message holds images or videos its content is a list of parts, {"type": "text", "text": ...}, {"type": "image"} or
+    {"type": "video"}; else it is a text. Raises PromptError for no messages, for values that are no JSON, and as
+    `standard_messages` does.
     """
     if not messages:
         raise PromptError('The list of messages is empty; pass at least one, like {"role": "user", "content": "..."}.')
-    return [_message(message, f"Message {index}") for index, message in enumerate(standard_messages(messages))]
+    plain = [_message(message, f"Message {index}") for index, message in enumerate(standard_messages(messages))]
+    return [_taken_apart(message, tools) for message in plain]
 
 
 def prepare_tools(tools: Tools | None) -> list[Json] | None:
@@ -66,6 +76,22 @@ def _as_function(tool: Mapping[str, object]) -> Mapping[str, object]:
     if "input_schema" in tool:
         function["parameters"] = tool["input_schema"]
     return {"type": "function", "function": function}
+
+
+def _taken_apart(message: dict[str, Json], tools: Tools | None) -> dict[str, Json]:
+    content = message["content"]
+    if message["role"] != "assistant" or not isinstance(content, str) or "tool_calls" in message:
+        return message
+    begun = content.lstrip().startswith(THINK_START)
+    end = None if "reasoning_content" in message else _END.search(content)
+    if not end and not _CALL.search(content):
+        return message
+    if begun and not end:
+        return message
+    stream = AnswerStream(inside_thinking=end is not None and not begun, tools=tools)
+    stream.push(content)
+    stream.finish()
+    return {**message, **stream.answer("stop").message}
 
 
 def _message(message: dict[str, object], where: str) -> dict[str, Json]:

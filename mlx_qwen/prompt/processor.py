@@ -1,9 +1,9 @@
 """Text to token ids and back, with the checkpoint's chat template and special tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tokenizers import Tokenizer
 
@@ -16,6 +16,7 @@ from mlx_qwen.json_types import Json, Messages, Tools
 from mlx_qwen.prompt.mending import render_mended
 from mlx_qwen.prompt.messages import prepare_messages, prepare_tools
 from mlx_qwen.prompt.template import ChatTemplate, token_text
+from mlx_qwen.prompt.typed import TypedTokens
 
 if TYPE_CHECKING:
     from mlx_qwen.media.images import ImageProcessor
@@ -133,13 +134,7 @@ class Processor:
 
         Raises PromptError for text that came from bytes which are not UTF-8.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            around = text[max(0, error.start - 10) : error.start + 10]
-            raise PromptError(
-                f"The prompt holds a byte that is not UTF-8, near {around!a}. Save the text as UTF-8."
-            ) from error
+        _check_utf8(text)
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -167,25 +162,68 @@ class Processor:
         Messages may have the shapes of any protocol (see `standard_messages`). What this template refuses and can be
         said otherwise is, with a warning (see `render_mended`). Every image or video is one placeholder. Options left
         at None are not passed, so that the template's own default holds. `continue_final_message` leaves the last
-        message open for the model to go on writing, and adds no generation prompt. Raises PromptError when the messages
-        cannot be used and CheckpointError when there is no usable template.
+        message open for the model to go on writing, and adds no generation prompt. Special tokens that people typed
+        stand in the text like the template's; `chat_ids` tells them apart. Raises PromptError when the messages cannot
+        be used and CheckpointError when there is no usable template.
         """
+        typed = TypedTokens(self.tokenizer)
+        flags = {"enable_thinking": enable_thinking, "preserve_thinking": preserve_thinking}
+        return typed.restore(
+            self._render(
+                typed,
+                messages,
+                tools,
+                {name: value for name, value in flags.items() if value is not None},
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+        )
+
+    def chat_ids(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        variables: Mapping[str, Json] | None = None,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        """Token ids of chat messages, as `apply_chat_template` renders them with these variables.
+
+        Special tokens in what people, tools and documents say are encoded as text.
+        """
+        typed = TypedTokens(self.tokenizer)
+        text = self._render(typed, messages, tools, variables or {}, continue_final_message=continue_final_message)
+        _check_utf8(text)
+        return typed.encode(text)
+
+    def _render(
+        self,
+        typed: TypedTokens,
+        messages: Messages,
+        tools: Tools | None,
+        variables: Mapping[str, Json],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> str:
+        """The prompt text, with stand-ins for special tokens that are not the template's."""
         template = self._template
         if template is None:
             raise CheckpointError(
                 "This checkpoint has no chat template (chat_template.jinja). "
                 "Add the file of the original model, or pass the prompt as plain text."
             )
-        plain, plain_tools = prepare_messages(messages), prepare_tools(tools)
-        flags = {"enable_thinking": enable_thinking, "preserve_thinking": preserve_thinking}
-        variables: dict[str, Json] = {name: value for name, value in flags.items() if value is not None}
+        plain = template.known_roles(prepare_messages(messages, tools), tools=bool(tools))
+        plain_tools = prepare_tools(tools)
+        hidden_tools = plain_tools and [typed.hide(tool) for tool in plain_tools]
+        hidden = {name: typed.hide(value) for name, value in variables.items()}
         if continue_final_message:
-            render = partial(template.render_unfinished, tools=plain_tools, variables=variables)
+            render = partial(template.render_unfinished, tools=hidden_tools, variables=hidden)
         else:
             render = partial(
-                template.render, tools=plain_tools, add_generation_prompt=add_generation_prompt, variables=variables
+                template.render, tools=hidden_tools, add_generation_prompt=add_generation_prompt, variables=hidden
             )
-        return render_mended(template.known_roles(plain, tools=plain_tools is not None), render)
+        return render_mended(cast(list[dict[str, Json]], typed.hide(list(plain))), render)
 
     def opens_thinking(self, ids: Sequence[int]) -> bool:
         """Whether an answer to this prompt begins inside a think block.
@@ -202,6 +240,16 @@ class Processor:
             if ids[index] == end or ids[index] in self.end_token_ids:
                 return False
         return False
+
+
+def _check_utf8(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 10) : error.start + 10]
+        raise PromptError(
+            f"The prompt holds a byte that is not UTF-8, near {around!a}. Save the text as UTF-8."
+        ) from error
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

@@ -120,7 +120,6 @@ def test_a_later_turn_about_the_same_video_does_not_run_the_tower(seeing: Seeing
         ("what?", [FILM], "0 video placeholders and 1 videos"),
         (PLACE, [], "1 video placeholders and 0 videos"),
         ("a <|video_pad|> in text", [], "1 video placeholders and 0 videos.*text must not hold these tokens"),
-        ([user(video(FILM), "and <|video_pad|>")], [], "2 video placeholders and 1 videos"),
         ([user({"type": "video"})], [], "a video part without a video"),
         ([user(video(FILM, fsp=3), "?")], [], "a video 'fsp'; expected min_pixels"),
         ([user({"type": "image", "image": CAT, "fps": 2}, "?")], [], "an image 'fps'; expected min_pixels, max_pixels"),
