@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": "Write an answer to one prompt.",
     "chat": "Talk with a model, turn by turn.",
     "serve": "Answer requests in OpenAI's and Anthropic's protocols.",
+    "launch": "Run a coding agent, such as Claude Code or Codex, on a model of this machine.",
     "convert": "Convert a checkpoint to MLX, quantized to 4 bits, and 8 where it matters, unless told otherwise.",
     "compare": "Measure how far the model OTHER is from the model REFERENCE, such as a conversion from its source.",
     "plan": "Work out what a model needs, whether it fits, and what bounds its speed.",
