@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 from mlx_qwen.declared import check_keywords, check_values, chosen, documented, option
 from mlx_qwen.errors import PromptError
 from mlx_qwen.json_types import Tools, tool_name
 from mlx_qwen.media.limits import MediaLimits
 from mlx_qwen.recommended import GREEDY, SamplingParameters
+from mlx_qwen.value_types import shown
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -21,6 +22,8 @@ Sampler: TypeAlias = Callable[["mx.array"], "mx.array"]
 LogitsProcessor: TypeAlias = Callable[["mx.array", "mx.array"], "mx.array"]
 Progress: TypeAlias = Callable[[int, int], None]
 
+# Each says by itself what the answer is.
+_HOLDING = ("schema", "response_format", "regex", "grammar")
 # What a sampler of the caller's own does in their place.
 _DRAWING = ("temperature", "top_p", "top_k", "min_p", "seed")
 
@@ -33,8 +36,24 @@ def _all_named(described: Tools) -> bool:
     return None not in map(tool_name, described)
 
 
+def _is_response_format(wanted: Mapping[str, object]) -> bool:
+    described = wanted.get("json_schema", wanted)
+    has_schema = isinstance(described, Mapping) and isinstance(described.get("schema"), Mapping)
+    return wanted.get("type") in ("text", "json_object") or (wanted.get("type") == "json_schema" and has_schema)
+
+
 def _is_depth(depth: str | int | bool) -> bool:
     return depth == "auto" or isinstance(depth, bool) or str(depth) in map(str, range(8))
+
+
+def _chosen_tool(choice: str | Mapping[str, object]) -> str:
+    """ "auto", "none", "required" or a function's name, out of any of the forms."""
+    if isinstance(choice, str):
+        return choice
+    name = tool_name(choice)
+    if name is None:
+        raise PromptError(f"tool_choice is {shown(choice)}; expected a name in it: {{'type': 'function', ...}}.")
+    return name
 
 
 @documented
@@ -102,6 +121,45 @@ class GenerationOptions(MediaLimits):
         flag="--tools",
         metavar="FILE",
     )
+    tool_choice: str | Mapping[str, object] = option(
+        "auto",
+        help="whether tools are called: as the model sees fit (auto), not (none), in any case (required), or the one "
+        "of this name, also in OpenAI's form. Other than auto and none it needs the extra `grammar`.",
+        expected='"auto", "none", "required", the name of one of the tools, or {"type": "function", "function": '
+        '{"name": ...}}',
+        flag="--tool-choice",
+        metavar="auto|none|required|NAME",
+    )
+    parallel_tool_calls: bool = option(True, help="whether an answer may call more than one tool.")
+    schema: Mapping[str, object] | type | None = option(
+        None,
+        help="the answer, behind its reasoning, is JSON that this JSON schema accepts. Also a pydantic model, a "
+        "dataclass or a TypedDict. Needs the extra `grammar`, as do the next three.",
+        expected="a JSON schema as a dictionary, a pydantic model, a dataclass or a TypedDict",
+        flag="--schema",
+        metavar="FILE|JSON",
+    )
+    response_format: Mapping[str, object] | None = option(
+        None,
+        help="the same in OpenAI's form: text, json_object, or json_schema, whose `strict` refuses schemas that can be "
+        "enforced in part only.",
+        expected='{"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": {"schema": '
+        "{...}}}",
+        check=_is_response_format,
+    )
+    regex: str | None = option(
+        None,
+        help="the answer, behind its reasoning, matches this regular expression as a whole (Rust's syntax, without "
+        "look-around).",
+        flag="--regex",
+    )
+    grammar: str | None = option(
+        None,
+        help="the answer, behind its reasoning, is what the rule `start` of this Lark grammar accepts (llguidance's "
+        "variant).",
+        flag="--grammar",
+        metavar="FILE",
+    )
     enable_thinking: bool | None = option(
         None,
         help="whether a chat answer begins with reasoning, by default as is best for the model's size.",
@@ -152,11 +210,30 @@ class GenerationOptions(MediaLimits):
         extra = [name for name in _DRAWING if getattr(self, name) is not None]
         if self.sampler is not None and extra:
             raise PromptError(f"sampler replaces {', '.join(_DRAWING)}; drop it or {', '.join(extra)}.")
+        held = [name for name in _HOLDING if getattr(self, name) is not None]
+        if len(held) > 1:
+            raise PromptError(f"{' and '.join(held)} both say what the answer is. Give one of them.")
+        self.called_tools  # noqa: B018, a name that no tool has is refused here
 
     @property
     def media_limits(self) -> MediaLimits:
         """The choices that images and videos are prepared by."""
         return MediaLimits().over(self)
+
+    @property
+    def called_tools(self) -> tuple[Literal["auto", "none", "required"], Tools]:
+        """What `tool_choice` comes to, and the tools that may be called: all, or the one that was named."""
+        choice, tools = _chosen_tool(self.tool_choice), self.tools or ()
+        if choice == "none":
+            return "none", ()
+        if choice == "auto":
+            return "auto", tools
+        if choice != "required":
+            tools = [tool for tool in tools if tool_name(tool) == choice]
+        if not tools:
+            names = ", ".join(name for tool in self.tools or () if (name := tool_name(tool)))
+            raise PromptError(f"tool_choice is {choice!r:.60}; the tools that were given: {names or 'none'}.")
+        return "required", tools
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -241,6 +318,12 @@ class OptionKeywords(SettingKeywords, total=False):
     repetition_penalty: float | None
     seed: int | None
     tools: Tools | None
+    tool_choice: str | Mapping[str, object]
+    parallel_tool_calls: bool
+    schema: Mapping[str, object] | type | None
+    response_format: Mapping[str, object] | None
+    regex: str | None
+    grammar: str | None
     enable_thinking: bool | None
     thinking_budget: int | None
     preserve_thinking: bool | None

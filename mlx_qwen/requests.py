@@ -13,6 +13,7 @@ from mlx_qwen.answer import AnswerDelta
 from mlx_qwen.answer.response import Clock, GenerationResponse
 from mlx_qwen.engine.anchors import Marks, Span, anchors, question_end
 from mlx_qwen.engine.caching import check_cache, seen_tokens
+from mlx_qwen.engine.constraint import constraint_of
 from mlx_qwen.engine.draft import Drafts
 from mlx_qwen.engine.engine import Engine, engine_of
 from mlx_qwen.engine.prefix import prefix_key
@@ -81,8 +82,12 @@ def prepare_request(
         sampler=options.sampler,
         logits_processors=options.logits_processors or (),
     )
-    budget = ThinkingBudget.for_prompt(options.thinking_budget, processor, inside=inside)
     max_tokens = room_for_answer(ids, text, options.max_tokens, cached=cached)
+    constraint = constraint_of(options, processor, text.vocab_size, inside=inside)
+    most_thinking = options.thinking_budget
+    if constraint.whole and inside and most_thinking is None:
+        most_thinking = max_tokens // 2
+    budget = ThinkingBudget.for_prompt(most_thinking, processor, inside=inside)
     answer = Answer(
         processor.stream(),
         end_token_ids=processor.end_token_ids,
@@ -91,12 +96,13 @@ def prepare_request(
         tools=options.tools,
         stop=options.stop_strings,
         stop_in_reasoning=options.stop_in_reasoning,
-        thinking_is_limited=budget is not None,
+        thinking_is_limited=budget is not None and not constraint.whole,
+        most_calls=constraint.most_calls,
     )
     sequence = Answering(
         ids=ids,
         sampler=sampler,
-        rules=Rules([budget] if budget else []),
+        rules=Rules([one for one in (budget, constraint.rule) if one], constrain=constraint.rule is not None),
         follower=answer,
         max_tokens=max_tokens,
         drafts=Drafts(settings.drafts),

@@ -6,7 +6,7 @@ from mlx_qwen.answer.deltas import AnswerDelta, FinishReason, ParsedAnswer
 from mlx_qwen.answer.reasoning import THINK_END, THINK_START, ReasoningEnd, ReasoningSplitter
 from mlx_qwen.answer.stopping import StopStrings
 from mlx_qwen.answer.tags import partial_tag_length
-from mlx_qwen.answer.tool_calls import ToolCallParser
+from mlx_qwen.answer.tool_calls import NoCalls, ToolCallParser
 from mlx_qwen.json_types import Tools
 
 
@@ -20,6 +20,7 @@ class AnswerStream:
         stop_in_reasoning: whether it is searched inside the reasoning too.
         thinking_is_limited: whether something else than the model may have closed the block. A `</think>` that the
             model then writes itself is no content.
+        most_calls: how many calls end the answer; None for any number, and 0 where calls are text like any other.
 
     Raises PromptError for tools whose schemas make no sense.
     """
@@ -32,19 +33,22 @@ class AnswerStream:
         stop: Sequence[str] = (),
         stop_in_reasoning: bool = False,
         thinking_is_limited: bool = False,
+        most_calls: int | None = None,
     ) -> None:
         after = None if stop_in_reasoning else ReasoningEnd(inside=inside_thinking)
         self._stop = StopStrings(stop, after=after)
         self._splitter = ReasoningSplitter(inside=inside_thinking)
-        self._calls = ToolCallParser(tools)
+        self._calls = NoCalls() if most_calls == 0 else ToolCallParser(tools)
+        self._most_calls = most_calls
         self._late_end = _LateThinkEnd() if thinking_is_limited else None
         self._content: list[str] = []
         self._reasoning: list[str] = []
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string came: the answer is over."""
-        return self._stop.reached
+        """Whether a stop string came, or as many calls as there may be: the answer is over."""
+        done = self._most_calls is not None and len(self._calls.calls) >= self._most_calls > 0
+        return self._stop.reached or (done and not self._calls.awaits_end)
 
     @property
     def stopped_by(self) -> str | None:
@@ -73,7 +77,7 @@ class AnswerStream:
 
     def answer(self, finish_reason: FinishReason) -> ParsedAnswer:
         """The whole answer so far; an end that is no limit counts as "tool_calls" when there are calls."""
-        calls = tuple(self._calls.calls)
+        calls = tuple(self._calls.calls[: self._most_calls])
         return ParsedAnswer(
             content="".join(self._content),
             reasoning="".join(self._reasoning) or None,
@@ -86,7 +90,10 @@ class AnswerStream:
             content = self._late_end.push(content)
         self._content.append(content)
         self._reasoning.append(reasoning)
-        return AnswerDelta(text, content, reasoning, self._calls.deltas())
+        calls = self._calls.deltas()
+        if self._most_calls is not None:
+            calls = tuple(call for call in calls if call.index < self._most_calls)
+        return AnswerDelta(text, content, reasoning, calls)
 
 
 class _LateThinkEnd:

@@ -55,6 +55,11 @@ class ToolCallParser:
         deltas, self._deltas[:] = merged(self._deltas), []
         return deltas
 
+    @property
+    def awaits_end(self) -> bool:
+        """Whether a call is whole but for the tag that closes its block."""
+        return self._take == self._behind_call
+
     def finish(self, *, ended: bool = True) -> str:
         """The rest of the text. A call of which only closing tags are missing counts, any other is given back as text.
 
@@ -292,6 +297,25 @@ class ToolCallParser:
     def _drop_call(self, held: str) -> None:
         self._held, self._take = [], self._in_text
         self._outside.add("".join([*self._raw, held]))
+
+
+class NoCalls:
+    """Stands in for the parser where an answer holds no calls: all of it is text."""
+
+    calls: tuple[ToolCall, ...] = ()
+    awaits_end = False
+
+    def push(self, text: str) -> str:
+        """The text."""
+        return text
+
+    def deltas(self) -> tuple[ToolCallDelta, ...]:
+        """None."""
+        return ()
+
+    def finish(self, *, ended: bool = True) -> str:
+        """Nothing is held back."""
+        return ""
 
 
 _END = Tag(Kind.CLOSE_BLOCK, "")

@@ -225,12 +225,16 @@ class Engine:
         for row in rows:
             _note_state(row)
         finished = [row for row in rows if row.finish_reason is not None]
+        broken = [row for row in rows if row.finish_reason is None and row.rules.failure is not None]
         for row in finished:
             self._remember_answer(row)
             self._settling.saw(row)
-        if finished:
+        for row in broken:
+            row.failed = True
+            outgoing.append((row, row.rules.failure))
+        if finished or broken:
             self._dissolve()
-            self._writing = [row for row in self._writing if row.finish_reason is None]
+            self._writing = [row for row in self._writing if row not in finished and row not in broken]
 
     def _pass(self, batch: Batch) -> list[tuple[Sequence, Emission]]:
         depths = [row.drafts.depth(row.max_tokens - len(row.written) - 2) for row in batch.rows]

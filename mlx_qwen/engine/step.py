@@ -99,6 +99,8 @@ class Batch:
         answers = [_Verified(row, ids[i], logits[i], depths[i]) for i, row in enumerate(rows)]
         mx.async_eval(ids, *(_arrays(choice) for answer in answers for choice in answer.choices), logits)
         proposed: list[list[int]] = np.array(ids).tolist()
+        for answer, mine in zip(answers, proposed, strict=True):
+            answer.constrain(mine)
         emitted, kept = [], []
         for row, choice, answer, mine in zip(rows, pending, answers, proposed, strict=True):
             written = answer.settle(choice, mine)
@@ -134,6 +136,15 @@ class _Verified:
                 self.choices.append(row.sampler.choose(logits[i : i + 1], self._histories[i]))
                 self._see(i)
 
+    def constrain(self, ids: Listed[int]) -> None:
+        """Choose by what the row's rules allow behind each of its tokens, all asked while the pass is computed."""
+        if self.choices or self._row.sampler.is_foreign:
+            return
+        for i, mask in enumerate(self._row.rules.allowed_behind(ids[: self._depth + 1])):
+            self.choices.append(self._row.sampler.choose(self._logits[i : i + 1], self._histories[i], mask))
+            self._see(i)
+        _start(self.choices)
+
     def settle(self, pending: Choice, ids: Listed[int]) -> list[Emission]:
         """Write the pending token and the drafts that the model agrees with; the row is left with its next choice."""
         row = self._row
@@ -152,7 +163,7 @@ class _Verified:
 
     def _choice(self, i: int) -> Choice:
         row = self._row
-        if not row.is_one_by_one:
+        if self.choices:
             return row.replaced(self.choices[i])
         row.history = self._histories[i]
         choice = row.choose(self._logits[i : i + 1])

@@ -18,6 +18,7 @@ class Answer:
         stop: strings that end the answer, searched behind the reasoning.
         stop_in_reasoning: whether they are searched inside the reasoning too.
         thinking_is_limited: whether a rule may close the think block for the model.
+        most_calls: how many calls end the answer; None for any number, and 0 where calls are text like any other.
 
     Attributes:
         num_tokens: tokens so far.
@@ -36,6 +37,7 @@ class Answer:
         stop: Sequence[str] = (),
         stop_in_reasoning: bool = False,
         thinking_is_limited: bool = False,
+        most_calls: int | None = None,
     ) -> None:
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
@@ -49,6 +51,7 @@ class Answer:
             stop=stop,
             stop_in_reasoning=stop_in_reasoning,
             thinking_is_limited=thinking_is_limited,
+            most_calls=most_calls,
         )
         self._pieces: list[str] = []
 
