@@ -46,10 +46,10 @@ def _is_depth(depth: str | int | bool) -> bool:
     return depth == "auto" or isinstance(depth, bool) or str(depth) in map(str, range(8))
 
 
-def _chosen_tool(choice: str | Mapping[str, object]) -> str:
+def _chosen_tool(choice: str | Mapping[str, object] | None) -> str:
     """ "auto", "none", "required" or a function's name, out of any of the forms."""
-    if isinstance(choice, str):
-        return choice
+    if choice is None or isinstance(choice, str):
+        return choice or "auto"
     name = tool_name(choice)
     if name is None:
         raise PromptError(f"tool_choice is {shown(choice)}; expected a name in it: {{'type': 'function', ...}}.")
@@ -121,10 +121,10 @@ class GenerationOptions(MediaLimits):
         flag="--tools",
         metavar="FILE",
     )
-    tool_choice: str | Mapping[str, object] = option(
-        "auto",
-        help="whether tools are called: as the model sees fit (auto), not (none), in any case (required), or the one "
-        "of this name, also in OpenAI's form. Other than auto and none it needs the extra `grammar`.",
+    tool_choice: str | Mapping[str, object] | None = option(
+        None,
+        help="whether tools are called: as the model sees fit (auto, the default), not (none), in any case (required), "
+        "or the one of this name, also in OpenAI's form. The last two need the extra `grammar`.",
         expected='"auto", "none", "required", the name of one of the tools, or {"type": "function", "function": '
         '{"name": ...}}',
         flag="--tool-choice",
@@ -318,7 +318,7 @@ class OptionKeywords(SettingKeywords, total=False):
     repetition_penalty: float | None
     seed: int | None
     tools: Tools | None
-    tool_choice: str | Mapping[str, object]
+    tool_choice: str | Mapping[str, object] | None
     parallel_tool_calls: bool
     schema: Mapping[str, object] | type | None
     response_format: Mapping[str, object] | None

@@ -65,3 +65,39 @@ class ToolsFile(click.ParamType[Tools]):
 
     def convert(self, value: str | Tools, param: click.Parameter | None, ctx: click.Context | None) -> Tools:
         return read_tools(value) if isinstance(value, str) else value
+
+
+class SchemaText(click.ParamType[dict[str, object]]):
+    """A JSON schema, or the path of the file that holds it."""
+
+    name = "schema"
+
+    def convert(
+        self, value: str | dict[str, object], param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, object]:
+        if isinstance(value, dict):
+            return value
+        text = value if value.lstrip().startswith("{") else _text_of("schema", value)
+        try:
+            schema = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise PromptError(f"The schema is no JSON ({error}): {value!r:.60}.") from error
+        if not isinstance(schema, dict):
+            raise PromptError(f'{value!r:.60} holds no JSON schema; expected an object such as {{"type": ...}}.')
+        return schema
+
+
+class GrammarFile(click.ParamType[str]):
+    """The path of a file with a Lark grammar, as its text."""
+
+    name = "file"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return _text_of("grammar", value)
+
+
+def _text_of(what: str, file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PromptError(f"{_unread(what, file, error)} Give a file of UTF-8 text.") from error
