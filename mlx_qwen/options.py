@@ -343,11 +343,11 @@ class OptionKeywords(SettingKeywords, total=False):
 
 
 def options_and_settings(
-    keywords: Mapping[str, object], options: GenerationOptions | None = None
+    keywords: Mapping[str, object], options: GenerationOptions | None = None, settings: EngineSettings | None = None
 ) -> tuple[GenerationOptions, EngineSettings]:
-    """The two values that keywords make, where they are given in place of those of `options`.
+    """The two values that keywords make, where they are given in place of those of `options` and `settings`.
 
     Raises PromptError for a keyword that is unknown, or whose value cannot be used.
     """
     check_keywords(keywords, GenerationOptions, EngineSettings)
-    return chosen(GenerationOptions, keywords, options), chosen(EngineSettings, keywords)
+    return chosen(GenerationOptions, keywords, options), chosen(EngineSettings, keywords, settings)

@@ -59,8 +59,8 @@ class JsonPrinter:
         self._last = response
         self._deltas.append(response.delta)
 
-    def finish(self, *, quiet: bool = False) -> None:
-        """Prints the object; its `finish_reason` says by which end, so that `quiet` changes nothing."""
+    def finish(self, *, quiet: bool = False, stopped: bool = False) -> None:
+        """Prints the object; its `finish_reason` says by which end, so that `quiet` and `stopped` change nothing."""
         last = self._last
         if last is None:
             return

@@ -139,7 +139,10 @@ def test_an_option_is_named_where_it_is_declared_and_once_more_for_type_checkers
     """Adding an option is one field and its line in a TypedDict, without which no type checker knows keywords."""
     written: dict[str, list[str]] = {name: [] for name in OPTIONS | SETTINGS}
     faces = ["options.py", "media/limits.py", "generation.py", "conversation.py"]
-    faces += [f"cli/{name}.py" for name in ("options", "flags", "generate", "chat", "answering")]
+    faces += [
+        f"cli/{name}.py"
+        for name in ("options", "flags", "generate", "chat/__init__", "chat/talk", "chat/typed", "answering")
+    ]
     for face in faces:
         tree = ast.parse((ROOT / "mlx_qwen" / face).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
