@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 from mlx_qwen.declared import check_keywords, check_values, chosen, documented, option
@@ -276,6 +277,28 @@ class EngineSettings:
         flag="--mtp",
         metavar="auto|0-7",
     )
+    draft_model: object = option(
+        None,
+        help="a smaller model of the same vocabulary, which guesses tokens ahead in place of the MTP layer: a path, a "
+        "repository, or what load gives. It reads text only, and never changes an answer.",
+        expected="a path or repository of a smaller model, or one from load",
+        check=lambda model: isinstance(model, str | Path) or hasattr(model, "make_cache"),
+        flag="--draft-model",
+        metavar="PATH|REPO",
+    )
+    prompt_lookup: bool = option(
+        False,
+        help="guess tokens ahead by copying from the text so far, wherever its last words stood there before, as long "
+        "as that pays. It never changes an answer.",
+        flag="--prompt-lookup",
+    )
+    num_draft_tokens: int | None = option(
+        None,
+        help="how many tokens to guess ahead for each pass, whoever guesses; without it, as many as pay.",
+        least=1,
+        most=7,
+        flag="--num-draft-tokens",
+    )
     prefix_cache: bool = option(
         True,
         help="whether to go on from what was read before, and to keep what is read now.",
@@ -292,8 +315,9 @@ class EngineSettings:
 
     @property
     def drafts(self) -> int | None:
-        """How many tokens to guess ahead; None for as many as pay."""
-        return None if self.mtp is True or self.mtp == "auto" else int(self.mtp)
+        """How many tokens the MTP layer, or the draft model in its place, guesses ahead; None for as many as pay."""
+        chosen = self.mtp is not True and self.mtp != "auto" and self.draft_model is None
+        return int(self.mtp) if chosen else self.num_draft_tokens
 
 
 class SettingKeywords(TypedDict, total=False):
@@ -302,6 +326,9 @@ class SettingKeywords(TypedDict, total=False):
     kv_bits: int | None
     prefill_step_size: int
     mtp: str | int | bool
+    draft_model: object
+    prompt_lookup: bool
+    num_draft_tokens: int | None
     prefix_cache: bool
     progress: Progress | bool
 

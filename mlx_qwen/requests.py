@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from mlx_qwen.answer import AnswerDelta
 from mlx_qwen.answer.response import Clock, GenerationResponse
+from mlx_qwen.drafting import draft_model_of, drafting_of, drafts_of, lookup_of
 from mlx_qwen.engine.anchors import Marks, Span, anchors, question_end
 from mlx_qwen.engine.caching import check_cache, seen_tokens
 from mlx_qwen.engine.constraint import constraint_of
-from mlx_qwen.engine.draft import Drafts
 from mlx_qwen.engine.engine import Engine, engine_of
 from mlx_qwen.engine.prefix import prefix_key
 from mlx_qwen.engine.rules import Rules, ThinkingBudget
@@ -105,10 +105,13 @@ def prepare_request(
         rules=Rules([one for one in (budget, constraint.rule) if one], constrain=constraint.rule is not None),
         follower=answer,
         max_tokens=max_tokens,
-        drafts=Drafts(settings.drafts),
+        drafts=drafts_of(settings, sampler),
+        draft_model=draft_model_of(model, processor, settings.draft_model),
+        lookup=lookup_of(settings, sampler),
         media=[_medium(one) for one in inputs.media],
         **(_kept(processor, inputs) if settings.prefix_cache and cache is None else {}),
         prompt_cache=cache,
+        earlier=seen,
         step_size=settings.prefill_step_size,
         kv_bits=settings.kv_bits,
         progress=progress_callback(settings.progress),
@@ -273,6 +276,7 @@ def _response(request: Request, emission: Emission, clock: Clock, *, text: str |
         cached_tokens=sequence.cached,
         delta=delta,
         answer=request.answer.parsed if emission.finish_reason else None,
+        drafting=drafting_of(sequence, emission.number) if emission.finish_reason else None,
     )
 
 

@@ -10,6 +10,19 @@ from mlx_qwen.json_types import ToolCall
 
 
 @dataclass(frozen=True, slots=True)
+class Drafting:
+    """How well the tokens of one answer were guessed ahead.
+
+    Attributes:
+        acceptance: how often the first, second, … guess of a pass was right where all before it were.
+        tokens_per_pass: how many tokens a pass of the model wrote; 1 where no guess was right.
+    """
+
+    acceptance: tuple[float, ...]
+    tokens_per_pass: float
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationResponse:
     """One token of an answer, with mlx-lm's field names.
 
@@ -29,6 +42,7 @@ class GenerationResponse:
         delta: what the token added to the answer: `content`, `reasoning` and `tool_calls`, each without the tags around
             it. A call's name comes as soon as it stands, its arguments in pieces of JSON text.
         answer: on the last response: the whole answer, which is the deltas summed.
+        drafting: on the last response: how well tokens were guessed ahead; None where none were.
         content: on the last response: the words for the user, without reasoning and tool calls; None before.
         reasoning: on the last response: the text of the think block, None when there was none.
         tool_calls: on the last response: the tools that the model calls.
@@ -47,6 +61,7 @@ class GenerationResponse:
     cached_tokens: int = 0
     delta: AnswerDelta = field(default_factory=AnswerDelta)
     answer: ParsedAnswer | None = None
+    drafting: Drafting | None = None
     content: str | None = field(init=False)
     reasoning: str | None = field(init=False)
     tool_calls: tuple[ToolCall, ...] = field(init=False)
@@ -58,12 +73,16 @@ class GenerationResponse:
         object.__setattr__(self, "tool_calls", whole.tool_calls if whole else ())
 
     def statistics(self) -> str:
-        """Three lines on tokens, speed and memory, as mlx-lm prints them."""
-        return (
-            f"Prompt: {self.prompt_tokens} tokens, {self.prompt_tps:.3f} tokens-per-sec\n"
-            f"Generation: {self.generation_tokens} tokens, {self.generation_tps:.3f} tokens-per-sec\n"
-            f"Peak memory: {self.peak_memory:.3f} GB"
-        )
+        """Three lines on tokens, speed and memory, as mlx-lm prints them, and one on drafts where there were any."""
+        lines = [
+            f"Prompt: {self.prompt_tokens} tokens, {self.prompt_tps:.3f} tokens-per-sec",
+            f"Generation: {self.generation_tokens} tokens, {self.generation_tps:.3f} tokens-per-sec",
+            f"Peak memory: {self.peak_memory:.3f} GB",
+        ]
+        if self.drafting is not None:
+            shares = " ".join(f"{share:.2f}" for share in self.drafting.acceptance)
+            lines.append(f"Drafts: {self.drafting.tokens_per_pass:.2f} tokens a pass, accepted by depth {shares}")
+        return "\n".join(lines)
 
 
 class Clock:

@@ -16,7 +16,7 @@ Writer = Callable[[list[int], int], Iterator[int]]
 def ours(folder: Path) -> Writer:
     """This project's engine, as `stream_generate` uses it."""
     from mlx_qwen.config import ModelConfig
-    from mlx_qwen.engine.draft import Drafts
+    from mlx_qwen.engine.depth import Drafts
     from mlx_qwen.engine.engine import Engine
     from mlx_qwen.engine.rules import Rules
     from mlx_qwen.engine.sampling import TokenSampler

@@ -5,12 +5,14 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Lock
+from time import perf_counter
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_qwen.engine.caching import note_tokens
-from mlx_qwen.engine.draft import Drafter, MTPDrafter
+from mlx_qwen.engine.draft_model import DraftModel
+from mlx_qwen.engine.guessing import Guessers
 from mlx_qwen.engine.prefix import Kind, PrefixIndex
 from mlx_qwen.engine.sequence import Emission, Sequence
 from mlx_qwen.engine.settling import Settling
@@ -50,7 +52,8 @@ class Engine:
         self.model = model
         self.limits = limits or Limits()
         self.prefixes = prefixes
-        self._drafter: Drafter | None = MTPDrafter(model) if model.mtp is not None else None
+        self.draft_model: tuple[object, DraftModel] | None = None
+        self._guessers = Guessers(model)
         self._lock = Lock()
         self._coming: deque[Sequence] = deque()
         self._waiting: deque[Sequence] = deque()
@@ -171,7 +174,7 @@ class Engine:
         if found is not None and found.state.chains[0].packing == packing:
             sequence.state, sequence.read, sequence.cached = found.state, found.length, found.length
             return
-        sequence.state = empty_state(self.model.config.text, packing, mtp=self._drafter is not None)
+        sequence.state = empty_state(self.model.config.text, packing, mtp=self.model.mtp is not None)
 
     def _read(self, outgoing: list[tuple[Sequence, Emission | BaseException | None]]) -> None:
         """Read a piece of the first prompt, which then stands behind the others."""
@@ -183,6 +186,9 @@ class Engine:
                 sequence.progress(sequence.read, len(sequence.ids))
             end = sequence.next_cut
             read_piece(self.model, sequence, end)
+            self._guessers.costs.interrupted()
+            if sequence.draft_model is not None:
+                sequence.draft_model.read(sequence, end)
             sequence.pieces += 1
             _note_state(sequence)
             mx.clear_cache()
@@ -237,10 +243,11 @@ class Engine:
             self._writing = [row for row in self._writing if row not in finished and row not in broken]
 
     def _pass(self, batch: Batch) -> list[tuple[Sequence, Emission]]:
-        depths = [row.drafts.depth(row.max_tokens - len(row.written) - 2) for row in batch.rows]
-        if self._drafter is None or max(depths) <= 0 or not self._drafter.is_ready(batch.state):
-            return batch.decode()
-        return batch.verify(self._drafter, depths)
+        started = perf_counter()
+        guessing = self._guessers.planned(batch.state, batch.rows)
+        emitted = batch.verify(guessing) if guessing.depth else batch.decode()
+        self._guessers.costs.saw(len(batch.rows), guessing.name, guessing.depth, perf_counter() - started)
+        return emitted
 
     def _dissolve(self) -> None:
         """Give the rows of the batch their own states again, so that another one can be made."""
@@ -256,6 +263,8 @@ class Engine:
 
     def _remember_answer(self, row: Sequence) -> None:
         """Keep the state behind an answer for whoever goes on from it."""
+        if row.draft_model is not None:
+            row.draft_model.remember(row)
         if self.prefixes is None or row.key is None or row.state is None:
             return
         mx.eval(row.state.arrays())

@@ -63,7 +63,7 @@ class TokenSampler:
     `prompt` [n] are all tokens before the answer; presence penalty does not count them. Token n of an answer is drawn
     by noise that depends on the seed and n alone: with the same seed the same logits give the same tokens, whatever
     else draws from `mx.random`, and whoever guesses from similar logits is likely to draw the same token. Without a
-    seed one comes from `mx.random`.
+    seed one comes from `mx.random`; `is_repeatable` says whether the same request gives the same answer.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class TokenSampler:
         self._processors = tuple(logits_processors)
         self.prompt = prompt
         draws = sampler is None and parameters.temperature > 0
+        self.is_repeatable = not draws or seed is not None
         self._seed = _fresh_seed() if draws and seed is None else seed or 0
         self._penalty = mx.array([[parameters.presence_penalty]], mx.float32)
 

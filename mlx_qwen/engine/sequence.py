@@ -12,7 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen.answer import FinishReason
-from mlx_qwen.engine.draft import Drafts
+from mlx_qwen.engine.depth import Drafts
+from mlx_qwen.engine.lookup import Lookup
 from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import Choice, History, TokenSampler
 from mlx_qwen.model.cache import HybridCache
@@ -74,6 +75,43 @@ class Emission(NamedTuple):
     number: int
 
 
+class Unread(NamedTuple):
+    """A batch before a pass: its rows, whose histories include `tokens` [B], the ones chosen last.
+
+    `state` is the model's and has not read `tokens`.
+    """
+
+    state: State
+    rows: Listed["Sequence"]
+    tokens: mx.array
+
+
+class Drafter(Protocol):
+    """Guesses the next tokens of rows of a batch."""
+
+    # By what its costs are remembered.
+    name: str
+
+    def room(self, state: State, row: "Sequence") -> int:
+        """How many tokens of `row` it can guess from what was read; `state` is the batch's."""
+
+    def propose(self, unread: Unread, serving: Listed[int], depth: int) -> mx.array:
+        """Guesses int [S, depth] at what follows the tokens of the rows with the numbers `serving`, S of them."""
+
+    def kept(self, rows: Listed["Sequence"], right: Listed[int]) -> None:
+        """Note how many of the guesses that were just made are right, for each row that was served."""
+
+
+class ReadingDrafter(Drafter, Protocol):
+    """One that reads for itself what the model reads, and keeps it in the row's `draft_state`."""
+
+    def read(self, row: "Sequence", end: int) -> None:
+        """Read the row's prompt up to its token `end`."""
+
+    def remember(self, row: "Sequence") -> None:
+        """Keep what was read of a row for whoever goes on from it."""
+
+
 @dataclass(eq=False, slots=True)
 class Sequence:
     """A prompt, and the answer to it as far as it is written.
@@ -88,13 +126,17 @@ class Sequence:
         follower: turns them into text.
         max_tokens: most tokens to write.
         drafts: how many tokens to guess ahead, and how well that went.
+        draft_model: guesses them in place of the model's own MTP layer.
+        lookup: copies them from the text, wherever its end stood there before.
         prompt_cache: read before the prompt, and kept up to date.
+        earlier: the tokens of `prompt_cache`.
         step_size: most tokens of the prompt to read at once.
         kv_bits: 8 or 4 packs keys and values; None leaves them in the model's dtype.
         progress: called with the tokens read and those of the whole prompt, in the computing thread.
         ended: set once the engine has let go of it.
         on_item: called whenever something new is in `unread`, in the computing thread.
         state: what is remembered of the `read` tokens.
+        draft_state: what the draft model remembers.
     """
 
     ids: list[int]
@@ -103,16 +145,20 @@ class Sequence:
     follower: Follower
     max_tokens: int
     drafts: Drafts
+    draft_model: "ReadingDrafter | None" = None
+    lookup: Lookup | None = None
     key: np.ndarray | None = None
     media: Listed[Medium] = ()
     anchors: Listed[int] = ()
     answer_from: int = 0
     prompt_cache: HybridCache | None = None
+    earlier: Listed[int] = ()
     step_size: int = 2048
     kv_bits: int | None = None
     progress: "Progress | None" = None
     on_item: Callable[[], None] | None = None
     state: State | None = None
+    draft_state: State | None = None
     read: int = 0
     pieces: int = 0
     cached: int = 0
@@ -142,6 +188,19 @@ class Sequence:
     def at_last_token(self) -> bool:
         """Whether the pending token is the last that may be written."""
         return len(self.written) + 1 >= self.max_tokens
+
+    @property
+    def length(self) -> int:
+        """How many tokens its text has: earlier ones, the prompt, and what is written."""
+        return len(self.earlier) + len(self.ids) + len(self.written)
+
+    def text(self, start: int, end: int) -> list[int]:
+        """The tokens from `start` to `end` of its text."""
+        found: list[int] = []
+        for part in (self.earlier, self.ids, self.written):
+            found += part[max(start, 0) : max(end, 0)]
+            start, end = start - len(part), end - len(part)
+        return found
 
     @property
     def next_cut(self) -> int:

@@ -5,9 +5,10 @@ from collections.abc import Sequence as Listed
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen.engine.draft import MOST_DRAFTS, Drafter
+from mlx_qwen.engine.depth import MOST_DRAFTS
+from mlx_qwen.engine.guessing import Guessing
 from mlx_qwen.engine.sampling import Choice
-from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.sequence import Emission, Sequence, Unread
 from mlx_qwen.errors import MLXQwenError
 from mlx_qwen.media.grids import Kind
 from mlx_qwen.model import Model
@@ -81,22 +82,21 @@ class Batch:
             self._hand_back()
         return emitted
 
-    def verify(self, drafter: Drafter, depths: Listed[int]) -> list[tuple[Sequence, Emission]]:
-        """As `decode`, with up to `depths[i]` more tokens of row i, where its drafts are what it would have chosen."""
-        rows, depth = self.rows, max(depths)
-        assert 0 < depth <= MOST_DRAFTS, "a batch without drafts decodes"
+    def verify(self, guessing: Guessing) -> list[tuple[Sequence, Emission]]:
+        """As `decode`, with more tokens of each row, where what is guessed of it is what it would have chosen."""
+        rows = self.rows
+        assert 0 < guessing.depth <= MOST_DRAFTS, "a batch without drafts decodes"
         pending = [_pending(row) for row in rows]
         tokens = mx.concatenate([choice.token for choice in pending])
         for row, choice in zip(rows, pending, strict=True):
             assert row.history is not None, "the prompt has been read"
             row.history = row.sampler.saw(row.history, choice.token)
-        chosen = [(row.sampler, row.history) for row in rows if row.history is not None]
-        guesses = drafter.propose(self.state, tokens, chosen, depth)
+        guesses = guessing.guesses(Unread(self.state, rows, tokens))
         ids = mx.concatenate([tokens[:, None], guesses.astype(tokens.dtype)], axis=1)
         hidden, _, tape = self._model.step(ids, self.state, tape=True)
         assert tape is not None, "a tape was asked for"
         logits = self._model.logits(hidden)
-        answers = [_Verified(row, ids[i], logits[i], depths[i]) for i, row in enumerate(rows)]
+        answers = [_Verified(row, ids[i], logits[i], guessing.depths[i]) for i, row in enumerate(rows)]
         mx.async_eval(ids, *(_arrays(choice) for answer in answers for choice in answer.choices), logits)
         proposed: list[list[int]] = np.array(ids).tolist()
         for answer, mine in zip(answers, proposed, strict=True):
@@ -107,6 +107,7 @@ class Batch:
             kept.append(len(written))
             emitted += [(row, emission) for emission in written]
         self.state = tape.keep(kept)
+        guessing.settled([count - 1 for count in kept])
         self._hand_back()
         return emitted
 
@@ -158,7 +159,6 @@ class _Verified:
                 break
             written.append(row.emit(ids[i + 1], choice, from_draft=True))
         row.history = self._histories[len(written) - 1]
-        row.drafts.saw(self._depth, len(written) - 1)
         return written
 
     def _choice(self, i: int) -> Choice:

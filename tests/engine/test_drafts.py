@@ -9,54 +9,24 @@ import numpy as np
 import pytest
 
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.engine.draft import MOST_DRAFTS, Drafts
+from mlx_qwen.engine.depth import MOST_DRAFTS, Drafts
 from mlx_qwen.engine.engine import Engine
 from mlx_qwen.engine.rules import Rules, ThinkingBudget
 from mlx_qwen.engine.sampling import TokenSampler
-from mlx_qwen.engine.sequence import Emission, Endless, Sequence
+from mlx_qwen.engine.sequence import Sequence, Unread
 from mlx_qwen.loading import load_model
 from mlx_qwen.model import Model
+from mlx_qwen.model.state import State
 from mlx_qwen.recommended import SamplingParameters
+from tests.engine.sequences import DRAWN, GREEDY, PENALIZED, prompt, sequence, tokens, written
 
 Checkpoint = Callable[..., Path]
-GREEDY = SamplingParameters(temperature=0)
-PENALIZED = SamplingParameters(temperature=0, presence_penalty=1.5, repetition_penalty=1.2)
-DRAWN = SamplingParameters(temperature=1.0, top_k=20, top_p=0.95, presence_penalty=1.0)
 
 
 @pytest.fixture(scope="module", params=["dense", "moe"])
 def model(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Model:
     path = checkpoint(request.param, with_mtp=True)
     return load_model(path, ModelConfig.from_directory(path))
-
-
-def prompt(seed: int, count: int = 20) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 299, count).tolist()
-
-
-def sequence(
-    model: Model,
-    ids: Listed[int],
-    drafts: int | None,
-    parameters: SamplingParameters = GREEDY,
-    *,
-    count: int = 60,
-    rules: Rules | None = None,
-    **options: object,
-) -> Sequence:
-    vocab_size = model.config.text.vocab_size
-    sampler = TokenSampler(parameters, prompt=mx.array(ids), vocab_size=vocab_size, seed=7, **options)  # type: ignore[arg-type]
-    return Sequence(list(ids), sampler, rules or Rules(), Endless(), count, Drafts(drafts))
-
-
-def written(engine: Engine, *sequences: Sequence) -> list[list[Emission]]:
-    for each in sequences:
-        engine.submit(each)
-    return [list(engine.stream(each)) for each in sequences]
-
-
-def tokens(emissions: Listed[Emission]) -> list[int]:
-    return [emission.token for emission in emissions]
 
 
 @pytest.mark.parametrize("parameters", [GREEDY, PENALIZED, DRAWN], ids=["greedy", "penalized", "drawn"])
@@ -108,11 +78,16 @@ class Oracle:
     def __init__(self, answer: Listed[int], start: int, wrong_at: int) -> None:
         self.answer, self.start, self.wrong_at = [*answer, *([0] * 10)], start, wrong_at
 
-    def is_ready(self, state: object) -> bool:
-        return True
+    name = "oracle"
 
-    def propose(self, state: object, tokens: mx.array, samplers: object, depth: int) -> mx.array:
-        at = state.offset - self.start + 1  # type: ignore[attr-defined]
+    def room(self, state: State, row: Sequence) -> int:
+        return MOST_DRAFTS
+
+    def kept(self, rows: object, right: object) -> None:
+        pass
+
+    def propose(self, unread: Unread, serving: object, depth: int) -> mx.array:
+        at = unread.state.offset - self.start + 1
         guesses = [
             self.answer[at + i] if (at + i) % self.wrong_at else (self.answer[at + i] + 1) % 299 for i in range(depth)
         ]
@@ -124,7 +99,7 @@ class Oracle:
 def test_right_guesses_are_taken_and_wrong_ones_are_not(model: Model, depth: int, wrong_at: int) -> None:
     engine, ids = Engine(model), prompt(1)
     expected = tokens(written(engine, sequence(model, ids, 0))[0])
-    engine._drafter = Oracle(expected, len(ids), wrong_at)
+    engine._guessers.mtp = Oracle(expected, len(ids), wrong_at)
     drafted = sequence(model, ids, depth)
     (emissions,) = written(engine, drafted)
     assert tokens(emissions) == expected
@@ -139,7 +114,7 @@ def test_right_guesses_are_taken_and_wrong_ones_are_not(model: Model, depth: int
 def test_after_a_partial_acceptance_the_state_is_that_of_a_fresh_prompt(model: Model) -> None:
     engine, ids = Engine(model), prompt(1)
     expected = tokens(written(engine, sequence(model, ids, 0))[0])
-    engine._drafter = Oracle(expected, len(ids), 3)
+    engine._guessers.mtp = Oracle(expected, len(ids), 3)
     drafted, cache = sequence(model, ids, 5, count=30), model.make_cache()
     drafted.prompt_cache = cache
     written(engine, drafted)

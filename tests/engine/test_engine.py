@@ -13,7 +13,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.engine.draft import Drafts
+from mlx_qwen.engine.depth import Drafts
 from mlx_qwen.engine.engine import Engine, Limits
 from mlx_qwen.engine.prefix import PrefixIndex, prefix_key
 from mlx_qwen.engine.rules import Rules

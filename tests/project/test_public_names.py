@@ -114,7 +114,16 @@ OPTIONS = {
     "logits_processors", "images", "videos", "max_pixels", "min_pixels", "total_pixels", "fps", "min_frames",
     "max_frames", "source_fps",
 }  # fmt: skip
-SETTINGS = {"prefill_step_size", "kv_bits", "mtp", "prefix_cache", "progress"}
+SETTINGS = {
+    "prefill_step_size",
+    "kv_bits",
+    "mtp",
+    "draft_model",
+    "prompt_lookup",
+    "num_draft_tokens",
+    "prefix_cache",
+    "progress",
+}
 
 
 def test_generation_takes_and_explains_the_documented_options() -> None:

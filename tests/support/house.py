@@ -53,7 +53,9 @@ HOUSE = {
     "demo": Room(("mlx_qwen/demo",), ("errors",)),
     "loading": Room(_loose("loading"), ("model", "prompt", "demo")),
     "engine": Room(("mlx_qwen/engine",), ("model", "prompt")),
-    "generation": Room(_loose("generation", "async_generation", "conversation", "requests"), ("engine",)),
+    "generation": Room(
+        _loose("generation", "async_generation", "conversation", "requests", "drafting"), ("engine", "loading")
+    ),
     "server": Room(("mlx_qwen/server",), ("generation", "loading")),
     "launch": Room(("mlx_qwen/launch",), ("errors",)),
     "bench": Room(("mlx_qwen/bench",), ("engine", "loading")),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from mlx_qwen.bench.table import Table
 from mlx_qwen.demo import demo_folder, tasks
 from mlx_qwen.demo.prompts import question
-from mlx_qwen.engine.draft import MOST_DRAFTS
+from mlx_qwen.engine.depth import MOST_DRAFTS
 from mlx_qwen.engine.engine import engine_of
 from mlx_qwen.loading import load
 from mlx_qwen.model import Model

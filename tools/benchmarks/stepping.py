@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import mlx.core as mx
 
-from mlx_qwen.engine.draft import Drafts
+from mlx_qwen.engine.depth import Drafts
 from mlx_qwen.engine.engine import Engine
 from mlx_qwen.engine.prefix import prefix_key
 from mlx_qwen.engine.rules import Rules, ThinkingBudget

@@ -1,0 +1,92 @@
+"""A smaller model that guesses for a larger one.
+
+Source: Leviathan et al. (2023), "Fast inference from transformers via speculative decoding".
+"""
+
+from collections.abc import Sequence as Listed
+
+import mlx.core as mx
+
+from mlx_qwen.engine.draft import Guesses
+from mlx_qwen.engine.prefix import PrefixIndex, prefix_key
+from mlx_qwen.engine.sequence import Sequence, Unread
+from mlx_qwen.model import Model
+from mlx_qwen.model.state import State, empty_state
+
+# A step of that many tokens or fewer is a replayed one.
+_FEW = 8
+
+
+class DraftModel:
+    """Guesses with a model of the same vocabulary, which reads what the larger one reads, but for images.
+
+    What it remembers of a row is the row's `draft_state`, and of prompts it keeps checkpoints of its own.
+    """
+
+    name = "draft model"
+
+    def __init__(self, model: Model, prefixes: PrefixIndex) -> None:
+        self.model = model
+        self._prefixes = prefixes
+        self._most_tokens = model.config.text.max_position_embeddings
+        self._after: list[State] = []
+
+    def read(self, row: Sequence, end: int) -> None:
+        """See `ReadingDrafter.read`: from the longest beginning that is known."""
+        if row.draft_state is None:
+            found = None if row.key is None else self._prefixes.take(prefix_key(row.ids))
+            row.draft_state = empty_state(self.model.config.text) if found is None else found.state
+        self._catch_up(row, len(row.earlier) + end)
+        if end in row.anchors or end == len(row.ids):
+            self.remember(row)
+
+    def remember(self, row: Sequence) -> None:
+        """See `ReadingDrafter.remember`."""
+        state = row.draft_state
+        if row.key is None or state is None or not state.offset:
+            return
+        mx.eval(state.arrays())
+        key = prefix_key(row.text(0, state.offset))
+        self._prefixes.insert(key, state, "prompt" if state.offset <= row.answer_from else "answer")
+
+    def room(self, state: State, row: Sequence) -> int:
+        """See `Drafter.room`: as many as its context has places for."""
+        return 0 if row.draft_state is None else self._most_tokens - row.length - 1
+
+    def propose(self, unread: Unread, serving: Listed[int], depth: int) -> mx.array:
+        """See `Drafter.propose`."""
+        rows = [unread.rows[i] for i in serving]
+        tokens = unread.tokens if len(rows) == len(unread.rows) else unread.tokens[mx.array(list(serving))]
+        entering = tokens[:, None]
+        missed = [row.text(_state(row).offset, row.length) for row in rows]
+        if missed[0] and len({len(each) for each in missed}) == 1 and len(missed[0]) < _FEW:
+            entering = mx.concatenate([mx.array(missed, tokens.dtype), entering], axis=1)
+        else:
+            for row in rows:
+                self._catch_up(row, row.length)
+        state, guessed, self._after = State.joined([_state(row) for row in rows]), Guesses(rows), []
+        for _ in range(depth):
+            hidden, state, _ = self.model.step(entering, state, last=True)
+            self._after.append(state)
+            entering = guessed.take(self.model.logits(hidden[:, -1:])[:, -1])[:, None]
+        return guessed.made()
+
+    def kept(self, rows: Listed[Sequence], right: Listed[int]) -> None:
+        """See `Drafter.kept`: the state of each row is the one behind its last right guess that was read."""
+        for i, (row, count) in enumerate(zip(rows, right, strict=True)):
+            row.draft_state = self._after[min(count, len(self._after) - 1)].row(i)
+        self._after = []
+
+    def _catch_up(self, row: Sequence, end: int) -> None:
+        """Read the row's text up to its token `end`."""
+        state = _state(row)
+        while state.offset < end:
+            piece = row.text(state.offset, min(end, state.offset + row.step_size))
+            state = row.draft_state = self.model.step(mx.array([piece]), state, last=True).state
+            if len(piece) > _FEW:
+                mx.eval(state.arrays())
+
+
+def _state(row: Sequence) -> State:
+    assert row.draft_state is not None, "the prompt has been read"
+    return row.draft_state
