@@ -8,6 +8,7 @@ from mlx_qwen.prompt.messages import function_tools as as_functions
 from mlx_qwen.prompt.shapes import standard_messages
 from mlx_qwen.server.exchange import new_id
 from mlx_qwen.server.fields import Fields
+from mlx_qwen.server.messages import whole_members
 from mlx_qwen.server.openai_fields import EFFORTS, MOST_TOP_LOGPROBS, given, sampling, thinking, tool_choice
 from mlx_qwen.server.reading import Reading, function_tools, tool_of
 from mlx_qwen.server.refusals import Body, Refusal
@@ -149,7 +150,7 @@ class ResponseExchange:
         assert isinstance(self.ask.prompt, list), "messages"
         asked: list[Message] = [one for one in self.ask.prompt if isinstance(one, dict)]
         asked = asked[1:] if self._response["instructions"] else asked
-        return [*asked, *standard_messages(self._items.done)]
+        return [*asked, *standard_messages([_finished(item) for item in self._items.done])]
 
     def _usage(self) -> Body:
         last = self._last
@@ -160,6 +161,14 @@ class ResponseExchange:
             "output_tokens_details": {"reasoning_tokens": last.reasoning_tokens},
             "total_tokens": self._prompt_tokens + last.tokens,
         }
+
+
+def _finished(item: Body) -> Body:
+    """An item that can be gone on with, also where a limit cut a call short."""
+    if item["type"] != "function_call":
+        return item
+    arguments: Json = whole_members(str(item["arguments"]))
+    return {**item, "arguments": arguments}
 
 
 def _described(body: Body, ask: Ask, *, stored: bool) -> Body:
