@@ -55,7 +55,9 @@ class Flow:
             record.end(LEFT, self._metrics, "the client left")
         except Exception as error:
             refusal = told(error, record.path)
-            record.end(refusal.status, self._metrics, refusal.message)
+            # What was wrong may quote the prompt.
+            quotes = refusal.status == 400 and not self._settings.log_prompts
+            record.end(refusal.status, self._metrics, str(refusal.param) if quotes else refusal.message)
             await out.refuse(refusal, scope)
 
     async def read(self, scope: Scope, receive: Receive) -> tuple[Body, Reading]:
