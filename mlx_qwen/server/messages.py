@@ -22,6 +22,10 @@ def read_messages(body: Body, reading: Reading, *, counting: bool = False) -> As
     """What a request asks for; when `counting`, it need not say how long the answer may be."""
     fields = Fields(body)
     fields.forbid(container="this server runs no code.", mcp_servers="this server calls no other servers.")
+    if body.get("thread") is not None:
+        # By these words Anthropic's client goes on without threads.
+        unsupported: Body = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+        raise Refusal(400, "is not supported: send all messages.", param="thread", details=unsupported)
     messages, most = fields.objects("messages"), fields.whole("max_tokens", least=1)
     if not messages or (most is None and not counting):
         missing = "max_tokens" if messages else "messages"

@@ -26,7 +26,8 @@ _OPENAI = {401: "authentication_error", 403: "permission_error", 429: "rate_limi
 class Refusal(Exception):  # noqa: N818, what it is
     """A request that gets no answer: an HTTP status and what to do next.
 
-    `param` names the field that is wrong, `code` what is wrong in OpenAI's words, `retry_after` seconds to wait.
+    `param` names the field that is wrong, `code` what is wrong in OpenAI's words, `details` in Anthropic's, and
+    `retry_after` seconds to wait.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class Refusal(Exception):  # noqa: N818, what it is
         *,
         param: str | None = None,
         code: str | None = None,
+        details: Body | None = None,
         retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
+        self.details = details
         self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
 
     @property
@@ -71,4 +74,5 @@ def anthropic_error(refusal: Refusal) -> Body:
     """The error as Anthropic's protocol gives it."""
     named = f"{refusal.param}: {refusal.message}" if refusal.param else refusal.message
     kind = _ANTHROPIC.get(refusal.status, "api_error" if refusal.status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": named}}
+    error: Body = {"type": kind, "message": named}
+    return {"type": "error", "error": {**error, "details": refusal.details} if refusal.details else error}

@@ -20,7 +20,7 @@ class Run:
         repeats: timed turns of each candidate.
         folder: for checkpoints, which are removed with it.
         model, text: a model folder and a text file, for the sections that judge a model.
-        tokens, minutes: how long the prompt of `long` is, and how long `soak` goes on.
+        tokens, minutes: how long the prompt of `long` is, and how long `soak` and `load` go on.
     """
 
     repeats: int
@@ -86,6 +86,18 @@ def _soak(run: Run) -> Section:
     return section_of([bench_soak(run.minutes)])
 
 
+def _serve(run: Run) -> Section:
+    from tools.benchmarks.serving import bench_serving
+
+    return section_of([bench_serving(repeats=run.repeats)])
+
+
+def _load(run: Run) -> Section:
+    from tools.benchmarks.load import bench_load
+
+    return section_of([bench_load(run.minutes)])
+
+
 def _start(run: Run) -> Section:
     from tools.benchmarks.startup import bench_startup
 
@@ -144,6 +156,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "throughput": ("answers that are written at the same time", _throughput),
     "long": ("a prompt of --tokens tokens beside what is planned", _long),
     "soak": ("--minutes of random requests: memory, files and threads", _soak),
+    "serve": ("throughput and first tokens of servers, beside mlx-lm's and mlx-vlm's", _serve),
+    "load": ("--minutes of 32 clients at a server: answers, memory, files and threads", _load),
     "session": ("what an agent's session computes beside the least possible", _session),
     "start": ("import and load of a 0.8B", _start),
     "convert": ("converting a 0.8B, 1.7 GB", _convert),
@@ -174,7 +188,7 @@ class _Listed(click.Command):
 )
 @click.option("--text", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Text to judge it on.")
 @click.option("--tokens", type=click.IntRange(1000), default=100_000, show_default=True, help="Prompt of `long`.")
-@click.option("--minutes", type=click.FloatRange(0.1), default=5, show_default=True, help="Time of `soak`.")
+@click.option("--minutes", type=click.FloatRange(0.1), default=5, show_default=True, help="Time of `soak` and `load`.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the tables here.")
 @click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write what is printed here too.")
 @click.option(

@@ -1,0 +1,87 @@
+"""Tokens a second and the time to the first one through HTTP, beside the peers' servers on the same checkpoint."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from statistics import median
+from typing import NamedTuple
+
+import httpx
+
+from mlx_qwen.bench.table import Table
+from mlx_qwen.bench.timing import OURS
+from mlx_qwen.demo import demo_folder
+from tools.benchmarks.servers import Running, events, runtimes, serving
+
+_BATCHES = (1, 4, 16)
+_TOKENS = 64
+_WORDS = 300
+
+
+class _Turn(NamedTuple):
+    """All answers of one turn: tokens a second of the whole, and the median time to a first token in ms."""
+
+    rate: float
+    first: float
+
+
+def bench_serving(*, repeats: int = 3) -> Table:
+    """Greedy completions at the same time, streamed to as many clients."""
+    names = runtimes()
+    rows = []
+    with ExitStack() as stack:
+        servers = {name: stack.enter_context(serving(name, demo_folder(), "--temp", "0")) for name in names}
+        for size in _BATCHES:
+            turns = [
+                {name: _turn(server, size, f"{size} {turn}") for name, server in servers.items()}
+                for turn in range(repeats + 1)
+            ][1:]
+            rows.append(
+                (f"B = {size}, tokens a second", *(_shown(turns, name, 0) for name in names), _ratio(turns, names))
+            )
+            rows.append((f"B = {size}, first token, ms", *(_shown(turns, name, 1) for name in names), ""))
+    note = (
+        f"The bundled model; prompts of {_WORDS} words, each another, {_TOKENS} tokens at most, streamed; medians of "
+        f"{repeats} turns in alternation. The ratio is ours to the best peer's of the same turn."
+    )
+    return Table("Servers", note, ("", *names, "ratio"), rows)
+
+
+def _turn(server: Running, size: int, salt: str) -> _Turn:
+    with ThreadPoolExecutor(size) as clients:
+        started = time.perf_counter()
+        asked = [clients.submit(_ask, server, f"{salt} {client}") for client in range(size)]
+        answers = [one.result() for one in asked]
+        seconds = time.perf_counter() - started
+    return _Turn(sum(tokens for tokens, _ in answers) / seconds, 1000 * median(first for _, first in answers))
+
+
+def _ask(server: Running, salt: str) -> tuple[int, float]:
+    """Tokens of an answer, and seconds until something of it was there."""
+    prompt = f"{salt}: " + " ".join(str(number) for number in range(_WORDS))
+    body = {
+        "model": server.model,
+        "prompt": prompt,
+        "max_tokens": _TOKENS,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    started, first, tokens = time.perf_counter(), 0.0, 0
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=600) as answer:
+        for event in events(answer.iter_lines()):
+            choices, usage = event.get("choices"), event.get("usage")
+            if not first and isinstance(choices, list) and choices and choices[0].get("text"):
+                first = time.perf_counter() - started
+            if isinstance(usage, dict):
+                tokens = usage["completion_tokens"]
+    return tokens, first or time.perf_counter() - started
+
+
+def _shown(turns: list[dict[str, _Turn]], name: str, field: int) -> str:
+    return f"{median(turn[name][field] for turn in turns):.1f}"
+
+
+def _ratio(turns: list[dict[str, _Turn]], names: list[str]) -> str:
+    peers = [name for name in names if name != OURS]
+    return f"{median(turn[OURS].rate / max(turn[name].rate for name in peers) for turn in turns):.2f}"
