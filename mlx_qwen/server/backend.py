@@ -13,7 +13,7 @@ from mlx_qwen.model import Model
 from mlx_qwen.options import EngineSettings, GenerationOptions
 from mlx_qwen.prompt.inputs import PromptInputs, prompt_inputs
 from mlx_qwen.requests import Request
-from mlx_qwen.server.models import Models
+from mlx_qwen.server.models import Loaded, Models
 from mlx_qwen.server.refusals import Refusal
 from mlx_qwen.server.settings import ServerSettings
 from mlx_qwen.server.work import Ask, ModelCard, Piece, Progress
@@ -58,7 +58,7 @@ class EngineBackend:
                 await prepare_async(model, processor, inputs, options, settings, index=index)
                 for index in range(ask.count)
             ]
-            return PreparedRequest(ask.model or hosted.name, model, inputs, requests, stack.pop_all())
+            return PreparedRequest(ask.model or hosted.name, (model, processor), inputs, requests, stack.pop_all())
 
     def _chosen(self, ask: Ask) -> GenerationOptions:
         """The request's choices over the server's."""
@@ -87,30 +87,36 @@ class PreparedRequest:
     """A request that is ready for the engine; its model stays loaded until it is closed."""
 
     def __init__(
-        self, name: str, model: Model, inputs: PromptInputs, requests: Sequence[Request], stack: AsyncExitStack
+        self, name: str, loaded: Loaded, inputs: PromptInputs, requests: Sequence[Request], stack: AsyncExitStack
     ) -> None:
         self.model = name
         self.prompt_tokens = len(inputs.ids)
-        self._model, self._requests, self._stack = model, requests, stack
+        self._model, self._processor = loaded
+        self._requests, self._stack = requests, stack
 
     async def pieces(self, index: int) -> AsyncGenerator[Piece, None]:
         """Answer `index`; leaving the generator stops the work."""
-        request = self._requests[index]
+        request, reasoning = self._requests[index], 0
+        _, end = self._processor.thinking or (None, None)
+        inside = self._processor.opens_thinking(request.sequence.ids)
         async with responses_async(self._model, request) as responses:
             async for response in responses:
-                yield _piece(response, request)
+                reasoning += inside or bool(response.delta.reasoning)
+                inside = inside and response.token != end
+                yield _piece(response, request, reasoning)
 
     async def aclose(self) -> None:
         """Lets go of the model."""
         await self._stack.aclose()
 
 
-def _piece(response: GenerationResponse, request: Request) -> Piece:
+def _piece(response: GenerationResponse, request: Request, reasoning: int) -> Piece:
     """What a response added."""
     drafts = request.sequence.drafts
     return Piece(
         response.delta,
         tokens=response.generation_tokens,
+        reasoning_tokens=reasoning,
         cached=response.cached_tokens,
         guessed=sum(drafts.all_tried),
         taken=sum(drafts.all_taken),

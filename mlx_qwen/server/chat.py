@@ -49,6 +49,7 @@ def read_chat(body: Body, reading: Reading) -> Ask:
         "tool_choice": tool_choice(body.get("tool_choice"), names),
         "parallel_tool_calls": None if fields.flag("parallel_tool_calls", default=True) else False,
         "response_format": fields.inner("response_format").body or None,
+        "continue_final_message": fields.flag("continue_final_message") or None,
         "reasoning_effort": fields.one_of("reasoning_effort", EFFORTS),
         "logprobs": (top or 0) if fields.flag("logprobs") else None,
     }
@@ -69,7 +70,7 @@ def _tool(tool: Body, at: str) -> dict[str, object] | None:
     function = tool.get("function", tool)
     if not isinstance(function, dict):
         raise Refusal(400, f"{at}.function is no description of a function.", param=f"{at}.function")
-    return tool_of(function.get("name"), function.get("description"), function.get("parameters"), f"{at}.function")
+    return tool_of(function, function.get("parameters"), f"{at}.function")
 
 
 class ChatExchange:

@@ -44,6 +44,8 @@ def read_messages(body: Body, reading: Reading, *, counting: bool = False) -> As
         "stop": fields.texts("stop_sequences", most=MOST_STOPS) or None,
         "tools": tools or None,
         "reasoning_effort": output.one_of("effort", EFFORTS),
+        # A message of the assistant's at the end is what the answer begins with.
+        "continue_final_message": True if messages[-1].get("role") == "assistant" else None,
         "schema": structured.inner("schema").body if structured.body else None,
         **_choice(fields.inner("tool_choice"), names),
         **_thinking(fields.inner("thinking"), most),
@@ -61,7 +63,7 @@ def _tool(tool: Body, at: str) -> dict[str, object] | None:
     """A tool of the client's own; None for one that Anthropic runs or describes."""
     if tool.get("type") not in (None, "custom"):
         return None
-    return tool_of(tool.get("name"), tool.get("description"), tool.get("input_schema"), at)
+    return tool_of(tool, tool.get("input_schema"), at)
 
 
 def _choice(choice: Fields, names: list[str]) -> dict[str, object]:

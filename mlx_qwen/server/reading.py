@@ -184,8 +184,9 @@ def function_tools(
     return made
 
 
-def tool_of(name: Json, description: Json, parameters: Json, at: str) -> dict[str, object]:
-    """A function tool with the fields that a model is shown, and no others."""
+def tool_of(described: Body, parameters: Json, at: str) -> dict[str, object]:
+    """A function tool with the fields that mean something here, and no others."""
+    name, description = described.get("name"), described.get("description")
     if not isinstance(name, str) or not name or len(name) > 256 or any(sign in name for sign in "<>\n\r"):
         raise Refusal(400, f"{at}.name is no name of a function.", param=f"{at}.name")
     if description is not None and not isinstance(description, str):
@@ -196,4 +197,6 @@ def tool_of(name: Json, description: Json, parameters: Json, at: str) -> dict[st
     if description:
         function["description"] = description
     function["parameters"] = parameters or {"type": "object", "properties": {}}
+    if described.get("strict") is True:
+        function["strict"] = True
     return {"type": "function", "function": function}

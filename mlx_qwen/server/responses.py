@@ -72,10 +72,10 @@ def _tool(tool: Body, at: str) -> dict[str, object] | None:
     if tool.get("type") == "custom":
         described = next(iter(as_functions([tool])), {}).get("function", {})
         assert isinstance(described, dict), "as it was made"
-        return tool_of(described.get("name"), described.get("description"), described.get("parameters"), at)
+        return tool_of(described, described.get("parameters"), at)
     if tool.get("type") != "function":
         return None
-    return tool_of(tool.get("name"), tool.get("description"), tool.get("parameters"), at)
+    return tool_of(tool, tool.get("parameters"), at)
 
 
 def _format(form: Fields) -> Body | None:

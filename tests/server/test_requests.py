@@ -141,7 +141,7 @@ UNDERSTOOD = [
     (
         CHAT,
         {"tools": [{"type": "function", "strict": True, "x": 1, "function": {**NOTE, "strict": True, "y": 2}}]},
-        {"tools": CHAT_TOOLS},
+        {"tools": [{"type": "function", "function": {**NOTE, "strict": True}}]},
     ),
     (CHAT, {"response_format": {"type": "json_object"}}, {"response_format": {"type": "json_object"}}),
     (CHAT, {"user": "me", "metadata": {"a": "b"}, "service_tier": "auto", "store": True, "made_up": [1]}, {}),
