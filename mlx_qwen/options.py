@@ -48,7 +48,7 @@ def _is_depth(depth: str | int | bool) -> bool:
 
 
 def _chosen_tool(choice: str | Mapping[str, object] | None) -> str:
-    """ "auto", "none", "required" or a function's name, out of any of the forms."""
+    """A choice or a function's name, out of any of the forms."""
     if choice is None or isinstance(choice, str):
         return choice or "auto"
     name = tool_name(choice)
@@ -171,6 +171,11 @@ class GenerationOptions(MediaLimits):
         help="most tokens of reasoning; after them it is closed, and the answer follows.",
         least=0,
         flag="--thinking-budget",
+    )
+    close_loops: bool = option(
+        True,
+        help="whether reasoning that repeats itself word for word, for hundreds of tokens, is closed.",
+        flag="--close-loops/--keep-loops",
     )
     preserve_thinking: bool | None = option(
         None, help="whether earlier turns keep their reasoning, for templates that know the choice."
@@ -353,6 +358,7 @@ class OptionKeywords(SettingKeywords, total=False):
     grammar: str | None
     enable_thinking: bool | None
     thinking_budget: int | None
+    close_loops: bool
     preserve_thinking: bool | None
     stop: str | Sequence[str] | None
     stop_in_reasoning: bool

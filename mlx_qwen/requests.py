@@ -17,10 +17,11 @@ from mlx_qwen.engine.caching import check_cache, seen_tokens
 from mlx_qwen.engine.constraint import constraint_of
 from mlx_qwen.engine.engine import Engine, engine_of
 from mlx_qwen.engine.prefix import prefix_key
-from mlx_qwen.engine.rules import Rules, ThinkingBudget
+from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import TokenSampler
 from mlx_qwen.engine.sequence import Emission, Medium
 from mlx_qwen.engine.sequence import Sequence as Answering
+from mlx_qwen.engine.thinking import Thinking
 from mlx_qwen.engine.transcript import Answer
 from mlx_qwen.errors import PromptError
 from mlx_qwen.forked import note_computing
@@ -87,7 +88,7 @@ def prepare_request(
     most_thinking = options.thinking_budget
     if constraint.whole and inside and most_thinking is None:
         most_thinking = max_tokens // 2
-    budget = ThinkingBudget.for_prompt(most_thinking, processor, inside=inside)
+    thinking = Thinking.of(processor, most_thinking, inside=inside, loops=options.close_loops)
     answer = Answer(
         processor.stream(),
         end_token_ids=processor.end_token_ids,
@@ -96,13 +97,13 @@ def prepare_request(
         tools=options.tools,
         stop=options.stop_strings,
         stop_in_reasoning=options.stop_in_reasoning,
-        thinking_is_limited=budget is not None and not constraint.whole,
+        thinking=None if constraint.whole else thinking,
         most_calls=constraint.most_calls,
     )
     sequence = Answering(
         ids=ids,
         sampler=sampler,
-        rules=Rules([one for one in (budget, constraint.rule) if one], constrain=constraint.rule is not None),
+        rules=Rules([one for one in (thinking, constraint.rule) if one], constrain=constraint.rule is not None),
         follower=answer,
         max_tokens=max_tokens,
         drafts=drafts_of(settings, sampler),
@@ -277,6 +278,8 @@ def _response(request: Request, emission: Emission, clock: Clock, *, text: str |
         delta=delta,
         answer=request.answer.parsed if emission.finish_reason else None,
         drafting=drafting_of(sequence, emission.number) if emission.finish_reason else None,
+        reasoning_tokens=emission.reasoning_tokens,
+        thinking_closed_by=emission.thinking_closed_by,
     )
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 from mlx_qwen.json_types import Json, ToolCall
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+# Why a think block was closed for the model.
+ClosedBy = Literal["budget", "loop"]
 
 
 @dataclass(frozen=True, slots=True)

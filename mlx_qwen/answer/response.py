@@ -5,7 +5,7 @@ from time import perf_counter
 
 import mlx.core as mx
 
-from mlx_qwen.answer.deltas import AnswerDelta, FinishReason, ParsedAnswer
+from mlx_qwen.answer.deltas import AnswerDelta, ClosedBy, FinishReason, ParsedAnswer
 from mlx_qwen.json_types import ToolCall
 
 
@@ -43,6 +43,8 @@ class GenerationResponse:
             it. A call's name comes as soon as it stands, its arguments in pieces of JSON text.
         answer: on the last response: the whole answer, which is the deltas summed.
         drafting: on the last response: how well tokens were guessed ahead; None where none were.
+        reasoning_tokens: how many of the `generation_tokens` the model spent inside its think block, tags not counted.
+        thinking_closed_by: "budget" or "loop" once the block was closed for the model, else None.
         content: on the last response: the words for the user, without reasoning and tool calls; None before.
         reasoning: on the last response: the text of the think block, None when there was none.
         tool_calls: on the last response: the tools that the model calls.
@@ -62,6 +64,8 @@ class GenerationResponse:
     delta: AnswerDelta = field(default_factory=AnswerDelta)
     answer: ParsedAnswer | None = None
     drafting: Drafting | None = None
+    reasoning_tokens: int = 0
+    thinking_closed_by: ClosedBy | None = None
     content: str | None = field(init=False)
     reasoning: str | None = field(init=False)
     tool_calls: tuple[ToolCall, ...] = field(init=False)

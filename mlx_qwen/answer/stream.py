@@ -44,6 +44,10 @@ class AnswerStream:
         self._content: list[str] = []
         self._reasoning: list[str] = []
 
+    def expect_late_end(self) -> None:
+        """The think block was closed for the model: a `</think>` that it still writes itself is no content."""
+        self._late_end = self._late_end or _LateThinkEnd()
+
     @property
     def stopped(self) -> bool:
         """Whether a stop string came, or as many calls as there may be: the answer is over."""

@@ -1,17 +1,12 @@
 """Rules that an answer keeps while it is written: each says what must come next, and what may."""
 
 from collections.abc import Sequence
-from copy import copy
 from typing import Protocol
 
 import mlx.core as mx
 
-from mlx_qwen.answer.reasoning import THINK_END
-from mlx_qwen.errors import MLXQwenError, PromptError
-from mlx_qwen.prompt.processor import Processor
-
-# As the chat template itself closes a block: nothing is put into the model's mouth.
-_CLOSING = f"\n{THINK_END}\n\n"
+from mlx_qwen.engine.thinking import Thinking
+from mlx_qwen.errors import MLXQwenError
 
 
 class Rule(Protocol):
@@ -41,6 +36,11 @@ class Rules:
         self._rules = tuple(rules)
         # Whether `allowed` may say something, for which the tokens before have to be known on the host.
         self.constrain = constrain
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """The rule that follows the reasoning."""
+        return next((rule for rule in self._rules if isinstance(rule, Thinking)), None)
 
     @property
     def failure(self) -> MLXQwenError | None:
@@ -75,63 +75,3 @@ class Rules:
             ahead.saw(token)
             masks.append(None if ahead.failure else ahead.allowed())
         return masks
-
-
-class ThinkingBudget:
-    """Counts reasoning tokens and, past `budget`, supplies the tokens that close the block, so that an answer follows.
-
-    Only tokens between `<think>` and `</think>` count. `inside`: whether the prompt already opened the block.
-    """
-
-    failure: MLXQwenError | None = None
-
-    def __init__(self, budget: int, *, thinking: tuple[int, int], closing: Sequence[int], inside: bool) -> None:
-        self._left = budget
-        self._start, self._end = thinking
-        self._closing = list(closing)
-        self._inside = inside
-        self._coming: list[int] = []
-        if inside and budget == 0:
-            self._close()
-
-    @classmethod
-    def for_prompt(cls, budget: int | None, processor: Processor, *, inside: bool) -> "ThinkingBudget | None":
-        """The budget of one answer, None without a limit; PromptError when the vocabulary has no think tokens."""
-        if budget is None:
-            return None
-        if processor.thinking is None:
-            raise PromptError("thinking_budget needs a model that thinks: this tokenizer has no <think> and </think>.")
-        return cls(budget, thinking=processor.thinking, closing=processor.encode(_CLOSING), inside=inside)
-
-    def fork(self) -> "ThinkingBudget":
-        """The same budget, spent as far, which goes on by itself."""
-        other = copy(self)
-        other._coming = list(self._coming)
-        return other
-
-    def forced(self) -> int | None:
-        """The next of the closing tokens; None while the model is free to choose."""
-        return self._coming[0] if self._coming else None
-
-    def allowed(self) -> mx.array | None:
-        """All tokens."""
-        return None
-
-    def saw(self, token: int) -> None:
-        """Takes note of a token that the answer now holds."""
-        if self._coming:
-            self._coming.pop(0)
-            if token == self._end:
-                self._inside = False
-            return
-        if token == self._start:
-            self._inside = True
-        elif token == self._end:
-            self._inside = False
-        elif self._inside:
-            self._left -= 1
-        if self._inside and self._left <= 0:
-            self._close()
-
-    def _close(self) -> None:
-        self._coming = list(self._closing)

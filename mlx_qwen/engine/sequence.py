@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen.answer import FinishReason
+from mlx_qwen.answer import ClosedBy, FinishReason
 from mlx_qwen.engine.depth import Drafts
 from mlx_qwen.engine.lookup import Lookup
 from mlx_qwen.engine.rules import Rules
@@ -65,6 +65,8 @@ class Emission(NamedTuple):
         added: what the follower made of it.
         finish_reason: why the answer ends with it; None while it goes on.
         number: how many tokens the answer has with it.
+        reasoning_tokens: how many of those are reasoning.
+        thinking_closed_by: why the think block was closed for the model; None where it was not.
     """
 
     token: int
@@ -73,6 +75,8 @@ class Emission(NamedTuple):
     added: object
     finish_reason: FinishReason | None
     number: int
+    reasoning_tokens: int = 0
+    thinking_closed_by: ClosedBy | None = None
 
 
 class Unread(NamedTuple):
@@ -226,7 +230,10 @@ class Sequence:
         self.finish_reason = self.follower.finish_reason
         if self.finish_reason is None and len(self.written) >= self.max_tokens:
             self.finish_reason = "length"
-        return Emission(token, choice, from_draft, added, self.finish_reason, len(self.written))
+        thinking = self.rules.thinking
+        spent, closed_by = (thinking.spent, thinking.closed_by) if thinking else (0, None)
+        number = len(self.written)
+        return Emission(token, choice, from_draft, added, self.finish_reason, number, spent, closed_by)
 
     def deliver(self, item: Emission | BaseException | None) -> None:
         """Hand the reader a token, an error, or the end (None)."""

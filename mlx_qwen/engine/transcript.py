@@ -3,6 +3,7 @@
 from collections.abc import Sequence, Set
 
 from mlx_qwen.answer import AnswerDelta, AnswerStream, FinishReason, ParsedAnswer, TextStream
+from mlx_qwen.engine.thinking import Thinking
 from mlx_qwen.json_types import Tools
 
 
@@ -17,7 +18,8 @@ class Answer:
         tools: the function descriptions that the model was given; PromptError where their schemas make no sense.
         stop: strings that end the answer, searched behind the reasoning.
         stop_in_reasoning: whether they are searched inside the reasoning too.
-        thinking_is_limited: whether a rule may close the think block for the model.
+        thinking: the rule that may close the think block for the model; a `</think>` that it then writes itself is no
+            content.
         most_calls: how many calls end the answer; None for any number, and 0 where calls are text like any other.
 
     Attributes:
@@ -36,7 +38,7 @@ class Answer:
         tools: Tools | None = None,
         stop: Sequence[str] = (),
         stop_in_reasoning: bool = False,
-        thinking_is_limited: bool = False,
+        thinking: Thinking | None = None,
         most_calls: int | None = None,
     ) -> None:
         self.num_tokens = 0
@@ -45,12 +47,12 @@ class Answer:
         self._decoder = decoder
         self._end_token_ids = end_token_ids
         self._max_tokens = max_tokens
+        self._thinking = thinking
         self._stream = AnswerStream(
             inside_thinking=inside_thinking,
             tools=tools,
             stop=stop,
             stop_in_reasoning=stop_in_reasoning,
-            thinking_is_limited=thinking_is_limited,
             most_calls=most_calls,
         )
         self._pieces: list[str] = []
@@ -68,6 +70,8 @@ class Answer:
     def push(self, token: int) -> AnswerDelta:
         """What is certain with this token; its text is "" while a character or a stop string may be incomplete."""
         self.num_tokens += 1
+        if self._thinking is not None and self._thinking.closed_by is not None:
+            self._stream.expect_late_end()
         ended = token in self._end_token_ids
         delta = AnswerDelta() if ended else self._stream.push(self._decoder.push(token))
         if ended or self._stream.stopped or self.num_tokens == self._max_tokens:

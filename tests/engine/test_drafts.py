@@ -11,9 +11,10 @@ import pytest
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.engine.depth import MOST_DRAFTS, Drafts
 from mlx_qwen.engine.engine import Engine
-from mlx_qwen.engine.rules import Rules, ThinkingBudget
+from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import TokenSampler
 from mlx_qwen.engine.sequence import Sequence, Unread
+from mlx_qwen.engine.thinking import Thinking
 from mlx_qwen.loading import load_model
 from mlx_qwen.model import Model
 from mlx_qwen.model.state import State
@@ -64,7 +65,7 @@ def test_functions_of_the_callers_own_see_every_token_once_and_in_order(model: M
 
 def test_a_budget_holds_for_verified_rows(model: Model) -> None:
     def answer(depth: int) -> list[int]:
-        budget = ThinkingBudget(5, thinking=(1, 2), closing=[9, 2, 9], inside=True)
+        budget = Thinking(5, thinking=(1, 2), closing=[9, 2, 9], inside=True)
         engine = Engine(model)
         return tokens(written(engine, sequence(model, prompt(1), depth, rules=Rules([budget])))[0])
 

@@ -11,9 +11,10 @@ import mlx.core as mx
 from mlx_qwen.engine.depth import Drafts
 from mlx_qwen.engine.engine import Engine
 from mlx_qwen.engine.prefix import prefix_key
-from mlx_qwen.engine.rules import Rules, ThinkingBudget
+from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import TokenSampler
 from mlx_qwen.engine.sequence import Emission, Endless, Sequence
+from mlx_qwen.engine.thinking import Thinking
 from mlx_qwen.engine.thread import wake
 from mlx_qwen.model import Model
 from mlx_qwen.recommended import SamplingParameters
@@ -67,7 +68,7 @@ def request(
         seed=seed,
     )
     mx.eval(sampler.prompt)
-    budget = ThinkingBudget(1 << 30, thinking=(1, 2), closing=[2], inside=True)
+    budget = Thinking(1 << 30, thinking=(1, 2), closing=[2], inside=True)
     return Sequence(
         list(ids),
         sampler,
