@@ -53,7 +53,7 @@ def run_probe(probe: Probe, *, repeats: int = 5) -> ProbeResult:
     reasons = {reason for op in stats().values() for reason in op.reference}
     if reasons:
         return ProbeResult(probe.kernel, probe.tolerance, failure=f"the reference ran: {', '.join(sorted(reasons))}")
-    error = max(_error(a, b) for a, b in zip(found, expected, strict=True))
+    error = difference(found, expected)
     return ProbeResult(probe.kernel, probe.tolerance, error, kernel_ms, reference_ms)
 
 
@@ -80,6 +80,11 @@ def _timed(run: Callable[[], Arrays], choice: Backend, repeats: int) -> tuple[Ar
             mx.eval(run())
             times.append(time.perf_counter() - started)
     return outputs, 1e3 * sorted(times)[len(times) // 2]
+
+
+def difference(found: Arrays, expected: Arrays) -> float:
+    """The largest difference over the largest value, the worst of several arrays."""
+    return max(_error(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def _error(found: mx.array, expected: mx.array) -> float:
