@@ -7,6 +7,8 @@ from enum import Enum
 
 import mlx.core as mx
 
+from metal_kernels._choices import choices
+
 ENVIRONMENT_VARIABLE = "MLX_QWEN_KERNELS"
 
 
@@ -69,8 +71,13 @@ def count_reference(op: str, because: str) -> None:
 
 
 def takes_kernel(op: str, unsupported: str | None) -> bool:
-    """Whether ``op`` runs as a kernel, given why its kernel does not take the inputs, or None; counts the answer."""
+    """Whether ``op`` runs as a kernel, given why its kernel does not take the inputs, or None; counts the answer.
+
+    What this machine has left out runs as the reference, unless ``MLX_QWEN_KERNELS`` is ``metal``.
+    """
     because = "reference backend" if backend() is Backend.REFERENCE else unsupported
+    if because is None and os.environ.get(ENVIRONMENT_VARIABLE) != Backend.METAL.value:
+        because = choices().left_out.get(op)
     if because is None:
         count_kernel(op)
     else:

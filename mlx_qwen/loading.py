@@ -16,6 +16,7 @@ from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.forked import note_computing
 from mlx_qwen.model import Model
+from mlx_qwen.model.proving import settle_kernels
 from mlx_qwen.model.weights import assemble, check_norms
 from mlx_qwen.prompt import Processor
 
@@ -32,6 +33,7 @@ def load(
     revision: str | None = None,
     dtype: mx.Dtype | None = None,
     lazy: bool = False,
+    tune: bool = True,
 ) -> tuple[Model, Processor]:
     """Load a model and its processor.
 
@@ -42,6 +44,7 @@ def load(
         dtype: what unpacked weights and activations become; the checkpoint's own by default. Norms, A_log and dt_bias
             stay in fp32.
         lazy: leave the weights on disk until they are first used, as those of the vision tower always are.
+        tune: on a Mac, let the kernels prove themselves at this model's sizes first: a few seconds, once, remembered.
 
     Raises:
         ConfigError: config.json is missing or describes no model of this family.
@@ -52,10 +55,14 @@ def load(
     check_value("revision", revision, str | None)
     check_value("dtype", dtype, mx.Dtype | None, _FLOAT)
     check_value("lazy", lazy, bool)
+    check_value("tune", tune, bool)
     folder = resolve(demo_folder() if path_or_repo is None else path_or_repo, revision=revision)
     config = ModelConfig.from_directory(folder)
     processor = Processor.from_directory(folder, config)
-    return load_model(folder, config, dtype=dtype, lazy=lazy), processor
+    model = load_model(folder, config, dtype=dtype, lazy=lazy)
+    if tune:
+        settle_kernels(model)
+    return model, processor
 
 
 def load_model(folder: Path, config: ModelConfig, *, dtype: mx.Dtype | None = None, lazy: bool = False) -> Model:

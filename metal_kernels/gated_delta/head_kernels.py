@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 
+from metal_kernels._choices import choices
 from metal_kernels.gated_delta.layer import Heads
 
 _MOST_TAPS = 8
@@ -16,13 +17,14 @@ THREAD = (
 )
 
 
-def threads(heads: Heads) -> tuple[int, int]:
-    """Rows of a head's state that a lane works on and SIMD groups that share a head.
+def threads(kernel: str, heads: Heads) -> tuple[int, int]:
+    """Rows of a head's state that a lane works on and SIMD groups that share a head, for `kernel`.
 
     A lane then holds at most 32 values of the state at a time.
     """
     rows = 2 if heads.key_dim <= 128 else 1
-    return rows, min(_MOST_SIMDGROUPS, heads.value_dim // (4 * rows))
+    suited = min(_MOST_SIMDGROUPS, heads.value_dim // (4 * rows))
+    return rows, choices().threads(kernel, 32 * suited) // 32
 
 
 def unsupported_sizes(heads: Heads, conv_state: mx.array) -> str | None:

@@ -3,13 +3,13 @@
 import mlx.core as mx
 
 from metal_kernels._backend import Backend, backend, count_reference, takes_kernel
+from metal_kernels._choices import MOST_EXPERT_ROWS, choices
 from metal_kernels.moe_dispatch import kernels, reference
 from metal_kernels.moe_dispatch.weights import ExpertWeights, Routing, SparseWeights
 
 _FLOATS = (mx.float32, mx.bfloat16, mx.float16)
 _MAX_EXPERTS = 1024
 _MAX_CHOSEN = 16
-_MAX_ROWS = 16
 # MLX passes smaller arrays in another address space.
 _SMALLEST_DEVICE_ARRAY = 8
 
@@ -42,9 +42,9 @@ def route(logits: mx.array, k: int, *, normalize: bool = True) -> Routing:
 def sparse_mlp(x: mx.array, routing: Routing, weights: SparseWeights) -> mx.array:
     """Apply each token's experts and the shared expert, weighted by their scores.
 
-    Each is down(SiLU(gate(x)) · up(x)). Up to 16 rows run as two kernels; more are sorted by expert, so that each
-    expert's matrices are read once, and multiplied by MLX's own gathered matmul, which finds the runs of equal experts
-    itself and so needs no map of tiles.
+    Each is down(SiLU(gate(x)) · up(x)). A few rows (`Choices.expert_rows`) run as two kernels; more are sorted by
+    expert, so that each expert's matrices are read once, and multiplied by MLX's own gathered matmul, which finds the
+    runs of equal experts itself and so needs no map of tiles.
 
     Args:
         x: [N, K], any float dtype.
@@ -57,7 +57,7 @@ def sparse_mlp(x: mx.array, routing: Routing, weights: SparseWeights) -> mx.arra
     if backend() is Backend.REFERENCE or not x.size:
         count_reference("sparse_mlp", _empty(x) or "reference backend")
         return reference.sparse_mlp(x, routing, weights)
-    if x.shape[0] <= _MAX_ROWS:
+    if x.shape[0] <= choices().expert_rows:
         hidden, shared_hidden = expert_gate_up(x, routing.indices, weights)
         return expert_down_combine(hidden, shared_hidden, routing, weights)
     tokens, experts, places = sort_by_expert(routing.indices, weights.gate_up.weight.shape[0])
@@ -162,8 +162,8 @@ def _unroutable(dtype: mx.Dtype, E: int, k: int) -> str | None:
 def _unmultipliable(x: mx.array, k: int, *matrices: ExpertWeights) -> str | None:
     if len(matrices) != 2:
         return "shared gate and up of different precision"
-    if x.shape[0] > _MAX_ROWS or k > _MAX_CHOSEN:
-        return f"more than {_MAX_ROWS} rows or {_MAX_CHOSEN} experts a row"
+    if x.shape[0] > MOST_EXPERT_ROWS or k > _MAX_CHOSEN:
+        return f"more than {MOST_EXPERT_ROWS} rows or {_MAX_CHOSEN} experts a row"
     for matrix in matrices:
         packed = matrix.scales is not None
         if packed and (matrix.mode != "affine" or matrix.bits not in (4, 8) or matrix.group_size not in (32, 64, 128)):

@@ -5,6 +5,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from metal_kernels._build import MetalKernel
+from metal_kernels._choices import choices
 
 _FILE = Path(__file__).with_name("rms_norm.metal")
 _DTYPES = (mx.float32, mx.bfloat16, mx.float16)
@@ -73,7 +74,8 @@ def _launch(
     D = shape[-1]
     rows = arrays[0].size // D
     # Four elements a thread where the row allows it: enough loads in flight, and one barrier for few SIMD groups.
-    threads = min(_MOST_THREADS, 32 * -(-D // 128))
+    suited = min(_MOST_THREADS, 32 * -(-D // 128))
+    threads = choices().threads("rms_norm" if kernel is _RMS_NORM else "add_rms_norm", suited)
     return kernel(
         [*(x.reshape(rows, D) for x in arrays), weight, mx.array(eps)],
         [arrays[0].dtype, dtypes[-1], -(-D // threads)],

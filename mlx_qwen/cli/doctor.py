@@ -15,7 +15,9 @@ _NAME = 54
 
 @click.command()
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timed runs of each kernel.")
-def command(repeats: int) -> None:
+@click.option("--tune", is_flag=True, help="Try the kernels anew at a model's own sizes, and remember what suits.")
+@click.option("--model", metavar="PATH|REPO", help="Whose sizes --tune tries.  [default: the bundled demo]")
+def command(repeats: int, tune: bool, model: str | None) -> None:
     """Check this machine and run each kernel's parity probe on its GPU.
 
     Paste the output into a bug report. Without a GPU the kernels are not run: MLX's CPU backend has no Metal, and the
@@ -37,6 +39,18 @@ def command(repeats: int) -> None:
     if not _probed(repeats):
         click.echo(f"Set {ENVIRONMENT_VARIABLE}=reference until this is fixed, and report it with this output.")
         sys.exit(_FAILED)
+    if tune:
+        _tuned(model)
+
+
+def _tuned(path: str | None) -> None:
+    """Print what was measured at a model's sizes, and how its kernels run from now on."""
+    from mlx_qwen.loading import load
+    from mlx_qwen.model.proving import machine, prove, table
+
+    model, _ = load(path, tune=False)
+    tuned = prove(model)
+    click.echo(f"\nAt the sizes of {path or 'the bundled demo'} on {machine()}:\n{table(tuned.rows)}")
 
 
 def _machine() -> list[tuple[str, str]]:

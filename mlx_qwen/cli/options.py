@@ -1,5 +1,6 @@
 """Flags that `generate` and `chat` share, named as mlx-lm and mlx-vlm name them."""
 
+import os
 from collections.abc import Callable
 
 import click
@@ -10,7 +11,7 @@ from mlx_qwen.options import EngineSettings, GenerationOptions
 
 
 def model_flags(function: Callable[..., None]) -> Callable[..., None]:
-    """Adds --model and --revision."""
+    """Adds --model, --revision and --no-tune."""
     flags: list[Flag] = [
         click.option(
             "--model",
@@ -18,8 +19,22 @@ def model_flags(function: Callable[..., None]) -> Callable[..., None]:
             help="Model folder, or repository on the Hugging Face Hub.  [default: the bundled demo]",
         ),
         click.option("--revision", help="Branch, tag or commit of the repository."),
+        click.option(
+            "--no-tune",
+            is_flag=True,
+            expose_value=False,
+            callback=_without_tuning,
+            help="Believe the kernels, instead of trying them on this Mac when it first meets a model's sizes.",
+        ),
     ]
     return with_flags(flags, function)
+
+
+def _without_tuning(context: click.Context, flag: click.Parameter, given: bool) -> None:
+    if given:
+        from mlx_qwen.model.proving import TUNE
+
+        os.environ[TUNE] = "0"
 
 
 def generation_flags(*, max_tokens: int, media: bool = True) -> Flag:

@@ -4,14 +4,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from metal_kernels import backend
 from mlx_qwen.checkpoint.mtp_reads import MTPReads
 from mlx_qwen.model.attention import KeyValues
 from mlx_qwen.model.chain import Chain
 from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
 from mlx_qwen.model.mtp import MTP, Draft
 from mlx_qwen.model.multimodal import Embedded
-from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedFill, can_compile
+from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedFill, can_compile, made_with
 from mlx_qwen.model.rope import Positions
 from mlx_qwen.model.state import State
 
@@ -125,7 +124,7 @@ class MTPSteps(nn.Module):
         return self._mtp().keys_and_values(self._mtp_states(states), embeddings, place)
 
     def _replay_fill(self) -> ReplayedFill:
-        if self._replayed_fill is None or self._replayed_fill.made_with != (backend(), self.mtp_reads):
+        if self._replayed_fill is None or self._replayed_fill.made_with != (*made_with(), self.mtp_reads):
             self._replayed_fill = ReplayedFill(self.embed_tokens, self.norm, self._mtp(), self.mtp_reads)
         return self._replayed_fill
 

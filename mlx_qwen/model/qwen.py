@@ -7,7 +7,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from metal_kernels import backend
 from metal_kernels.gated_delta import Tape as LayerTape
 from mlx_qwen.checkpoint.mtp_reads import MTPReads
 from mlx_qwen.config import ModelConfig
@@ -21,7 +20,7 @@ from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
 from mlx_qwen.model.mtp import MTP
 from mlx_qwen.model.mtp_steps import MTPSteps
 from mlx_qwen.model.multimodal import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
-from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedFill, ReplayedStep, can_compile
+from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedFill, ReplayedStep, can_compile, made_with
 from mlx_qwen.model.rope import Positions
 from mlx_qwen.model.state import MOST_TAPED_TOKENS, LinearState, State, Tape
 from mlx_qwen.model.vision import VisionTower
@@ -219,7 +218,7 @@ class Model(MTPSteps):
         return T <= MOST_REPLAYED_TOKENS and state.offset > 0 and not padding and embedded is None and can_compile()
 
     def _replay(self) -> ReplayedStep:
-        if self._replayed is None or self._replayed.backend is not backend():
+        if self._replayed is None or self._replayed.made_with != made_with():
             self._replayed = ReplayedStep(self.embed_tokens, self.layers)
         return self._replayed
 

@@ -11,7 +11,8 @@ from functools import cache
 
 import mlx.core as mx
 
-from metal_kernels import backend
+from metal_kernels import Backend, backend
+from metal_kernels._choices import Choices, choices
 from metal_kernels.gated_delta import Tape as LayerTape
 from mlx_qwen.checkpoint.mtp_reads import MTPReads
 from mlx_qwen.model.attention import Heads, KeyValues
@@ -28,8 +29,13 @@ MOST_REPLAYED_TOKENS = 8
 
 
 def can_compile() -> bool:
-    """Whether `mx.compile` works here: on a GPU always, on a CPU where g++ can build what it fuses."""
-    return mx.default_device().type == mx.DeviceType.gpu or _has_host_compiler()
+    """Whether `mx.compile` works here and pays: on a GPU unless measured otherwise, on a CPU where there is g++."""
+    return choices().replay and (mx.default_device().type == mx.DeviceType.gpu or _has_host_compiler())
+
+
+def made_with() -> tuple[Backend, Choices]:
+    """What decides how operations run that are traced now."""
+    return backend(), choices()
 
 
 @cache
@@ -40,11 +46,11 @@ def _has_host_compiler() -> bool:
 class ReplayedStep:
     """A model's decoder for 1 to 8 new tokens a sequence: the same values as its layers one after the other.
 
-    The weights and the backend are constants of the traced graphs: make a new step after changing them.
+    The weights and what `made_with` gives are constants of the traced graphs: make a new step after changing them.
     """
 
     def __init__(self, embed: Embed, layers: Sequence[DecoderLayer]) -> None:
-        self.backend = backend()
+        self.made_with = made_with()
         attention = [i for i, layer in enumerate(layers) if not layer.is_linear]
         starts, ends = [None, *attention], [*attention, len(layers)]
         self._stretches = [_Stretch(embed, layers, start, end) for start, end in zip(starts, ends, strict=True)]
@@ -79,7 +85,7 @@ class ReplayedFill:
     """
 
     def __init__(self, embed: Embed, norm: Norm, mtp: MTP, reads: MTPReads) -> None:
-        self.made_with = (backend(), reads)
+        self.made_with = (*made_with(), reads)
 
         def run(last: mx.array, hidden: mx.array, input_ids: mx.array, position: mx.array) -> mx.array:
             states, embeddings = mx.concatenate([last, hidden[:, :-1]], axis=1), embed(input_ids)

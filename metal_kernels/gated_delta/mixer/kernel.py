@@ -75,7 +75,7 @@ def launch(
     Hk, Dk, Hv, Dv = heads
     qkvz, conv_state, state = inputs[0], inputs[-2], inputs[-1]
     B, T, _ = qkvz.shape
-    rows, simdgroups = threads(heads)
+    rows, simdgroups = threads("gated_delta_mixer", heads)
     tape_shapes = [(B, T, Hk, Dk), (B, T, Hv, Dv), (B, T, Hv)] if taped else []
     y, conv_state, state, *tape = _kernel(mask is not None, taped)(
         inputs if mask is None else [*inputs, mask],

@@ -70,7 +70,7 @@ def _launch(tape: Tape, kept: int | mx.array, conv_state: mx.array, state: mx.ar
     B, taps, _ = conv_state.shape
     heads = _heads(tape)
     counts = mx.array([kept] * B) if isinstance(kept, int) else kept
-    rows, simdgroups = head_kernels.threads(heads)
+    rows, simdgroups = head_kernels.threads("roll_back", heads)
     new_conv_state, new_state = _KERNEL(
         [*tape, counts, conv_state, state],
         [conv_state.dtype, heads.key_dim, heads.value_dim, taps + 1, rows, simdgroups],

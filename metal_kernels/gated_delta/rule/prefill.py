@@ -6,12 +6,12 @@ from typing import Literal
 import mlx.core as mx
 
 from metal_kernels._build import MetalKernel
+from metal_kernels._choices import choices
 
 PrefillForm = Literal["sequential", "chunked"]
 
-CHUNKED_FROM_TOKENS = 64
 CHUNK = 16
-_WIDEST_CHUNKED_KEY = 128
+WIDEST_CHUNKED_KEY = 128
 _DTYPES = (mx.float32, mx.bfloat16, mx.float16)
 _INPUTS = ("q", "k", "v", "log_decay", "beta", "mask", "state")
 _ARGUMENTS = (
@@ -66,11 +66,10 @@ def unsupported(
 def chosen_form(T: int, Dk: int) -> PrefillForm:
     """The form that runs T tokens with keys of Dk when none is asked for.
 
-    Chunks from `CHUNKED_FROM_TOKENS` on, where there are several to carry the state through and most are full; a
-    chunk's keys and queries fit into threadgroup memory up to Dk = 128. Where the two forms cross has not been measured
-    on Apple hardware.
+    Chunks from `Choices.chunked_from` on, where there are several to carry the state through and most are full; a
+    chunk's keys and queries fit into threadgroup memory up to Dk = 128.
     """
-    return "chunked" if T >= CHUNKED_FROM_TOKENS and Dk <= _WIDEST_CHUNKED_KEY else "sequential"
+    return "chunked" if choices().chunked_from <= T and Dk <= WIDEST_CHUNKED_KEY else "sequential"
 
 
 def gated_delta_prefill(
@@ -100,12 +99,12 @@ def gated_delta_prefill(
     B, T, _, Dk = q.shape
     Hv, Dv = v.shape[2:]
     form = form or chosen_form(T, Dk)
-    if form == "chunked" and Dk > _WIDEST_CHUNKED_KEY:
+    if form == "chunked" and Dk > WIDEST_CHUNKED_KEY:
         raise ValueError(
-            f"gated_delta_prefill: the chunked form takes keys of up to {_WIDEST_CHUNKED_KEY}, found {Dk}; "
+            f"gated_delta_prefill: the chunked form takes keys of up to {WIDEST_CHUNKED_KEY}, found {Dk}; "
             f"use the sequential form"
         )
-    rows = 64 if Dv % 64 == 0 else 32
+    rows = choices().prefill_rows if Dv % 64 == 0 else 32
     tokens = CHUNK if form == "chunked" else _tile_tokens(Dk)
     y, last_state = (_CHUNKED if form == "chunked" else _SEQUENTIAL)(
         # An absent mask or state is stood in for by beta, which is then not read in its place.

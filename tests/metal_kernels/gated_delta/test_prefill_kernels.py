@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from metal_kernels import OpStats, _build, reset_stats, stats
+from metal_kernels._choices import Choices
 from metal_kernels.gated_delta import gated_delta_rule
 from metal_kernels.gated_delta.rule import prefill, reference
-from metal_kernels.gated_delta.rule.prefill import CHUNKED_FROM_TOKENS, chosen_form, gated_delta_prefill
+from metal_kernels.gated_delta.rule.prefill import chosen_form, gated_delta_prefill
 from tests.metal_emulator import KernelError, emulated
 from tests.metal_kernels.gated_delta.rule_oracle import as_numpy, exact_rule, random_inputs, relative_error
 
@@ -192,9 +193,9 @@ def test_fewer_bytes_move_than_through_the_packed_kernel_of_mlx_lm(form, monkeyp
 
 
 def test_many_tokens_go_through_chunks_and_few_or_wide_keys_do_not():
-    assert chosen_form(CHUNKED_FROM_TOKENS, 128) == "chunked"
-    assert chosen_form(CHUNKED_FROM_TOKENS - 1, 128) == "sequential"
-    assert chosen_form(CHUNKED_FROM_TOKENS, 160) == "sequential"
+    assert chosen_form(Choices().chunked_from, 128) == "chunked"
+    assert chosen_form(Choices().chunked_from - 1, 128) == "sequential"
+    assert chosen_form(Choices().chunked_from, 160) == "sequential"
 
 
 def test_chunks_of_keys_that_are_too_wide_are_refused():
@@ -203,7 +204,7 @@ def test_chunks_of_keys_that_are_too_wide_are_refused():
         run(inputs, "chunked")
 
 
-@pytest.mark.parametrize("T", [20, CHUNKED_FROM_TOKENS + 6])
+@pytest.mark.parametrize("T", [20, Choices().chunked_from + 6])
 def test_the_rule_runs_as_one_kernel(monkeypatch, T):
     monkeypatch.setenv("MLX_QWEN_KERNELS", "metal")
     reset_stats()
