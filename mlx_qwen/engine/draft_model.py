@@ -49,6 +49,10 @@ class DraftModel:
         key = prefix_key(row.text(0, state.offset))
         self._prefixes.insert(key, state, "prompt" if state.offset <= row.answer_from else "answer")
 
+    def forget(self) -> None:
+        """See `ReadingDrafter.forget`."""
+        self._prefixes.clear()
+
     def room(self, state: State, row: Sequence) -> int:
         """See `Drafter.room`: as many as its context has places for."""
         return 0 if row.draft_state is None else self._most_tokens - row.length - 1

@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 from time import perf_counter
@@ -13,6 +14,7 @@ import numpy as np
 from mlx_qwen.engine.caching import note_tokens
 from mlx_qwen.engine.draft_model import DraftModel
 from mlx_qwen.engine.guessing import Guessers
+from mlx_qwen.engine.mending import begin_again
 from mlx_qwen.engine.prefix import Kind, PrefixIndex
 from mlx_qwen.engine.sequence import Emission, Sequence
 from mlx_qwen.engine.settling import Settling
@@ -100,8 +102,29 @@ class Engine:
                     sequence.ended.wait(_PATIENCE)
 
     def step(self) -> bool:
-        """Do a piece of each kind of work there is; whether there is more. Only in the computing thread."""
+        """Do a piece of each kind of work there is; whether there is more. Only in the computing thread.
+
+        Whatever goes wrong ends the answers that it was done for: nobody waits for one that does not come.
+        """
         outgoing: list[tuple[Sequence, Emission | BaseException | None]] = []
+        try:
+            self._work(outgoing)
+        except BaseException as error:
+            outgoing += [(one, error) for one in self._let_go()]
+        for sequence, item in outgoing:
+            sequence.deliver(item)
+            if not isinstance(item, Emission) or item.finish_reason is not None:
+                sequence.ended.set()
+            if isinstance(item, Emission) and item.finish_reason is not None:
+                sequence.deliver(None)
+        if not (self._reading or self._writing or self._waiting):
+            # What it finds out makes answers quicker, no more.
+            with suppress(Exception):
+                self._settling.settle()
+        can_begin = bool(self._waiting) and not self._writing
+        return can_begin or bool(self._reading) or any(not row.waits_for_reader for row in self._writing)
+
+    def _work(self, outgoing: list[tuple[Sequence, Emission | BaseException | None]]) -> None:
         self._take()
         self._drop_cancelled()
         self._admit()
@@ -110,21 +133,21 @@ class Engine:
         self._read(outgoing)
         self._write(outgoing)
         active = bool(self._reading or self._writing or self._waiting)
-        if not active:
-            self._wired.restore()
         self._steps += 1
         if self._steps % _STEPS_BETWEEN_CLEARING == 0:
             mx.clear_cache()
-        for sequence, item in outgoing:
-            sequence.deliver(item)
-            if not isinstance(item, Emission) or item.finish_reason is not None:
-                sequence.ended.set()
-            if isinstance(item, Emission) and item.finish_reason is not None:
-                sequence.deliver(None)
         if not active:
-            self._settling.settle()
-        can_begin = bool(self._waiting) and not self._writing
-        return can_begin or bool(self._reading) or any(not row.waits_for_reader for row in self._writing)
+            self._wired.restore()
+
+    def _let_go(self) -> list[Sequence]:
+        """Every answer that is not at its end, which nothing more is done for."""
+        held = [*self._reading, *self._writing, *self._waiting]
+        self._batch = None
+        for sequence in held:
+            sequence.failed = True
+        for queue in (self._reading, self._writing, self._waiting):
+            queue.clear()
+        return [one for one in held if one.finish_reason is None]
 
     def _take(self) -> None:
         with self._lock:
@@ -151,9 +174,8 @@ class Engine:
             room = self.limits.state_bytes - sum(self._needs(one) for one in held)
             if held and (len(held) >= self.limits.most_rows or self._needs(self._waiting[0]) > room):
                 return
-            sequence = self._waiting.popleft()
-            self._begin(sequence)
-            self._reading.append(sequence)
+            self._begin(self._waiting[0])
+            self._reading.append(self._waiting.popleft())
 
     def _needs(self, sequence: Sequence) -> int:
         """Bytes of a sequence's state at its end, keys and values not packed."""
@@ -165,7 +187,7 @@ class Engine:
         if sequence.prompt_cache is not None:
             sequence.state = sequence.prompt_cache.state
             sequence.cached = sequence.state.offset
-            note_tokens(sequence.prompt_cache, sequence.ids)
+            note_tokens(sequence.prompt_cache, sequence.to_read)
             return
         packing = kv_packing(self.model.config.text, sequence.kv_bits)
         found = None
@@ -183,7 +205,7 @@ class Engine:
         sequence = self._reading[0]
         try:
             if sequence.progress is not None and sequence.pieces == 0:
-                sequence.progress(sequence.read, len(sequence.ids))
+                sequence.progress(sequence.read, len(sequence.to_read))
             end = sequence.next_cut
             read_piece(self.model, sequence, end)
             self._guessers.costs.interrupted()
@@ -193,8 +215,10 @@ class Engine:
             _note_state(sequence)
             mx.clear_cache()
             if sequence.progress is not None:
-                sequence.progress(end, len(sequence.ids))
+                sequence.progress(end, len(sequence.to_read))
         except BaseException as error:
+            if self._begins_again(error):
+                return
             self._reading.popleft()
             sequence.failed = True
             outgoing.append((sequence, error))
@@ -202,7 +226,7 @@ class Engine:
         if end in sequence.anchors or end == len(sequence.ids):
             self._remember(sequence, end)
         self._reading.rotate(-1)
-        if end == len(sequence.ids):
+        if end == len(sequence.to_read):
             self._reading.remove(sequence)
             self._dissolve()
             self._writing.append(sequence)
@@ -218,6 +242,8 @@ class Engine:
         try:
             emitted = self._pass(self._batch)
         except BaseException as error:
+            if self._begins_again(error):
+                return
             self._batch = None
             self._writing = [row for row in self._writing if row not in rows]
             for row in rows:
@@ -248,6 +274,19 @@ class Engine:
         emitted = batch.verify(guessing) if guessing.depth else batch.decode()
         self._guessers.costs.saw(len(batch.rows), guessing.name, guessing.depth, perf_counter() - started)
         return emitted
+
+    def _begins_again(self, error: BaseException) -> bool:
+        """Read everything anew, if a kernel of ours failed that can be left out; whether it was so."""
+        active = [*self._reading, *self._writing]
+        if not begin_again(self.model, active, error):
+            return False
+        self._batch = None
+        if self.prefixes is not None:
+            self.prefixes.clear()
+        self._waiting.extendleft(reversed(active))
+        self._reading.clear()
+        self._writing.clear()
+        return True
 
     def _dissolve(self) -> None:
         """Give the rows of the batch their own states again, so that another one can be made."""

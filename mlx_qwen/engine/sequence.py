@@ -16,6 +16,7 @@ from mlx_qwen.engine.depth import Drafts
 from mlx_qwen.engine.lookup import Lookup
 from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import Choice, History, TokenSampler
+from mlx_qwen.model import Model
 from mlx_qwen.model.cache import HybridCache
 from mlx_qwen.model.multimodal import Embedded, Pixels
 from mlx_qwen.model.state import State
@@ -109,11 +110,16 @@ class Drafter(Protocol):
 class ReadingDrafter(Drafter, Protocol):
     """One that reads for itself what the model reads, and keeps it in the row's `draft_state`."""
 
+    model: Model
+
     def read(self, row: "Sequence", end: int) -> None:
         """Read the row's prompt up to its token `end`."""
 
     def remember(self, row: "Sequence") -> None:
         """Keep what was read of a row for whoever goes on from it."""
+
+    def forget(self) -> None:
+        """Drop all that was kept."""
 
 
 @dataclass(eq=False, slots=True)
@@ -207,9 +213,21 @@ class Sequence:
         return found
 
     @property
+    def to_read(self) -> list[int]:
+        """What has to be read before the next token can be chosen: the prompt, and what was written before."""
+        return self.ids + self.written if self.written else self.ids
+
+    def begin_again(self) -> None:
+        """Forget what is being computed, to read the prompt and what was written anew."""
+        self.state = self.draft_state = self.embedded = self.history = self.pending = None
+        self.read = self.cached = self.pieces = 0
+        if self.draft_model is not None:
+            self.draft_model.forget()
+
+    @property
     def next_cut(self) -> int:
         """Where the next piece of the prompt ends: after `step_size` tokens, or at an anchor before."""
-        end = min(self.read + self.step_size, len(self.ids))
+        end = min(self.read + self.step_size, len(self.to_read))
         return min((anchor for anchor in self.anchors if self.read < anchor < end), default=end)
 
     def choose(self, logits: mx.array) -> Choice:

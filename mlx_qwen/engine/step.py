@@ -18,7 +18,7 @@ from mlx_qwen.model.state import State
 
 def read_piece(model: Model, sequence: Sequence, end: int) -> None:
     """Read the prompt up to its token `end`; with the last one the first token of the answer is chosen."""
-    state, ids = sequence.state, sequence.ids
+    state, ids = sequence.state, sequence.to_read
     assert state is not None, "a sequence has a state from its start"
     is_last = end == len(ids)
     if sequence.embedded is None and (pixels := _pixels_behind(sequence)):
@@ -40,6 +40,8 @@ def read_piece(model: Model, sequence: Sequence, end: int) -> None:
     if is_last:
         sequence.embedded = None
         sequence.history = sequence.sampler.start()
+        for token in sequence.written:
+            sequence.history = sequence.sampler.saw(sequence.history, mx.array([token]))
         sequence.pending = sequence.choose(logits[0])
         _start([sequence.pending])
 
