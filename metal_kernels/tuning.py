@@ -6,6 +6,7 @@ A kernel that cannot be built or launched, computes something else, or is slower
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, get_args
 
 import mlx.core as mx
@@ -92,9 +93,9 @@ def failing(sizes: ModelSizes) -> Mapping[str, str]:
         if case.kernel not in choices().left_out and isinstance(failure := _tried(case.calls), str):
             found[case.kernel] = failure
     if sizes.heads is not None and "gated_delta_rule" not in choices().left_out:
-        case = rule_case(sizes, 70)
+        rule = rule_case(sizes, 70)
         for form in _forms(sizes):
-            if isinstance(failure := _tried(lambda form=form: case.run(form)), str):  # type: ignore[misc]
+            if isinstance(failure := _tried(partial(rule.run, form)), str):
                 found[f"gated_delta_prefill_{form}"] = failure
     return found
 
@@ -149,7 +150,7 @@ def _prefill(sizes: ModelSizes, made: Choices, clock: Clock) -> tuple[Choices, l
         name, why, error = f"gated_delta_prefill_{form}", "", 0.0
         for height in (64, 32):
             with chosen(replace(made, prefill_rows=height)):
-                found = _tried(lambda form=form: case.run(form))  # type: ignore[misc]
+                found = _tried(partial(case.run, form))
             error = 0.0 if isinstance(found, str) else difference(found, expected)
             if isinstance(found, str) or error > case.tolerance:
                 why = why or (found if isinstance(found, str) else f"differs by {error:.1e} of the largest value")
@@ -185,7 +186,7 @@ def _prefill_times(
     for form, height in variants:
         with chosen(replace(made, prefill_rows=height)), forced(Backend.METAL):
             label = f"gated_delta_prefill_{form}, {height} rows, {T} tokens"
-            times[form, height] = clock(label, "kernel", lambda form=form: case.run(form))  # type: ignore[misc]
+            times[form, height] = clock(label, "kernel", partial(case.run, form))
     return times
 
 
