@@ -10,13 +10,24 @@ FRESH := $(shell $(BIN)/python -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null || ech
 # The packages as they install, for the type checker: convert/ is mlx_qwen.convert. tools/ is checked beside them.
 TYPED := build/typed
 
-.PHONY: demo test lint bench notebooks clean venv
+.PHONY: demo test clients lint bench notebooks clean venv
 
 demo: $(VENV)/.runtime
 	$(BIN)/mlx-qwen demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+
+# Coding agents from the npm registry, which talk to the engine on this machine; some 1.5 GB in build/.
+clients: $(VENV)/.dev build/clients/.installed
+	$(BIN)/python -m pytest tests/clients
+
+build/clients/.installed: tests/clients/package.json
+	@command -v npm >/dev/null || { echo "make clients needs npm, of Node.js 20 or newer." >&2; exit 1; }
+	mkdir -p build/clients
+	cp tests/clients/package.json build/clients/
+	cd build/clients && npm install --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error
+	@touch $@
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
