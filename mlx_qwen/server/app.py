@@ -21,6 +21,7 @@ from mlx_qwen.server.guard import Guard, error_for
 from mlx_qwen.server.messages import MessagesExchange, read_messages
 from mlx_qwen.server.metrics import Metrics
 from mlx_qwen.server.openapi import document
+from mlx_qwen.server.page import page
 from mlx_qwen.server.record import told
 from mlx_qwen.server.refusals import Body, Refusal
 from mlx_qwen.server.responses import ResponseExchange
@@ -53,6 +54,7 @@ class Server:
             Route("/v1/models", self._models),
             Route("/v1/models/{name:path}", self._model),
             Route("/health", self._health),
+            Route("/", page),
             Route("/metrics", self._metrics),
             Route("/openapi.json", self._document),
         ]

@@ -14,7 +14,7 @@ from mlx_qwen.server.wire import Receive, Scope, Send, header, send_bytes, send_
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # What tells nothing that needs a key.
-_OPEN = ("/health",)
+_OPEN = ("/health", "/")
 
 
 class Guard:
