@@ -147,7 +147,7 @@ _STATUSES = {
 
 def _post(path: str) -> Body:
     summary, schema = _REQUESTS[path]
-    streamed: Body = {"text/event-stream": {"schema": {"type": "string"}}} if "count" not in path else {}
+    streamed: Body = {"text/event-stream": {}} if "count" not in path else {}
     good: Body = {"application/json": {"schema": {"type": "object"}}, **streamed}
     return {
         "summary": summary,
