@@ -7,16 +7,17 @@ from dataclasses import fields, replace
 
 from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.async_generation import prepare_async, responses_async
-from mlx_qwen.engine.engine import Limits, engine_of
+from mlx_qwen.engine.engine import engine_of
 from mlx_qwen.errors import PromptError
 from mlx_qwen.model import Model
 from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import PromptInputs, prompt_inputs
 from mlx_qwen.requests import Request
 from mlx_qwen.server.models import Loaded, Models
 from mlx_qwen.server.refusals import Refusal
 from mlx_qwen.server.settings import ServerSettings
-from mlx_qwen.server.work import Ask, ModelCard, Piece, Progress
+from mlx_qwen.server.work import Ask, Likelihood, ModelCard, Piece, Progress
 
 _KNOWN = {field.name for field in fields(GenerationOptions)}
 
@@ -79,8 +80,9 @@ class EngineBackend:
             )
         return replace(options, max_tokens=min(options.max_tokens, most - len(inputs.ids)))
 
-    def _loaded(self, model: Model) -> None:
-        engine_of(model).limits = Limits(most_rows=self._settings.max_batch)
+    def _loaded(self, model: Model, room: float) -> None:
+        engine = engine_of(model)
+        engine.limits = replace(engine.limits, most_rows=self._settings.max_batch, state_bytes=max(int(room), 0))
 
 
 class PreparedRequest:
@@ -96,30 +98,53 @@ class PreparedRequest:
 
     async def pieces(self, index: int) -> AsyncGenerator[Piece, None]:
         """Answer `index`; leaving the generator stops the work."""
-        request, reasoning = self._requests[index], 0
-        _, end = self._processor.thinking or (None, None)
-        inside = self._processor.opens_thinking(request.sequence.ids)
+        request = self._requests[index]
+        counted = _Counted(request, self._processor)
         async with responses_async(self._model, request) as responses:
             async for response in responses:
-                reasoning += inside or bool(response.delta.reasoning)
-                inside = inside and response.token != end
-                yield _piece(response, request, reasoning)
+                yield counted.piece(response)
 
     async def aclose(self) -> None:
         """Lets go of the model."""
         await self._stack.aclose()
 
 
-def _piece(response: GenerationResponse, request: Request, reasoning: int) -> Piece:
-    """What a response added."""
-    drafts = request.sequence.drafts
-    return Piece(
-        response.delta,
-        tokens=response.generation_tokens,
-        reasoning_tokens=reasoning,
-        cached=response.cached_tokens,
-        guessed=sum(drafts.all_tried),
-        taken=sum(drafts.all_taken),
-        finish=response.finish_reason,
-        stopped_by=request.answer.stopped_by if response.finish_reason else None,
-    )
+class _Counted:
+    """Makes pieces of an answer's responses, telling its reasoning, its words and its calls apart token by token."""
+
+    def __init__(self, request: Request, processor: Processor) -> None:
+        self._request = request
+        self._ends = processor.end_token_ids
+        self._think_end = processor.thinking[1] if processor.thinking else None
+        self._inside = processor.opens_thinking(request.sequence.ids)
+        self._reasoning = 0
+        self._calls = False
+
+    def piece(self, response: GenerationResponse) -> Piece:
+        """What a response added."""
+        reasons = self._inside or bool(response.delta.reasoning)
+        self._reasoning += reasons
+        self._inside = self._inside and response.token != self._think_end
+        self._calls = self._calls or bool(response.delta.tool_calls)
+        speaks = not reasons and not self._calls and response.token not in self._ends
+        drafts = self._request.sequence.drafts
+        return Piece(
+            response.delta,
+            tokens=response.generation_tokens,
+            reasoning_tokens=self._reasoning,
+            cached=response.cached_tokens,
+            guessed=sum(drafts.all_tried),
+            taken=sum(drafts.all_taken),
+            finish=response.finish_reason,
+            stopped_by=self._request.answer.stopped_by if response.finish_reason else None,
+            likelihoods=_likelihoods(response) if speaks else (),
+        )
+
+
+def _likelihoods(response: GenerationResponse) -> tuple[Likelihood, ...]:
+    """The token's, where the request asked for it."""
+    own = getattr(response, "own_logprob", None)
+    if own is None:
+        return ()
+    others = tuple(Likelihood(one.text, one.data, one.logprob) for one in getattr(response, "top_logprobs", ()))
+    return (Likelihood(own.text, own.data, own.logprob, others),)

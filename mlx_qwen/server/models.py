@@ -13,6 +13,7 @@ from time import monotonic, perf_counter
 import mlx.core as mx
 
 from mlx_qwen.checkpoint.hub import local_folder
+from mlx_qwen.config import ModelConfig
 from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import MLXQwenError, PromptError
 from mlx_qwen.loading import load
@@ -36,6 +37,7 @@ class Hosted:
     Attributes:
         name: what the list of models calls it.
         source: its folder or repository.
+        context: most tokens that it takes; None while that is not known.
         loaded: the model and its processor, while it is loaded.
         users: requests that hold it.
         used: when it was last asked.
@@ -43,6 +45,7 @@ class Hosted:
 
     name: str
     source: str | Path
+    context: int | None = None
     loaded: Loaded | None = None
     users: int = 0
     used: float = 0.0
@@ -62,13 +65,15 @@ class Hosted:
 class Models:
     """Keeps as many models loaded as fit.
 
+    `loaded` gets each model that was loaded, and the bytes of the budget that its weights leave.
+
     Raises PromptError for two models of one name, and an alias of none of them; CheckpointError for no such folder.
     """
 
     def __init__(
-        self, sources: Sequence[str], settings: ServerSettings, *, loaded: Callable[[Model], None] = lambda model: None
+        self, sources: Sequence[str], settings: ServerSettings, *, loaded: Callable[[Model, float], None]
     ) -> None:
-        self.hosted = [_hosted(source) for source in sources] or [Hosted(DEMO, demo_folder())]
+        self.hosted = [_hosted(source) for source in sources] or [_hosted(demo_folder(), name=DEMO)]
         self._aliases = [alias.partition("=")[::2] for alias in settings.alias]
         self._budget = settings.memory * 1e9 if settings.memory else 0.75 * _machine_bytes()
         self._unload_after = settings.unload_after
@@ -143,7 +148,8 @@ class Models:
             loaded = await asyncio.to_thread(load, hosted.source)
         except MLXQwenError as error:
             raise Refusal(503, f"{hosted.name} cannot be loaded: {error}") from error
-        self._on_load(loaded[0])
+        hosted.context = loaded[0].config.text.max_position_embeddings
+        self._on_load(loaded[0], self._budget - needed)
         LOG.info("loaded %s in %.1f s", hosted.name, perf_counter() - began)
         return loaded
 
@@ -172,16 +178,16 @@ class Models:
                 raise PromptError(f"alias {alias}={name} stands for no model; expected one of {', '.join(names)}.")
 
 
-def _hosted(source: str) -> Hosted:
+def _hosted(source: str | Path, name: str | None = None) -> Hosted:
     folder = local_folder(source)
-    return Hosted(source, source) if folder is None else Hosted(folder.resolve().name, folder.resolve())
+    if folder is None:
+        return Hosted(str(source), source)
+    context = ModelConfig.from_directory(folder).text.max_position_embeddings
+    return Hosted(name or folder.resolve().name, folder.resolve(), context)
 
 
 def _card(name: str, hosted: Hosted) -> ModelCard:
-    loaded = hosted.loaded
-    return ModelCard(
-        name, None if loaded is None else loaded[0].config.text.max_position_embeddings, loaded is not None
-    )
+    return ModelCard(name, hosted.context, hosted.loaded is not None)
 
 
 def _unload(hosted: Hosted) -> None:
