@@ -46,7 +46,7 @@ def command(models: tuple[str, ...], **flags: Any) -> None:
     try:
         from mlx_qwen.server.serve import serve
     except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
             raise
         raise PromptError("The server needs two packages more: pip install 'mlx-qwen[serve]'") from error
     serve(models, settings, options, engine, say=lambda line: click.echo(line, err=True))

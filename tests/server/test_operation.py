@@ -16,6 +16,7 @@ import pytest
 
 from mlx_qwen.answer import AnswerDelta
 from mlx_qwen.errors import PromptError
+from mlx_qwen.server.record import Record
 from mlx_qwen.server.settings import ServerSettings
 from mlx_qwen.server.work import Piece
 from tests.server.running import ScriptedBackend, running, serving, words
@@ -284,3 +285,24 @@ def test_a_port_that_is_taken_is_told_in_one_line():
     assert ended.returncode == 1
     assert f"127.0.0.1:{port}" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+def test_a_missing_package_is_told_with_the_extra_that_brings_it(package):
+    program = f"import sys; sys.modules[{package!r}] = None; from mlx_qwen.cli import main; main(['serve'])"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "pip install 'mlx-qwen[serve]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_long_prefill_has_lines_of_its_own(caplog, monkeypatch):
+    record = Record("/v1/messages")
+    clock = iter(range(0, 100, 1))
+    monkeypatch.setattr("mlx_qwen.server.record.perf_counter", lambda: float(next(clock)) + record._began)
+    with caplog.at_level("INFO", logger="mlx_qwen.server"):
+        for done in range(1000, 9001, 1000):
+            record.progress(done, 9000)
+    lines = [line.getMessage() for line in caplog.records]
+    assert lines[0] == "/v1/messages reading the prompt: 3,000 of 9,000 tokens"
+    assert len(lines) == 3

@@ -89,7 +89,7 @@ def _soak(run: Run) -> Section:
 def _serve(run: Run) -> Section:
     from tools.benchmarks.serving import bench_serving
 
-    return section_of([bench_serving(repeats=run.repeats)])
+    return section_of([bench_serving(run.folder, repeats=run.repeats)])
 
 
 def _load(run: Run) -> Section:

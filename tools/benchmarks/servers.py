@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import mlx.core as mx
 
 from mlx_qwen.bench.timing import OURS, PEER
+from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import MLXQwenError
+from mlx_qwen.json_files import read_json_object
 from mlx_qwen.version import installed
 from tools.benchmarks.peer import WITHOUT_TORCH
 
@@ -44,6 +48,20 @@ class Running:
         return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
 
 
+def wide_demo(folder: Path) -> Path:
+    """The bundled model in fp32, in a folder below `folder`: on a CPU the peers cannot multiply experts in bf16."""
+    wide = folder / "mlx-qwen-demo-fp32"
+    shutil.copytree(demo_folder(), wide)
+    for file in wide.glob("*.safetensors"):
+        tensors = mx.load(str(file))
+        assert isinstance(tensors, dict), "a file of tensors"
+        kept = {name: x.astype(mx.float32) if x.dtype == mx.bfloat16 else x for name, x in tensors.items()}
+        mx.save_safetensors(str(file), kept, {"format": "mlx"})
+    config = read_json_object(wide / "config.json")
+    (wide / "config.json").write_text(json.dumps({**config, "dtype": "float32"}), encoding="utf-8")
+    return wide
+
+
 def runtimes() -> list[str]:
     """Ours and the peers that are installed."""
     return [OURS, PEER, *([VLM] if installed("mlx-vlm") else [])]
@@ -63,7 +81,7 @@ def serving(runtime: str, folder: Path, *flags: str) -> Iterator[Running]:
     )
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_for(process, f"{url}/v1/models")
+        _wait_for(process, f"{url}/health")
         yield Running(process, url, folder.name if runtime == OURS else str(folder))
     finally:
         process.terminate()

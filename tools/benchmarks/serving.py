@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -10,8 +11,7 @@ import httpx
 
 from mlx_qwen.bench.table import Table
 from mlx_qwen.bench.timing import OURS
-from mlx_qwen.demo import demo_folder
-from tools.benchmarks.servers import Running, events, runtimes, serving
+from tools.benchmarks.servers import Running, events, runtimes, serving, wide_demo
 
 _BATCHES = (1, 4, 16)
 _TOKENS = 64
@@ -25,12 +25,13 @@ class _Turn(NamedTuple):
     first: float
 
 
-def bench_serving(*, repeats: int = 3) -> Table:
+def bench_serving(folder: Path, *, repeats: int = 3) -> Table:
     """Greedy completions at the same time, streamed to as many clients."""
     names = runtimes()
     rows = []
     with ExitStack() as stack:
-        servers = {name: stack.enter_context(serving(name, demo_folder(), "--temp", "0")) for name in names}
+        wide = wide_demo(folder)
+        servers = {name: stack.enter_context(serving(name, wide, "--temp", "0")) for name in names}
         for size in _BATCHES:
             turns = [
                 {name: _turn(server, size, f"{size} {turn}") for name, server in servers.items()}
@@ -41,8 +42,8 @@ def bench_serving(*, repeats: int = 3) -> Table:
             )
             rows.append((f"B = {size}, first token, ms", *(_shown(turns, name, 1) for name in names), ""))
     note = (
-        f"The bundled model; prompts of {_WORDS} words, each another, {_TOKENS} tokens at most, streamed; medians of "
-        f"{repeats} turns in alternation. The ratio is ours to the best peer's of the same turn."
+        f"The bundled model in fp32; prompts of {_WORDS} words, each another, {_TOKENS} tokens at most, streamed; "
+        f"medians of {repeats} turns in alternation. The ratio is ours to the best peer's of the same turn."
     )
     return Table("Servers", note, ("", *names, "ratio"), rows)
 
