@@ -117,13 +117,11 @@ class _Counted:
         self._ends = processor.end_token_ids
         self._think_end = processor.thinking[1] if processor.thinking else None
         self._inside = processor.opens_thinking(request.sequence.ids)
-        self._reasoning = 0
         self._calls = False
 
     def piece(self, response: GenerationResponse) -> Piece:
         """What a response added."""
         reasons = self._inside or bool(response.delta.reasoning)
-        self._reasoning += reasons
         self._inside = self._inside and response.token != self._think_end
         self._calls = self._calls or bool(response.delta.tool_calls)
         speaks = not reasons and not self._calls and response.token not in self._ends
@@ -131,7 +129,7 @@ class _Counted:
         return Piece(
             response.delta,
             tokens=response.generation_tokens,
-            reasoning_tokens=self._reasoning,
+            reasoning_tokens=response.reasoning_tokens,
             cached=response.cached_tokens,
             guessed=sum(drafts.all_tried),
             taken=sum(drafts.all_taken),

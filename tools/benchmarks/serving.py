@@ -15,7 +15,7 @@ from tools.benchmarks.servers import Running, events, runtimes, serving, wide_de
 
 _BATCHES = (1, 4, 16)
 _TOKENS = 64
-_WORDS = 300
+_WORDS = 100
 
 
 class _Turn(NamedTuple):
