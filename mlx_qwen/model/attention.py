@@ -1,6 +1,8 @@
 """Gated full attention: per-head norms on q and k, partial rotary positions, a sigmoid gate on the output."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -14,6 +16,9 @@ from mlx_qwen.model.rope import Positions, rotary
 
 # MLX has no fused kernel for many queries at these head sizes: scores of a long context would fill the memory.
 MOST_SCORE_BYTES = 1 << 30
+# But for the M5's, which takes causal queries from so many on (`scaled_dot_product_attention.cpp` of MLX 0.32).
+FEWEST_FUSED = 1024
+_FIRST_MATRIX_UNITS = 17
 
 
 class Heads(NamedTuple):
@@ -118,42 +123,64 @@ def _attend_chain(q: mx.array, chain: Chain, layer: int, kv: mx.array, scale: fl
 
 
 def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
-    """Attention of as many queries at a time as keep their scores within `MOST_SCORE_BYTES`."""
-    (B, H, T, _), S = q.shape, k.shape[2]
-    rows = max(1, MOST_SCORE_BYTES // (B * H * S * q.itemsize))
-    blocks = []
-    for first in range(0, T, rows):
-        last = min(first + rows, T)
-        seen = S - T + last
-        part: mx.array | str | None = None if T == 1 else "causal"
+    """Attention of as many queries at a time as keep scores within `MOST_SCORE_BYTES`, or of all where MLX fuses."""
+    if mask is None and q.shape[2] >= FEWEST_FUSED and has_fused_prefill():
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+
+    def attend(first: int, last: int, seen: int) -> mx.array:
+        part: mx.array | str | None = None if q.shape[2] == 1 else "causal"
         if mask is not None:
             part = mask[..., first:last, :seen]
         queries, keys, values = q[:, :, first:last], k[:, :, :seen], v[:, :, :seen]
-        blocks.append(mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=part))
-    return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=part)
+
+    return _in_blocks(q, k.shape[2], attend)
 
 
 def _quantized_attention(
     q: mx.array, keys: Quantized, values: Quantized, scale: float, mask: mx.array | None, packing: Packing
 ) -> mx.array:
-    """Attention over packed keys and values, which are never unpacked in memory."""
-    B, H, T, D = q.shape
-    Hkv, S = keys.packed.shape[1:3]
-    grouped = (q * scale).reshape(B, Hkv, H // Hkv, T, D)
-    scores = _packed_matmul(grouped, keys, packing, transpose=True)
-    if mask is None and T > 1:
-        mask = mx.arange(S)[None] <= mx.arange(S - T, S)[:, None]
-    elif mask is not None:
-        mask = mask[:, :, None]
-    if mask is not None:
-        scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
-    weights = mx.softmax(scores, axis=-1, precise=True)
-    return _packed_matmul(weights, values, packing, transpose=False).reshape(B, H, T, D)
+    """Attention over packed keys and values, which are never unpacked in memory.
+
+    Queries that share a key head are rows of one matrix, so that keys and values are read once for all of them.
+    """
+    (B, H, T, D), S, Hkv = q.shape, keys.packed.shape[2], keys.packed.shape[1]
+
+    def attend(first: int, last: int, seen: int) -> mx.array:
+        rows = (q[:, :, first:last] * scale).reshape(B, Hkv, -1, D)
+        scores = _packed_matmul(rows, keys, seen, packing, transpose=True)
+        part = None if mask is None else mask[..., first:last, :seen][:, :, None]
+        if mask is None and T > 1:
+            part = mx.arange(seen)[None] <= mx.arange(S - T + first, seen)[:, None]
+        if part is not None:
+            grouped = scores.reshape(B, Hkv, H // Hkv, last - first, seen)
+            scores = mx.where(part, grouped, mx.finfo(scores.dtype).min).reshape(scores.shape)
+        weights = mx.softmax(scores, axis=-1, precise=True)
+        return _packed_matmul(weights, values, seen, packing, transpose=False).reshape(B, H, last - first, D)
+
+    return _in_blocks(q, S, attend)
 
 
-def _packed_matmul(x: mx.array, packed: Quantized, packing: Packing, *, transpose: bool) -> mx.array:
-    """x [B, Hkv, H / Hkv, T, ...] times each group's packed keys (transposed) or values."""
-    weight, scales, biases = (part[:, :, None] for part in packed)
+@cache
+def has_fused_prefill() -> bool:
+    """Whether MLX attends to many causal queries at head size 256 without storing scores: on the M5."""
+    chip = str(mx.device_info().get("architecture", "")) if mx.metal.is_available() else ""
+    generation = re.match(r"applegpu_g(\d+)", chip)
+    return generation is not None and int(generation[1]) >= _FIRST_MATRIX_UNITS
+
+
+def _in_blocks(q: mx.array, S: int, attend: Callable[[int, int, int], mx.array]) -> mx.array:
+    """What `attend(first, last, seen)` gives for queries first to last, the last of which sees `seen` of S keys."""
+    B, H, T, _ = q.shape
+    rows = max(1, MOST_SCORE_BYTES // (B * H * S * q.itemsize))
+    ends = [min(first + rows, T) for first in range(0, T, rows)]
+    blocks = [attend(first, last, S - T + last) for first, last in zip([0, *ends], ends, strict=False)]
+    return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)
+
+
+def _packed_matmul(x: mx.array, packed: Quantized, seen: int, packing: Packing, *, transpose: bool) -> mx.array:
+    """x [B, Hkv, rows, ...] times the first `seen` packed keys (transposed) or values of each head."""
+    weight, scales, biases = (part[:, :, :seen] for part in packed)
     return mx.quantized_matmul(
         x, weight, scales, biases, transpose=transpose, group_size=packing.group_size, bits=packing.bits
     )

@@ -11,7 +11,7 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import PromptError
 from mlx_qwen.loading import load_model
 from mlx_qwen.model import Model, attention
-from mlx_qwen.model.chain import Chain
+from mlx_qwen.model.chain import Chain, Packing, Quantized
 from mlx_qwen.model.state import LinearState, state_nbytes
 
 Checkpoint = Callable[..., Path]
@@ -91,17 +91,67 @@ def test_impossible_packing_is_refused(model: Model, bits: int, group_size: int,
         model.make_cache(kv_bits=bits, kv_group_size=group_size)
 
 
+@pytest.mark.parametrize("kv_bits", [None, 8, 4])
 @pytest.mark.parametrize("padded", [False, True])
 def test_long_contexts_attend_in_blocks_of_queries_to_the_same_logits(
-    model: Model, monkeypatch: pytest.MonkeyPatch, padded: bool
+    model: Model, monkeypatch: pytest.MonkeyPatch, padded: bool, kv_bits: int | None
 ) -> None:
     ids, mask = tokens(50, rows=2), np.arange(50) >= np.array([[0], [6 * padded]])
 
     def logits() -> np.ndarray:
-        cache = model.make_cache()
+        cache = model.make_cache(kv_bits=kv_bits, kv_group_size=kv_bits and 32)
         pieces = [model(ids[:, :30], cache, mask=mx.array(mask[:, :30]) if padded else None), model(ids[:, 30:], cache)]
         return np.array(mx.concatenate(pieces, axis=1))[mask]
 
     expected = logits()
     monkeypatch.setattr(attention, "MOST_SCORE_BYTES", 7 * 2 * 4 * 50 * 4)
     assert np.abs(logits() - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("T", [1, 5])
+@pytest.mark.parametrize("limit", [1 << 30, 1])
+def test_packed_attention_is_that_of_the_unpacked_keys_and_reads_them_once_a_key_head(
+    monkeypatch: pytest.MonkeyPatch, T: int, limit: int
+) -> None:
+    B, H, Hkv, D, S = 2, 6, 2, 64, 23
+    q, kv = (
+        mx.random.normal((B, H, T, D), key=mx.random.key(1)),
+        mx.random.normal((2, B, Hkv, S, D), key=mx.random.key(2)),
+    )
+    packed = [Quantized(*mx.quantize(part, 32, 8)) for part in kv]
+    k, v = (np.array(mx.dequantize(*part, 32, 8)) for part in packed)
+    scores = np.einsum("bgntd,bgsd->bgnts", np.array(q).reshape(B, Hkv, H // Hkv, T, D), k) * D**-0.5
+    scores = np.where(np.arange(S) <= np.arange(S - T, S)[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = np.einsum("bgnts,bgsd->bgntd", weights / weights.sum(-1, keepdims=True), v).reshape(B, H, T, D)
+    monkeypatch.setattr(attention, "MOST_SCORE_BYTES", limit)
+    multiplied, matmul = [], mx.quantized_matmul
+
+    def noted(x: mx.array, weight: mx.array, *rest: mx.array, **how: bool) -> mx.array:
+        multiplied.append((x.shape[:-2], weight.shape[:-2]))
+        return matmul(x, weight, *rest, **how)
+
+    monkeypatch.setattr(mx, "quantized_matmul", noted)
+    found = attention._quantized_attention(q, *packed, D**-0.5, None, Packing(8, 32))
+    assert np.abs(np.array(found) - expected).max() < 1e-5
+    assert set(multiplied) == {((B, Hkv), (B, Hkv))}
+
+
+@pytest.mark.parametrize(("chip", "calls"), [("applegpu_g16s", 4), ("applegpu_g17g", 1), ("applegpu_g18d", 1), ("", 4)])
+def test_blocks_of_queries_never_stand_in_for_a_fused_kernel(
+    monkeypatch: pytest.MonkeyPatch, chip: str, calls: int
+) -> None:
+    q, kv = mx.zeros((1, 2, 1024, 8)), mx.zeros((1, 1, 1100, 8))
+    monkeypatch.setattr(attention, "MOST_SCORE_BYTES", 256 * 2 * 1100 * 4)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: bool(chip))
+    monkeypatch.setattr(mx, "device_info", lambda: {"architecture": chip})
+    attention.has_fused_prefill.cache_clear()
+    made, whole = [], mx.fast.scaled_dot_product_attention
+    monkeypatch.setattr(
+        mx.fast, "scaled_dot_product_attention", lambda *given, **how: made.append(1) or whole(*given, **how)
+    )
+    attention._attention(q, kv, kv, 1.0, None)
+    few = len(made)
+    attention._attention(q[:, :, :1000], kv, kv, 1.0, None)
+    attention.has_fused_prefill.cache_clear()
+    assert (few, len(made) - few) == (calls, 4)
