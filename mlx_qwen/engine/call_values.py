@@ -77,7 +77,13 @@ def refused(schema: Schema) -> str:
     from llguidance import LLMatcher
 
     wrong, messages = LLMatcher.validate_grammar_with_warnings(LLMatcher.grammar_from_json_schema(dict(schema)))
-    return messages[0].splitlines()[0] if wrong else ""
+    return _why(messages[0]) if wrong else ""
+
+
+def _why(message: str) -> str:
+    """The line of an error that says what is wrong."""
+    lines = [line.strip() for line in message.splitlines()]
+    return next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
 
 
 class Values:
@@ -183,7 +189,7 @@ def _refused_term(term: str) -> str:
     from llguidance import LLMatcher
 
     wrong, messages = LLMatcher.validate_grammar_with_warnings(f"start: T\nT: {term}")
-    return messages[0].splitlines()[0].partition(": ")[2] if wrong else ""
+    return _why(messages[0]) if wrong else ""
 
 
 def _escaped(regex: str) -> str:

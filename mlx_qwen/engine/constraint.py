@@ -51,6 +51,7 @@ def constraint_of(options: GenerationOptions, processor: Processor, vocab_size: 
         thinks = [opener] if opener is not None else []
         return Grammar(
             matcher_of(grammar, processor, vocab_size, what=what),
+            spell=begin_tables(processor, vocab_size).result().tokenize_bytes,
             vocab_size=vocab_size,
             end_token_ids=processor.end_token_ids,
             thinking=processor.thinking,

@@ -3,7 +3,7 @@
 The tables that tell which tokens fit where are made once a tokenizer and kept. Source: https://github.com/guidance-ai/llguidance.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import Future
 from copy import copy
 from functools import cached_property
@@ -87,6 +87,7 @@ class Grammar:
 
     Args:
         matcher: at its start.
+        spell: tokens for bytes.
         vocab_size: V, padding included.
         end_token_ids: any of these ends the answer.
         thinking: the tokens that open and close a think block; None where the vocabulary has none.
@@ -101,6 +102,7 @@ class Grammar:
         self,
         matcher: "LLMatcher",
         *,
+        spell: Callable[[bytes], list[int]],
         vocab_size: int,
         end_token_ids: Set[int],
         thinking: tuple[int, int] | None,
@@ -109,14 +111,14 @@ class Grammar:
         trigger: int | None = None,
         avoided: Sequence[int] = (),
     ) -> None:
-        self._start = matcher
+        self._start, self._spell = matcher, spell
         self._ends = end_token_ids
         self._thinking = thinking or (-1, -1)
         self._inside = inside and thinking is not None
         self._opening, self._trigger = list(opening), trigger
         self._coming: list[int] = []
         self._matcher = None if self._inside or trigger is not None else matcher.deep_copy()
-        self._masks = _Masks(vocab_size, [*end_token_ids], avoided)
+        self._masks = Masks(vocab_size, [*end_token_ids], avoided)
         self.failure: MLXQwenError | None = None
 
     def forced(self) -> int | None:
@@ -132,6 +134,8 @@ class Grammar:
         words = np.zeros(self._masks.words, np.int32)
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
         self._check(self._matcher)
+        if np.count_nonzero(words) == 1:
+            self._respell(self._matcher, words)
         return self._masks.expanded(words) if words.any() else self._masks.ending
 
     def saw(self, token: int) -> None:
@@ -165,6 +169,20 @@ class Grammar:
         if self._trigger is not None and matcher.is_stopped():
             self._matcher = None
 
+    def _respell(self, matcher: "LLMatcher", words: np.ndarray) -> None:
+        """Where one text is forced that spells a special token, offer its first letter instead.
+
+        llguidance 1.9 offers the special token there, and takes only the spelling.
+        """
+        place = int(np.flatnonzero(words)[0])
+        word = int(words[place]) & 0xFFFFFFFF
+        token = 32 * place + word.bit_length() - 1
+        if word & (word - 1) or token in self._ends or matcher.validate_tokens([token]):
+            return
+        words[:] = 0
+        for first in self._spell(matcher.compute_ff_bytes()[:1])[:1]:
+            words.view(np.uint8)[first // 8] = 1 << first % 8
+
     def _check(self, matcher: "LLMatcher") -> None:
         if matcher.is_error():
             self.failure = MLXQwenError(
@@ -179,7 +197,7 @@ class Without:
     failure: MLXQwenError | None = None
 
     def __init__(self, tokens: Sequence[int], vocab_size: int) -> None:
-        self._masks = _Masks(vocab_size, (), tokens)
+        self._masks = Masks(vocab_size, (), tokens)
 
     def forced(self) -> int | None:
         """None: there is always a choice."""
@@ -197,7 +215,7 @@ class Without:
         return self
 
 
-class _Masks:
+class Masks:
     """Masks of tokens, bool [1, V], made where they are used: arrays belong to the thread that computes."""
 
     def __init__(self, vocab_size: int, ends: Sequence[int], avoided: Sequence[int]) -> None:
