@@ -62,6 +62,12 @@ def _drafts(run: Run) -> Section:
     return section_of([bench_drafts(prompts=run.repeats)])
 
 
+def _grammar(run: Run) -> Section:
+    from tools.benchmarks.grammar_cost import bench_grammar
+
+    return section_of([bench_grammar(repeats=run.repeats)])
+
+
 def _session(_: Run) -> Section:
     from tools.benchmarks.session import bench_session
 
@@ -153,6 +159,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "model": ("prefill and decode of a small model", _model),
     "host": ("the host's share of a decoded token", _host),
     "drafts": ("passes a token and acceptance of the bundled model's drafts", _drafts),
+    "grammar": ("what holding an answer to a grammar costs a token", _grammar),
     "throughput": ("answers that are written at the same time", _throughput),
     "long": ("a prompt of --tokens tokens beside what is planned", _long),
     "soak": ("--minutes of random requests: memory, files and threads", _soak),
