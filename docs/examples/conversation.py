@@ -3,11 +3,9 @@
 import sys
 
 import mlx_qwen
-from mlx_qwen.conversation import Conversation
-from mlx_qwen.options import GenerationOptions
 
 model, processor = mlx_qwen.load(*sys.argv[1:])
-conversation = Conversation(model, processor, GenerationOptions(max_tokens=64))
+conversation = mlx_qwen.Conversation(model, processor, max_tokens=64)
 
 for question in ("Here is a note.\nAda: 41\nBen: 87\nCora: 53\n\nWhat number has Ben?", "What number has Cora?"):
     turn = conversation.ask(question)

@@ -17,13 +17,13 @@ tools = [{"type": "function", "function": description}]
 
 model, processor = mlx_qwen.load(*sys.argv[1:])
 messages = [{"role": "user", "content": "How much is 8216*662?"}]
-while calls := (answer := list(mlx_qwen.stream_generate(model, processor, messages, tools=tools)))[-1].tool_calls:
-    for call in calls:
+while True:
+    *_, last = mlx_qwen.stream_generate(model, processor, messages, tools=tools)
+    if not last.tool_calls:
+        break
+    messages.append({"role": "assistant", "content": last.content, "tool_calls": last.tool_calls})
+    for call in last.tool_calls:
         print(f"The model calls {call.name} with {call.arguments}.")
-        function = {"name": call.name, "arguments": call.arguments}
-        messages.append(
-            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
-        )
         messages.append({"role": "tool", "content": json.dumps(calculator(**call.arguments))})
 
-print("".join(response.text for response in answer).rpartition("</think>")[2].strip())
+print(last.content)
