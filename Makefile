@@ -62,7 +62,8 @@ venv:
 	exit 1
 
 $(VENV)/.runtime: pyproject.toml $(FRESH)
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable .
+	@echo "Installing what mlx-qwen needs into $(VENV): a minute or more, the first time."
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[chat]'
 	@touch $@
 
 # torchvision lies where only the tests look: its wheel for Linux does not import beside a torch for CPUs. Without it a

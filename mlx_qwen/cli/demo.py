@@ -55,6 +55,7 @@ def command(save: Path, seed: int, bits: str | None) -> None:
     command = this_command()
     click.echo(f'  {command} generate --prompt "What is 358+67?" --enable-thinking')
     click.echo(f'  {command} generate --prompt "How many things are there?" --image {asker.pictures[0]}')
+    click.echo(f"  {command} chat")
     click.echo(f'With a real model:\n  {command} generate --model Qwen/Qwen3.5-0.8B --prompt "Why is the sky blue?"')
 
 
