@@ -10,7 +10,7 @@ from mlx_qwen.errors import PromptError
 from mlx_qwen.json_types import Tools
 
 # What a terminal hands over of one line at most; it drops the rest without a word.
-_MOST_OF_A_LINE = 1_023 if sys.platform == "darwin" else 4_095
+MOST_OF_A_LINE = 1_023 if sys.platform == "darwin" else 4_095
 
 
 def read_prompt(file: str) -> str:
@@ -33,9 +33,9 @@ def read_prompt(file: str) -> str:
 
 def check_whole(line: str) -> None:
     """Raises PromptError for a line that a terminal may have cut."""
-    if len(line.encode(errors="surrogateescape")) >= _MOST_OF_A_LINE:
+    if len(line.encode(errors="surrogateescape")) >= MOST_OF_A_LINE:
         raise PromptError(
-            f"The terminal hands over no more than {_MOST_OF_A_LINE:,} bytes of a line, so that this one may be cut. "
+            f"The terminal hands over no more than {MOST_OF_A_LINE:,} bytes of a line, so that this one may be cut. "
             "Put it into a file, and give that instead."
         )
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 from pathlib import Path
 
@@ -146,6 +147,19 @@ def test_what_is_typed_during_an_answer_waits_for_the_prompt(tmp_path: Path) -> 
         assert "kind" not in terminal.wait_for("cut at 64 tokens")
         terminal.wait_for("holds 0 messages")
     assert saved(tmp_path / "chat.json") == [{"role": "system", "content": "Be kind."}]
+
+
+def test_a_paste_during_an_answer_that_the_terminal_cuts_is_dropped_and_named(tmp_path: Path) -> None:
+    with Terminal(*GREEDY, cwd=tmp_path, first=ENDLESS) as terminal:
+        terminal.wait_for_prompt()
+        terminal.type(f"What is 12+30?{ENTER}")
+        terminal.wait_for("42")
+        terminal.type(f"{'Word ' * 2_000}{ENTER}")
+        terminal.process.send_signal(signal.SIGINT)  # the key itself would drop what is waiting
+        terminal.wait_for("is dropped: paste it again")
+        terminal.wait_for_prompt()
+        ask(terminal, "/save chat.json")
+    assert len(saved(tmp_path / "chat.json")) == 2
 
 
 def test_pictures_are_named_as_terminals_hand_them_over(tmp_path: Path) -> None:

@@ -67,6 +67,13 @@ def test_a_terminal_shows_a_call_by_its_name_and_arguments(
     assert output == 'I ask.\n\n\x1b[1mweather \x1b[0m{"city": "Köln"}\n'
 
 
+def test_a_terminal_gets_no_codes_from_a_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert shown(capsys, ["</think>\n\n", "a\x1b[2Jb\x07\x9b1mc\td\r\n"]) == "a[2Jb1mc\td\n\n"
+
+
 def test_an_answer_cut_by_the_limit_says_so_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     printer = AnswerPrinter()
     printer.push(response(AnswerDelta("Once"), "length"))
