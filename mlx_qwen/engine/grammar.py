@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _MISSING = "A schema, regex, grammar or choice of tools needs llguidance. Install it: pip install 'mlx-qwen[grammar]'."
 _making = Lock()
-_tables: "WeakKeyDictionary[Processor, Future[LLTokenizer]]" = WeakKeyDictionary()
+# By the size of the vocabulary too: models may pad one tokenizer differently.
+_tables: "WeakKeyDictionary[Processor, dict[int, Future[LLTokenizer]]]" = WeakKeyDictionary()
 
 
 def check_installed() -> None:
@@ -45,19 +46,21 @@ def begin_tables(processor: Processor, vocab_size: int) -> "Future[LLTokenizer]"
     if not processor.end_token_ids:
         raise PromptError("A grammar needs a token that ends the answer, and this tokenizer has none.")
     with _making:
-        if processor not in _tables:
+        by_size = _tables.setdefault(processor, {})
+        if vocab_size not in by_size:
             made: Future[LLTokenizer] = Future()
             ends = sorted(processor.end_token_ids)
 
             def make(described: str = processor.tokenizer.to_str()) -> None:
                 try:
                     made.set_result(LLTokenizer(described, n_vocab=vocab_size, eos_token=ends))
-                except BaseException as error:
-                    made.set_exception(error)
+                except Exception as error:
+                    wrong = PromptError(f"No grammar can be followed with this tokenizer: {_first_lines(str(error))}")
+                    made.set_exception(wrong)
 
-            _tables[processor] = made
+            by_size[vocab_size] = made
             Thread(target=make, name="mlx-qwen grammar tables", daemon=True).start()
-        return _tables[processor]
+        return by_size[vocab_size]
 
 
 def matcher_of(grammar: str, processor: Processor, vocab_size: int, *, what: str) -> "LLMatcher":
