@@ -5,14 +5,14 @@ import gc
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from time import monotonic, perf_counter
 
 import mlx.core as mx
 
-from mlx_qwen.checkpoint.hub import local_folder
+from mlx_qwen.checkpoint.hub import local_folder, resolve
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import MLXQwenError, PromptError
@@ -38,7 +38,9 @@ class Hosted:
         name: what the list of models calls it.
         source: its folder or repository.
         context: most tokens that it takes; None while that is not known.
+        folder: where its files are; None while that is not known.
         loaded: the model and its processor, while it is loaded.
+        loading: the work that loads it, while that goes on.
         users: requests that hold it.
         used: when it was last asked.
     """
@@ -46,10 +48,11 @@ class Hosted:
     name: str
     source: str | Path
     context: int | None = None
+    folder: Path | None = None
     loaded: Loaded | None = None
+    loading: "asyncio.Task[Loaded] | None" = None
     users: int = 0
     used: float = 0.0
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def names(self) -> set[str]:
@@ -57,9 +60,8 @@ class Hosted:
         return {self.name, str(self.source)}
 
     def nbytes(self) -> int:
-        """Bytes of its files; 0 for a repository that is not downloaded yet."""
-        folder = local_folder(self.source)
-        return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
+        """Bytes of its files, where they are known."""
+        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors")) if self.folder else 0
 
 
 class Models:
@@ -76,6 +78,7 @@ class Models:
         self.hosted = [_hosted(source) for source in sources] or [_hosted(demo_folder(), name=DEMO)]
         self._aliases = [alias.partition("=")[::2] for alias in settings.alias]
         self._budget = settings.memory * 1e9 if settings.memory else 0.75 * _machine_bytes()
+        self._one_at_a_time = asyncio.Lock()
         self._unload_after = settings.unload_after
         self._on_load = loaded
         self._check_names()
@@ -109,10 +112,12 @@ class Models:
         """The loaded model; it stays loaded while this is open. Raises Refusal where it cannot be loaded."""
         hosted.users += 1
         try:
-            async with hosted.lock:
-                if hosted.loaded is None:
-                    hosted.loaded = await self._load(hosted)
-            yield hosted.loaded
+            loaded = hosted.loaded
+            if loaded is None:
+                # Whoever leaves meanwhile, the work is done once.
+                hosted.loading = hosted.loading or asyncio.ensure_future(self._load(hosted))
+                loaded = await asyncio.shield(hosted.loading)
+            yield loaded
         finally:
             hosted.users -= 1
             hosted.used = monotonic()
@@ -134,7 +139,19 @@ class Models:
                     _unload(one)
 
     async def _load(self, hosted: Hosted) -> Loaded:
-        needed = await asyncio.to_thread(hosted.nbytes)
+        try:
+            async with self._one_at_a_time:
+                hosted.loaded = await self._read(hosted)
+                return hosted.loaded
+        except MLXQwenError as error:
+            raise Refusal(503, f"{hosted.name} cannot be loaded: {error}") from error
+        finally:
+            hosted.loading = None
+
+    async def _read(self, hosted: Hosted) -> Loaded:
+        """The model from its files, in a thread; raises Refusal where it is larger than the budget."""
+        hosted.folder = hosted.folder or await asyncio.to_thread(resolve, hosted.source)
+        needed = hosted.nbytes()
         if needed > self._budget:
             raise Refusal(
                 503,
@@ -144,10 +161,7 @@ class Models:
         await self._make_room(needed, hosted)
         began = perf_counter()
         LOG.info("loading %s", hosted.name)
-        try:
-            loaded = await asyncio.to_thread(load, hosted.source)
-        except MLXQwenError as error:
-            raise Refusal(503, f"{hosted.name} cannot be loaded: {error}") from error
+        loaded = await asyncio.to_thread(load, hosted.folder)
         hosted.context = loaded[0].config.text.max_position_embeddings
         self._on_load(loaded[0], self._budget - needed)
         LOG.info("loaded %s in %.1f s", hosted.name, perf_counter() - began)
@@ -183,7 +197,7 @@ def _hosted(source: str | Path, name: str | None = None) -> Hosted:
     if folder is None:
         return Hosted(str(source), source)
     context = ModelConfig.from_directory(folder).text.max_position_embeddings
-    return Hosted(name or folder.resolve().name, folder.resolve(), context)
+    return Hosted(name or folder.resolve().name, folder.resolve(), context, folder.resolve())
 
 
 def _card(name: str, hosted: Hosted) -> ModelCard:

@@ -1,10 +1,11 @@
 """Conversations of the Responses protocol that later requests go on with, in memory and bounded."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 
 from mlx_qwen.json_types import Message
+from mlx_qwen.prompt.media_parts import Media
 from mlx_qwen.server.refusals import Refusal
 
 MOST_RESPONSES = 256
@@ -20,7 +21,7 @@ class Stored:
 
     def put(self, name: str, messages: Sequence[Message]) -> None:
         """Keep a conversation; one that is larger than all that may be held is not kept."""
-        size = sum(len(repr(message)) for message in messages)
+        size = sum(_size(message) for message in messages)
         with self._lock:
             self._held[name] = (tuple(messages), size)
             while len(self._held) > MOST_RESPONSES or sum(one for _, one in self._held.values()) > MOST_CHARACTERS:
@@ -39,3 +40,14 @@ class Stored:
                 )
             self._held.move_to_end(name)
             return self._held[name][0]
+
+
+def _size(value: object) -> int:
+    """About how many characters and bytes a message holds."""
+    if isinstance(value, Media):
+        value = value.source
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list | tuple) else 8
