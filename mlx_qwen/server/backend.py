@@ -80,9 +80,9 @@ class EngineBackend:
             )
         return replace(options, max_tokens=min(options.max_tokens, most - len(inputs.ids)))
 
-    def _loaded(self, model: Model, room: float) -> None:
+    def _loaded(self, model: Model) -> None:
         engine = engine_of(model)
-        engine.limits = replace(engine.limits, most_rows=self._settings.max_batch, state_bytes=max(int(room), 0))
+        engine.limits = replace(engine.limits, most_rows=self._settings.max_batch)
 
 
 class PreparedRequest:

@@ -67,14 +67,12 @@ class Hosted:
 class Models:
     """Keeps as many models loaded as fit.
 
-    `loaded` gets each model that was loaded, and the bytes of the budget that its weights leave.
+    `loaded` gets each model that was loaded.
 
     Raises PromptError for two models of one name, and an alias of none of them; CheckpointError for no such folder.
     """
 
-    def __init__(
-        self, sources: Sequence[str], settings: ServerSettings, *, loaded: Callable[[Model, float], None]
-    ) -> None:
+    def __init__(self, sources: Sequence[str], settings: ServerSettings, *, loaded: Callable[[Model], None]) -> None:
         self.hosted = [_hosted(source) for source in sources] or [_hosted(demo_folder(), name=DEMO)]
         self._aliases = [alias.partition("=")[::2] for alias in settings.alias]
         self._budget = settings.memory * 1e9 if settings.memory else 0.75 * _machine_bytes()
@@ -163,7 +161,7 @@ class Models:
         LOG.info("loading %s", hosted.name)
         loaded = await asyncio.to_thread(load, hosted.folder)
         hosted.context = loaded[0].config.text.max_position_embeddings
-        self._on_load(loaded[0], self._budget - needed)
+        self._on_load(loaded[0])
         LOG.info("loaded %s in %.1f s", hosted.name, perf_counter() - began)
         return loaded
 
