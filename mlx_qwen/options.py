@@ -26,7 +26,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 # Each says by itself what the answer is.
 _HOLDING = ("schema", "response_format", "regex", "grammar")
 # What a sampler of the caller's own does in their place.
-_DRAWING = ("temperature", "top_p", "top_k", "min_p", "seed")
+_DRAWING = ("temperature", "top_p", "top_k", "min_p", "xtc_probability", "xtc_threshold", "seed")
 
 
 def _none_empty(texts: str | Sequence[str]) -> bool:
@@ -41,6 +41,10 @@ def _is_response_format(wanted: Mapping[str, object]) -> bool:
     described = wanted.get("json_schema", wanted)
     has_schema = isinstance(described, Mapping) and isinstance(described.get("schema"), Mapping)
     return wanted.get("type") in ("text", "json_object") or (wanted.get("type") == "json_schema" and has_schema)
+
+
+def _are_biases(biases: Mapping[int, float]) -> bool:
+    return all(token >= 0 and abs(bias) <= 100 for token, bias in biases.items())
 
 
 def _is_depth(depth: str | int | bool) -> bool:
@@ -76,8 +80,8 @@ class GenerationOptions(MediaLimits):
     )
     temperature: float | None = option(
         None,
-        help="0 takes the likeliest token. Sampling options that are left out take Qwen's recommendation for the "
-        "model's size and mode, or greedy decoding where generation_config.json says `do_sample: false`.",
+        help="0 takes the likeliest token. Sampling options that are left out are those of the checkpoint's "
+        "generation_config.json, or where it states none, as Qwen recommends for the model's size and mode.",
         least=0,
         flag=("--temp", "--temperature"),
     )
@@ -105,11 +109,40 @@ class GenerationOptions(MediaLimits):
         most=2,
         flag="--presence-penalty",
     )
+    frequency_penalty: float | None = option(
+        None,
+        help="subtracted from a token's logit as often as the answer has it.",
+        least=-2,
+        most=2,
+        flag="--frequency-penalty",
+    )
     repetition_penalty: float | None = option(
         None,
         help="divides positive logits of tokens in cache, prompt and answer, and multiplies negative ones; 1 is off.",
         above=0,
         flag="--repetition-penalty",
+    )
+    logit_bias: Mapping[int, float] | None = option(
+        None,
+        help="added to the logits of tokens, by their ids; -100 bans a token.",
+        expected="a dictionary of token ids and numbers from -100 to 100, like {1234: -100}",
+        check=_are_biases,
+        flag="--logit-bias",
+        metavar="JSON",
+    )
+    xtc_probability: float | None = option(
+        None,
+        help="how often the likely tokens but the least likely of them are left out; 0 for never.",
+        least=0,
+        most=1,
+        flag="--xtc-probability",
+    )
+    xtc_threshold: float | None = option(
+        None,
+        help="from which probability on a token is a likely one for it, by default 0.1.",
+        least=0,
+        most=0.5,
+        flag="--xtc-threshold",
     )
     seed: int | None = option(
         None, help="makes sampling repeatable; without it, one is drawn from `mx.random`.", least=0, flag="--seed"
@@ -347,7 +380,11 @@ class OptionKeywords(SettingKeywords, total=False):
     top_k: int | None
     min_p: float | None
     presence_penalty: float | None
+    frequency_penalty: float | None
     repetition_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    xtc_probability: float | None
+    xtc_threshold: float | None
     seed: int | None
     tools: Tools | None
     tool_choice: str | Mapping[str, object] | None

@@ -1,16 +1,19 @@
-"""The sampling that Qwen recommends for each size and mode (model cards of Qwen3.5)."""
+"""How tokens are drawn, and what a checkpoint or Qwen recommends (generation_config.json, model cards)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from mlx_qwen.config import TextConfig, is_small
+from mlx_qwen.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
     """How the next token is drawn. Temperature 0 takes the likeliest; top_k 0, top_p 1 and min_p 0 cut nothing.
 
-    presence_penalty is subtracted from the logits of tokens already in the answer (0: none); repetition_penalty
-    divides positive and multiplies negative logits of tokens in the prompt or the answer (1: none).
+    presence_penalty is subtracted from the logits of tokens already in the answer (0: none), frequency_penalty as often
+    as they are there; repetition_penalty divides positive and multiplies negative logits of tokens in the prompt or the
+    answer (1: none). With xtc_probability (0: never) all tokens above xtc_threshold but the least likely are left out.
     """
 
     temperature: float
@@ -19,18 +22,75 @@ class SamplingParameters:
     min_p: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
 
 
 GREEDY = SamplingParameters(temperature=0.0)
 
-_SMALL_THINKING = SamplingParameters(temperature=1.0, top_p=0.95, top_k=20, presence_penalty=1.5)
-_SMALL_DIRECT = SamplingParameters(temperature=1.0, top_p=1.0, top_k=20, presence_penalty=2.0)
+# What transformers draws by where a checkpoint says less.
+_PLAIN = SamplingParameters(temperature=1.0)
+_STATED = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+
+# The sizes that Qwen3.6 and Qwen3.8 come in.
+_WIDTH_OF_27B, _WIDTH_OF_35B = 5120, 2048
+
+_SMALL_DIRECT = SamplingParameters(temperature=1.0, top_k=20, presence_penalty=2.0)
+_SMALL_SEEING = SamplingParameters(temperature=0.6, top_p=0.95, top_k=20)
 _THINKING = SamplingParameters(temperature=1.0, top_p=0.95, top_k=20, presence_penalty=1.5)
 _DIRECT = SamplingParameters(temperature=0.7, top_p=0.8, top_k=20, presence_penalty=1.5)
+_NEXT_THINKING = SamplingParameters(temperature=0.6, top_p=0.95, top_k=20)
+_NEXT_DIRECT = SamplingParameters(temperature=0.7, top_p=0.8, top_k=20)
+_CODER = SamplingParameters(temperature=1.0, top_p=0.95, top_k=40)
 
 
-def recommended_sampling(text: TextConfig, *, thinking: bool) -> SamplingParameters:
-    """Qwen's values for a model of this size, for an answer that begins with or without reasoning."""
+def stated_sampling(config: Mapping[str, object]) -> SamplingParameters | None:
+    """What a checkpoint's generation_config.json asks for as a whole; None where it says nothing about sampling.
+
+    Raises CheckpointError for numbers that no sampling has.
+    """
+    stated = {name: config[name] for name in _STATED if config.get(name) is not None}
+    if config.get("do_sample") is False or stated.get("temperature") == 0:
+        return GREEDY
+    for name, value in stated.items():
+        least, most = _BOUNDS.get(name, (0, 100))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise CheckpointError(
+                f"generation_config.json says {name} is {value!r:.60}; expected a number from {least} to {most}. Mend "
+                "or delete that line."
+            )
+    stated = {**stated, "top_k": int(stated.get("top_k", 0))}  # type: ignore[call-overload]
+    return replace(_PLAIN, **stated) if len(stated) > 1 or stated["top_k"] else None  # type: ignore[arg-type]
+
+
+def recommended_sampling(
+    text: TextConfig, *, thinking: bool, pictures: bool = False, is_next: bool = False, template: str = ""
+) -> SamplingParameters:
+    """Qwen's values for a model of this size and version, with or without reasoning, about pictures or not.
+
+    `is_next`: whether it is a Qwen3-Next. Other versions share their architecture, so that the chat `template` tells
+    them apart: Qwen3.6 and later preserve thinking where they are asked to, and Coder models write calls in XML.
+    """
+    if is_next:
+        if "<function=" in template:
+            return _CODER
+        return _NEXT_THINKING if thinking else _NEXT_DIRECT
     if is_small(text):
-        return _SMALL_THINKING if thinking else _SMALL_DIRECT
+        if pictures:
+            return _SMALL_SEEING if thinking else _DIRECT
+        return _THINKING if thinking else _SMALL_DIRECT
+    later = text.hidden_size == _WIDTH_OF_35B if text.moe else text.hidden_size == _WIDTH_OF_27B
+    if thinking and later and "preserve_thinking" in template:
+        return replace(_THINKING, presence_penalty=0.0)
     return _THINKING if thinking else _DIRECT
+
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "top_p": (1e-6, 1),
+    "min_p": (0, 1),
+    "top_k": (0, 10**6),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "repetition_penalty": (0.01, 100),
+}

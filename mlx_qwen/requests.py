@@ -33,7 +33,7 @@ from mlx_qwen.options import EngineSettings, GenerationOptions, Progress
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import Prompt, PromptInputs, check_fits, prompt_inputs, room_for_answer
 from mlx_qwen.prompt.placed import Placed, feature_count
-from mlx_qwen.recommended import GREEDY, SamplingParameters, recommended_sampling
+from mlx_qwen.recommended import GREEDY, SamplingParameters, recommended_sampling, stated_sampling
 from mlx_qwen.status_line import StatusLine
 
 
@@ -76,12 +76,14 @@ def prepare_request(
     kv_packing(text, settings.kv_bits)
     inside = processor.opens_thinking(ids)
     sampler = TokenSampler(
-        sampling_parameters(model, processor, options, thinking=inside),
+        sampling_parameters(model, processor, options, thinking=inside, pictures=bool(inputs.media)),
         prompt=mx.array([*seen, *ids]),
         vocab_size=text.vocab_size,
         seed=None if options.seed is None else options.seed + index,
         sampler=options.sampler,
         logits_processors=options.logits_processors or (),
+        logit_bias=options.logit_bias,
+        spared_by_xtc=[*processor.encode("\n"), *processor.end_token_ids],
     )
     max_tokens = room_for_answer(ids, text, options.max_tokens, cached=cached)
     constraint = constraint_of(options, processor, text.vocab_size, inside=inside)
@@ -121,11 +123,20 @@ def prepare_request(
 
 
 def sampling_parameters(
-    model: Model, processor: Processor, options: GenerationOptions, *, thinking: bool
+    model: Model, processor: Processor, options: GenerationOptions, *, thinking: bool, pictures: bool = False
 ) -> SamplingParameters:
-    """The caller's choices, completed by Qwen's for the size and mode; greedy where the checkpoint asks for it."""
-    greedy = processor.generation_config.get("do_sample") is False and options.temperature is None
-    return options.sampling(GREEDY if greedy else recommended_sampling(model.config.text, thinking=thinking))
+    """The caller's choices, completed by the checkpoint's generation_config.json, or else as Qwen recommends."""
+    stated = stated_sampling(processor.generation_config)
+    if stated is None or (stated == GREEDY and options.temperature is not None):
+        config = model.config
+        stated = recommended_sampling(
+            config.text,
+            thinking=thinking,
+            pictures=pictures,
+            is_next=config.is_next,
+            template=processor.chat_template or "",
+        )
+    return options.sampling(stated)
 
 
 def stream_answer(

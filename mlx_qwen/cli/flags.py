@@ -1,5 +1,6 @@
 """Flags of the command line, made from options that are declared once."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
@@ -44,9 +45,32 @@ def _settings(field: Field[Any], declaration: Declaration) -> dict[str, Any]:
     if lists:
         kind = _click_type(_parts(get_args(lists[0])[0]))
         return {**texts, "help": f"{help_} May be repeated.", "multiple": True, "type": kind}
+    dictionaries = [one for one in kinds if isinstance(origin := get_origin(one), type) and issubclass(origin, Mapping)]
+    if dictionaries:
+        return {**texts, "default": default, "type": JsonObject(get_args(dictionaries[0])[0])}
     if kinds == [bool]:
         return {**texts, "default": default, "is_flag": True}
     return {**texts, "default": default, "type": _click_type(kinds), "show_default": default is not None}
+
+
+class JsonObject(click.ParamType[Any]):
+    """A JSON object; its keys are texts, or whole numbers where `keys` is int."""
+
+    name = "json"
+
+    def __init__(self, keys: object) -> None:
+        self._keys: type[int] | type[str] = int if keys is int else str
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> dict[Any, Any]:
+        """The object as a dictionary."""
+        if isinstance(value, dict):
+            return value
+        try:
+            read = json.loads(str(value))
+            return {self._keys(key): item for key, item in read.items()}
+        except (ValueError, AttributeError, RecursionError):
+            example = '{"1234": -100}' if self._keys is int else '{"name": "value"}'
+            self.fail(f"{value!r:.60} is no JSON object; expected one like '{example}'.", param, ctx)
 
 
 def _parts(annotation: object) -> Sequence[object]:

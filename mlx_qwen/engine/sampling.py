@@ -1,10 +1,10 @@
 """Draws one token from logits.
 
-Repetition penalty, presence penalty, temperature, then top-k, top-p and min-p on the tempered distribution: the order
-of transformers' processors, which have no presence penalty.
+Bias, repetition, presence and frequency penalty, temperature, then top-k, top-p and min-p on the tempered distribution:
+the order of transformers' processors, which have no such penalties. XTC comes last, as mlx-lm's `apply_xtc` defines it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -47,12 +47,14 @@ class History(NamedTuple):
     Attributes:
         written: how many tokens the answer has.
         present: fp32 [1, V], the presence penalty of each token; None without one.
+        counts: fp32 [1, V], how often the answer has each token; None without a frequency penalty.
         repeated: bool [1, V], the tokens of prompt and answer; None without a repetition penalty.
         tokens: prompt and answer [n]; None where no processor reads them.
     """
 
     written: int
     present: mx.array | None
+    counts: mx.array | None
     repeated: mx.array | None
     tokens: mx.array | None
 
@@ -75,6 +77,8 @@ class TokenSampler:
         seed: int | None = None,
         sampler: Sampler | None = None,
         logits_processors: Sequence[LogitsProcessor] = (),
+        logit_bias: Mapping[int, float] | None = None,
+        spared_by_xtc: Sequence[int] = (),
     ) -> None:
         self.parameters = parameters
         self.vocab_size = vocab_size
@@ -85,6 +89,12 @@ class TokenSampler:
         self.is_repeatable = not draws or seed is not None
         self._seed = _fresh_seed() if draws and seed is None else seed or 0
         self._penalty = mx.array([[parameters.presence_penalty]], mx.float32)
+        self._bias = None if not logit_bias else _dense_bias(logit_bias, vocab_size)
+        self._spared = None
+        if parameters.xtc_probability > 0:
+            spared = np.zeros((1, vocab_size), np.bool_)
+            spared[0, [token for token in spared_by_xtc if token < vocab_size]] = True
+            self._spared = mx.array(spared)
 
     @property
     def is_foreign(self) -> bool:
@@ -98,16 +108,21 @@ class TokenSampler:
             repeated = mx.zeros((1, self.vocab_size), mx.bool_)
             repeated[0, self.prompt] = True
         present = mx.zeros((1, self.vocab_size)) if self.parameters.presence_penalty else None
-        return History(0, present, repeated, self.prompt if self._processors else None)
+        counts = mx.zeros((1, self.vocab_size)) if self.parameters.frequency_penalty else None
+        return History(0, present, counts, repeated, self.prompt if self._processors else None)
 
     def saw(self, history: History, token: mx.array) -> History:
         """The history with one token [1] more."""
-        written, present, repeated, tokens = history
+        written, present, counts, repeated, tokens = history
         if present is not None:
             present = mx.put_along_axis(present, token[:, None], self._penalty, axis=-1)
+        if counts is not None:
+            seen = mx.take_along_axis(counts, token[:, None], axis=-1)
+            counts = mx.put_along_axis(counts, token[:, None], seen + 1, axis=-1)
         if repeated is not None:
             repeated = mx.put_along_axis(repeated, token[:, None], mx.array([[True]]), axis=-1)
-        return History(written + 1, present, repeated, None if tokens is None else mx.concatenate([tokens, token]))
+        tokens = None if tokens is None else mx.concatenate([tokens, token])
+        return History(written + 1, present, counts, repeated, tokens)
 
     def choose(self, logits: mx.array, history: History, allowed: mx.array | None = None) -> Choice:
         """The next token for `logits` [1, V]; where `allowed` bool [1, V] is given, one of those.
@@ -133,12 +148,24 @@ class TokenSampler:
         """The token [1] that the answer's own noise picks from penalized `scores` fp32 [1, V]."""
         if self.parameters.temperature == 0:
             return mx.argmax(scores, axis=-1)
-        candidates = truncated(scores, self.parameters)
+        candidates = self._without_top_choices(truncated(scores, self.parameters), history)
         noise = mx.random.gumbel(scores.shape, key=_key(self._seed, history.written))
         if candidates.tokens is None:
             return mx.argmax(candidates.scores + noise, axis=-1)
         best = mx.argmax(candidates.scores + mx.take_along_axis(noise, candidates.tokens, axis=-1), axis=-1)
         return mx.take_along_axis(candidates.tokens, best[:, None], axis=-1)[:, 0]
+
+    def _without_top_choices(self, candidates: Candidates, history: History) -> Candidates:
+        """XTC: now and then without all tokens above a probability but the least likely of them."""
+        if self._spared is None:
+            return candidates
+        scores, tokens = candidates
+        probabilities = mx.softmax(scores * self.parameters.temperature, axis=-1)
+        likely = mx.where(probabilities > self.parameters.xtc_threshold, probabilities, mx.inf)
+        excluded = probabilities > likely.min(axis=-1, keepdims=True)
+        spared = self._spared if tokens is None else mx.take_along_axis(self._spared, tokens, axis=-1)
+        happens = mx.random.uniform(key=_key(self._seed, f"xtc {history.written}")) <= self.parameters.xtc_probability
+        return Candidates(mx.where(excluded & ~spared & happens, -mx.inf, scores), tokens)
 
     def draft(self, logits: mx.array, history: History) -> mx.array:
         """A guess [1] at the token that `choose` will take, from a draft's logits [1, V], shaped as the model's are."""
@@ -146,9 +173,13 @@ class TokenSampler:
         return mx.argmax(scores, axis=-1) if self.is_foreign else self.likely(scores, history)
 
     def _penalized(self, scores: mx.array, history: History) -> mx.array:
+        if self._bias is not None:
+            scores = scores + self._bias
         if history.repeated is not None:
             penalty = self.parameters.repetition_penalty
             scores = mx.where(history.repeated, mx.where(scores > 0, scores / penalty, scores * penalty), scores)
+        if history.counts is not None:
+            scores = scores - self.parameters.frequency_penalty * history.counts
         return scores if history.present is None else scores - history.present
 
     def _checked(self, token: mx.array) -> mx.array:
@@ -161,7 +192,16 @@ class TokenSampler:
         return token.astype(mx.uint32).reshape(1)
 
 
-def _key(seed: int, index: int) -> mx.array:
+def _dense_bias(biases: Mapping[int, float], vocab_size: int) -> mx.array:
+    dense = np.zeros((1, vocab_size), np.float32)
+    for token, bias in biases.items():
+        if token >= vocab_size:
+            raise PromptError(f"logit_bias names token {token}; this vocabulary ends with {vocab_size - 1}.")
+        dense[0, token] = bias
+    return mx.array(dense)
+
+
+def _key(seed: int, index: int | str) -> mx.array:
     """Random bits for token `index` of an answer."""
     digest = blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
     return mx.array([int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big")], mx.uint32)

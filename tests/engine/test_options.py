@@ -9,7 +9,7 @@ import pytest
 
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.conversation import Conversation
-from mlx_qwen.errors import PromptError
+from mlx_qwen.errors import CheckpointError, PromptError
 from mlx_qwen.generation import batch_generate, generate, stream_generate
 from mlx_qwen.loading import load, load_model
 from mlx_qwen.options import EngineSettings, GenerationOptions
@@ -40,6 +40,13 @@ UNUSABLE: list[tuple[str, object]] = [
     ("min_p", False),
     ("presence_penalty", 3.0),
     ("presence_penalty", "high"),
+    ("frequency_penalty", -2.5),
+    ("logit_bias", {5: 101}),
+    ("logit_bias", {-1: 1}),
+    ("logit_bias", {"a": 1}),
+    ("logit_bias", [5]),
+    ("xtc_probability", 1.5),
+    ("xtc_threshold", 0.6),
     ("repetition_penalty", 0.0),
     ("repetition_penalty", float("inf")),
     ("thinking_budget", -1),
@@ -181,3 +188,72 @@ def test_a_checkpoint_that_asks_for_greedy_decoding_gets_it_unless_a_temperature
         for options in (GenerationOptions(), GenerationOptions(temperature=1.0))
     ]
     assert chosen == [GREEDY, THINKING]
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}, SamplingParameters(0.6, 0.95, 20)),
+        ({"temperature": 0.5}, SamplingParameters(0.5)),
+        ({"do_sample": True, "temperature": 0}, GREEDY),
+        ({"temperature": 0.0, "presence_penalty": 1.5}, GREEDY),
+        (
+            {"do_sample": True, "repetition_penalty": 1.05, "top_k": None},
+            SamplingParameters(1.0, repetition_penalty=1.05),
+        ),
+        ({"do_sample": True, "eos_token_id": [1]}, THINKING),
+        ({}, THINKING),
+    ],
+)
+def test_what_the_checkpoint_states_comes_before_the_recommendation(
+    loaded: Loaded, stated: dict[str, object], expected: SamplingParameters
+) -> None:
+    processor = make_processor(generation_config=stated)
+    assert sampling_parameters(loaded.model, processor, GenerationOptions(), thinking=True) == expected
+    warmer = GenerationOptions(temperature=0.9)
+    assert sampling_parameters(loaded.model, processor, warmer, thinking=True).temperature == 0.9
+
+
+@pytest.mark.parametrize(
+    "stated", [{"temperature": "hot"}, {"top_p": 2}, {"top_k": True}, {"min_p": float("nan")}, {"top_p": [0.5]}]
+)
+def test_a_checkpoint_that_states_no_numbers_is_named_by_its_file(loaded: Loaded, stated: dict[str, object]) -> None:
+    processor = make_processor(generation_config={"do_sample": True, **stated})
+    with pytest.raises(CheckpointError, match=f"generation_config.json says {next(iter(stated))} is"):
+        sampling_parameters(loaded.model, processor, GenerationOptions(), thinking=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "choices", "row"),
+    [
+        ("0.8B,2B", {"thinking": False}, "non_thinking_text"),
+        ("0.8B,2B", {"thinking": True}, "thinking_text"),
+        ("0.8B,2B", {"thinking": False, "pictures": True}, "non_thinking_vl"),
+        ("0.8B,2B", {"thinking": True, "pictures": True}, "thinking_vl_or_coding"),
+        ("4B,9B", {"thinking": True, "pictures": True}, "thinking_general"),
+        ("4B,9B", {"thinking": False, "pictures": True}, "non_thinking_general"),
+    ],
+)
+def test_every_row_of_the_model_cards_has_its_values(size: str, choices: dict[str, bool], row: str) -> None:
+    rows = {
+        "non_thinking_text": (1.0, 1.0, 20, 2.0),
+        "thinking_text": (1.0, 0.95, 20, 1.5),
+        "non_thinking_vl": (0.7, 0.8, 20, 1.5),
+        "thinking_vl_or_coding": (0.6, 0.95, 20, 0.0),
+        "thinking_general": (1.0, 0.95, 20, 1.5),
+        "non_thinking_general": (0.7, 0.8, 20, 1.5),
+    }
+    changes = {"hidden_size": 1024, "num_hidden_layers": 24} if "0.8B" in size else {"hidden_size": 2560}
+    text = ModelConfig.from_dict(text_config(**changes)).text
+    found = recommended_sampling(text, **choices)
+    assert (found.temperature, found.top_p, found.top_k, found.presence_penalty) == rows[row]
+
+
+def test_versions_that_share_an_architecture_are_told_apart_by_their_template() -> None:
+    large = ModelConfig.from_dict(text_config(hidden_size=5120, num_hidden_layers=64)).text
+    later = recommended_sampling(large, thinking=True, template="{% if preserve_thinking %}")
+    assert (later.presence_penalty, later.temperature) == (0, 1.0)
+    assert recommended_sampling(large, thinking=False, is_next=True) == SamplingParameters(0.7, 0.8, 20)
+    assert recommended_sampling(large, thinking=True, is_next=True) == SamplingParameters(0.6, 0.95, 20)
+    coder = recommended_sampling(large, thinking=False, is_next=True, template="<function=")
+    assert coder == SamplingParameters(1.0, 0.95, 40)
