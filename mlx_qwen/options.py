@@ -147,6 +147,13 @@ class GenerationOptions(MediaLimits):
     seed: int | None = option(
         None, help="makes sampling repeatable; without it, one is drawn from `mx.random`.", least=0, flag="--seed"
     )
+    logprobs: int | None = option(
+        None,
+        help="how many of the likeliest tokens each response names in `top_logprobs`, beside its own in `own_logprob`; "
+        "0 for its own alone.",
+        least=0,
+        most=20,
+    )
     tools: Tools | None = option(
         None,
         help="functions that the model may call, as JSON descriptions; used with chat messages.",

@@ -22,6 +22,7 @@ from mlx_qwen.engine.sampling import TokenSampler
 from mlx_qwen.engine.sequence import Emission, Medium
 from mlx_qwen.engine.sequence import Sequence as Answering
 from mlx_qwen.engine.thinking import Thinking
+from mlx_qwen.engine.token_names import TokenNames
 from mlx_qwen.engine.transcript import Answer
 from mlx_qwen.errors import PromptError
 from mlx_qwen.forked import note_computing
@@ -47,10 +48,11 @@ class _Kept(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An answer that is asked for: its sequence, and the text that is made of its tokens."""
+    """An answer that is asked for: its sequence, the text made of its tokens, and their names where asked for."""
 
     sequence: Answering
     answer: Answer
+    named: TokenNames | None = None
 
 
 def prepare_request(
@@ -83,6 +85,7 @@ def prepare_request(
         sampler=options.sampler,
         logits_processors=options.logits_processors or (),
         logit_bias=options.logit_bias,
+        top_logprobs=options.logprobs or 0,
         spared_by_xtc=[*processor.encode("\n"), *processor.end_token_ids],
     )
     max_tokens = room_for_answer(ids, text, options.max_tokens, cached=cached)
@@ -119,7 +122,8 @@ def prepare_request(
         kv_bits=settings.kv_bits,
         progress=progress_callback(settings.progress),
     )
-    return Request(sequence, answer)
+    named = None if options.logprobs is None else TokenNames(processor.tokenizer)
+    return Request(sequence, answer, named)
 
 
 def sampling_parameters(
@@ -287,6 +291,8 @@ def _response(request: Request, emission: Emission, clock: Clock, *, text: str |
         finish_reason=emission.finish_reason,
         cached_tokens=sequence.cached,
         delta=delta,
+        own_logprob=request.named and request.named.own(emission.token, choice),
+        top_logprobs=request.named.top(choice) if request.named else (),
         answer=request.answer.parsed if emission.finish_reason else None,
         drafting=drafting_of(sequence, emission.number) if emission.finish_reason else None,
         reasoning_tokens=emission.reasoning_tokens,

@@ -23,6 +23,19 @@ class Drafting:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and its natural log-probability after penalties and before temperature.
+
+    `data` are its bytes, `text` the same as text: a byte that alone is no character stands there as U+FFFD.
+    """
+
+    token: int
+    text: str
+    data: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationResponse:
     """One token of an answer, with mlx-lm's field names.
 
@@ -41,6 +54,8 @@ class GenerationResponse:
         cached_tokens: tokens that the cache held before the prompt.
         delta: what the token added to the answer: `content`, `reasoning` and `tool_calls`, each without the tags around
             it. A call's name comes as soon as it stands, its arguments in pieces of JSON text.
+        own_logprob: the token with its log-probability, where the option `logprobs` asks for it.
+        top_logprobs: the likeliest tokens in its place, likeliest first, as many as `logprobs` says.
         answer: on the last response: the whole answer, which is the deltas summed.
         drafting: on the last response: how well tokens were guessed ahead; None where none were.
         reasoning_tokens: how many of the `generation_tokens` the model spent inside its think block, tags not counted.
@@ -62,6 +77,8 @@ class GenerationResponse:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     delta: AnswerDelta = field(default_factory=AnswerDelta)
+    own_logprob: TokenLogprob | None = None
+    top_logprobs: tuple[TokenLogprob, ...] = ()
     answer: ParsedAnswer | None = None
     drafting: Drafting | None = None
     reasoning_tokens: int = 0

@@ -46,7 +46,7 @@ def _settings(field: Field[Any], declaration: Declaration) -> dict[str, Any]:
         kind = _click_type(_parts(get_args(lists[0])[0]))
         return {**texts, "help": f"{help_} May be repeated.", "multiple": True, "type": kind}
     dictionaries = [one for one in kinds if isinstance(origin := get_origin(one), type) and issubclass(origin, Mapping)]
-    if dictionaries:
+    if dictionaries and dictionaries == kinds:
         return {**texts, "default": default, "type": JsonObject(get_args(dictionaries[0])[0])}
     if kinds == [bool]:
         return {**texts, "default": default, "is_flag": True}

@@ -17,12 +17,16 @@ from mlx_qwen.recommended import SamplingParameters
 
 
 class Choice(NamedTuple):
-    """A token [1], its log-probability [1], and those of all tokens: `scores` [1, V] less `total` [1, 1]; fp32."""
+    """A token [1], its log-probability [1], and those of all tokens: `scores` [1, V] less `total` [1, 1]; fp32.
+
+    `top`: the likeliest tokens [1, K] and their log-probabilities [1, K], likeliest first, where they were asked for.
+    """
 
     token: mx.array
     logprob: mx.array
     scores: mx.array
     total: mx.array
+    top: tuple[mx.array, ...] = ()
 
     @property
     def logprobs(self) -> mx.array:
@@ -79,9 +83,11 @@ class TokenSampler:
         logits_processors: Sequence[LogitsProcessor] = (),
         logit_bias: Mapping[int, float] | None = None,
         spared_by_xtc: Sequence[int] = (),
+        top_logprobs: int = 0,
     ) -> None:
         self.parameters = parameters
         self.vocab_size = vocab_size
+        self._top = min(top_logprobs, vocab_size)
         self._sampler = sampler
         self._processors = tuple(logits_processors)
         self.prompt = prompt
@@ -142,7 +148,7 @@ class TokenSampler:
         else:
             token = self.likely(scores, history)
         logprob = mx.take_along_axis(scores, token[:, None], axis=-1) - total
-        return Choice(token, logprob[0], scores, total)
+        return Choice(token, logprob[0], scores, total, self._likeliest(scores, total))
 
     def likely(self, scores: mx.array, history: History) -> mx.array:
         """The token [1] that the answer's own noise picks from penalized `scores` fp32 [1, V]."""
@@ -154,6 +160,12 @@ class TokenSampler:
             return mx.argmax(candidates.scores + noise, axis=-1)
         best = mx.argmax(candidates.scores + mx.take_along_axis(noise, candidates.tokens, axis=-1), axis=-1)
         return mx.take_along_axis(candidates.tokens, best[:, None], axis=-1)[:, 0]
+
+    def _likeliest(self, scores: mx.array, total: mx.array) -> tuple[mx.array, ...]:
+        if not self._top:
+            return ()
+        tokens = _ranked(scores, self._top)
+        return tokens, mx.take_along_axis(scores, tokens, axis=-1) - total
 
     def _without_top_choices(self, candidates: Candidates, history: History) -> Candidates:
         """XTC: now and then without all tokens above a probability but the least likely of them."""

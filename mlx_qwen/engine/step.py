@@ -196,7 +196,7 @@ def _pending(row: Sequence) -> Choice:
 
 
 def _arrays(choice: Choice | mx.array) -> list[mx.array]:
-    return [choice] if isinstance(choice, mx.array) else [choice.token, choice.logprob]
+    return [choice] if isinstance(choice, mx.array) else [choice.token, choice.logprob, *choice.top]
 
 
 def _start(choices: Listed[Choice]) -> None:

@@ -46,6 +46,8 @@ UNUSABLE: list[tuple[str, object]] = [
     ("logit_bias", {"a": 1}),
     ("logit_bias", [5]),
     ("xtc_probability", 1.5),
+    ("logprobs", 21),
+    ("logprobs", True),
     ("xtc_threshold", 0.6),
     ("repetition_penalty", 0.0),
     ("repetition_penalty", float("inf")),
