@@ -23,6 +23,10 @@ Sampler: TypeAlias = Callable[["mx.array"], "mx.array"]
 LogitsProcessor: TypeAlias = Callable[["mx.array", "mx.array"], "mx.array"]
 Progress: TypeAlias = Callable[[int, int], None]
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+# Most tokens of reasoning at an effort that is bounded.
+EFFORT_BUDGETS = {"none": 0, "minimal": 512, "low": 2048, "medium": 8192, "high": 24576}
+
 # Each says by itself what the answer is.
 _HOLDING = ("schema", "response_format", "regex", "grammar")
 # What a sampler of the caller's own does in their place.
@@ -45,6 +49,10 @@ def _is_response_format(wanted: Mapping[str, object]) -> bool:
 
 def _are_biases(biases: Mapping[int, float]) -> bool:
     return all(token >= 0 and abs(bias) <= 100 for token, bias in biases.items())
+
+
+def _are_variables(variables: Mapping[str, object]) -> bool:
+    return not {"messages", "tools", "add_generation_prompt"} & set(variables)
 
 
 def _is_depth(depth: str | int | bool) -> bool:
@@ -217,8 +225,28 @@ class GenerationOptions(MediaLimits):
         help="whether reasoning that repeats itself word for word, for hundreds of tokens, is closed.",
         flag="--close-loops/--keep-loops",
     )
+    reasoning_effort: Effort | None = option(
+        None,
+        help="how much to reason, in the chat template's own words where it has some; else `none` answers at once, "
+        "minimal, low, medium and high bound the reasoning to 512, 2,048, 8,192 and 24,576 tokens and to half of "
+        "max_tokens, and with xhigh and max it is free.",
+        flag="--reasoning-effort",
+    )
     preserve_thinking: bool | None = option(
-        None, help="whether earlier turns keep their reasoning, for templates that know the choice."
+        None,
+        help="whether earlier turns keep their reasoning, for templates that know the choice.",
+        flag="--preserve-thinking/--drop-thinking",
+    )
+    chat_template_kwargs: Mapping[str, object] | None = option(
+        None,
+        help="variables for the chat template, before those that other options set.",
+        expected="a dictionary of the template's variables, without messages, tools and add_generation_prompt",
+        check=_are_variables,
+        flag="--chat-template-config",
+        metavar="JSON",
+    )
+    continue_final_message: bool = option(
+        False, help="whether the answer goes on with the last chat message rather than begins one."
     )
     stop: str | Sequence[str] | None = option(
         None,
@@ -227,7 +255,9 @@ class GenerationOptions(MediaLimits):
         check=_none_empty,
         flag="--stop",
     )
-    stop_in_reasoning: bool = option(False, help="whether `stop` is looked for inside the reasoning too.")
+    stop_in_reasoning: bool = option(
+        False, help="whether `stop` is looked for inside the reasoning too.", flag="--stop-in-reasoning"
+    )
     sampler: Sampler | None = option(
         None, help="draws the token instead: log-probabilities fp32 [1, V] to a token [1]."
     )
@@ -403,7 +433,10 @@ class OptionKeywords(SettingKeywords, total=False):
     enable_thinking: bool | None
     thinking_budget: int | None
     close_loops: bool
+    reasoning_effort: Effort | None
     preserve_thinking: bool | None
+    chat_template_kwargs: Mapping[str, object] | None
+    continue_final_message: bool
     stop: str | Sequence[str] | None
     stop_in_reasoning: bool
     sampler: Sampler | None

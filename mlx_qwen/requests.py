@@ -32,6 +32,7 @@ from mlx_qwen.model.multimodal import Pixels
 from mlx_qwen.model.qwen import NO_VISION
 from mlx_qwen.options import EngineSettings, GenerationOptions, Progress
 from mlx_qwen.prompt import Processor
+from mlx_qwen.prompt.effort import thinking_budget
 from mlx_qwen.prompt.inputs import Prompt, PromptInputs, check_fits, prompt_inputs, room_for_answer
 from mlx_qwen.prompt.placed import Placed, feature_count
 from mlx_qwen.recommended import GREEDY, SamplingParameters, recommended_sampling, stated_sampling
@@ -90,7 +91,7 @@ def prepare_request(
     )
     max_tokens = room_for_answer(ids, text, options.max_tokens, cached=cached)
     constraint = constraint_of(options, processor, text.vocab_size, inside=inside)
-    most_thinking = options.thinking_budget
+    most_thinking = thinking_budget(processor, options, max_tokens=max_tokens)
     if constraint.whole and inside and most_thinking is None:
         most_thinking = max_tokens // 2
     thinking = Thinking.of(processor, most_thinking, inside=inside, loops=options.close_loops)
@@ -291,7 +292,7 @@ def _response(request: Request, emission: Emission, clock: Clock, *, text: str |
         finish_reason=emission.finish_reason,
         cached_tokens=sequence.cached,
         delta=delta,
-        own_logprob=request.named and request.named.own(emission.token, choice),
+        own_logprob=request.named.own(emission.token, choice) if request.named else None,
         top_logprobs=request.named.top(choice) if request.named else (),
         answer=request.answer.parsed if emission.finish_reason else None,
         drafting=drafting_of(sequence, emission.number) if emission.finish_reason else None,

@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from mlx_qwen.answer.response import TokenLogprob
@@ -17,14 +18,14 @@ class TokenNames:
 
     def own(self, token: int, choice: Choice) -> TokenLogprob:
         """The token that was chosen, or that a rule put in its place."""
-        return self._named(token, float(choice.logprob.item()))
+        return self._named(token, float(np.array(choice.logprob).item()))
 
     def top(self, choice: Choice) -> tuple[TokenLogprob, ...]:
         """The likeliest tokens in its place, likeliest first; as many as the sampler was asked for."""
         if not choice.top:
             return ()
-        tokens, logprobs = (part[0].tolist() for part in choice.top)
-        return tuple(map(self._named, tokens, logprobs))
+        tokens, logprobs = (np.array(part[0]) for part in choice.top)
+        return tuple(self._named(int(token), float(logprob)) for token, logprob in zip(tokens, logprobs, strict=True))
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes that a token stands for, which alone may be no character; none for ids without a token."""

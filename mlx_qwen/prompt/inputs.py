@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from mlx_qwen.config import TextConfig
 from mlx_qwen.errors import PromptError
-from mlx_qwen.json_types import Json, Message, Messages
+from mlx_qwen.json_types import Message, Messages
 from mlx_qwen.media.grids import Kind
 from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
+from mlx_qwen.prompt.effort import template_variables
 from mlx_qwen.prompt.media_parts import Media, message_media, with_media
 from mlx_qwen.prompt.placed import Placed, check_sight, place_media
 from mlx_qwen.prompt.shapes import standard_messages
@@ -87,7 +88,12 @@ def prompt_inputs(processor: Processor, prompt: Prompt, options: GenerationOptio
             chat = with_media(chat, media) if media else chat
             check_sight(processor, chat)
             media = message_media(chat)
-            ids = processor.chat_ids(chat, tools=options.tools, variables=template_variables(processor, options))
+            ids = processor.chat_ids(
+                chat,
+                tools=options.tools,
+                variables=template_variables(processor, options),
+                continue_final_message=options.continue_final_message,
+            )
     if not ids:
         raise PromptError("The prompt is empty; give at least one token to continue from.")
     return PromptInputs(*place_media(processor, ids, media, options.media_limits, rendered=bool(messages)))
@@ -120,13 +126,3 @@ def check_fits(ids: Sequence[int], text: TextConfig, *, cached: int = 0) -> None
 def room_for_answer(ids: Sequence[int], text: TextConfig, max_tokens: int, *, cached: int = 0) -> int:
     """How many tokens may be generated: max_tokens, or fewer where the context ends before, but always one."""
     return max(1, min(max_tokens, text.max_position_embeddings - cached - len(ids)))
-
-
-def template_variables(processor: Processor, options: GenerationOptions) -> dict[str, Json]:
-    """What the chat template is told beside messages and tools."""
-    thinking = options.enable_thinking
-    chosen: dict[str, Json] = {
-        "enable_thinking": processor.default_thinking if thinking is None else thinking,
-        "preserve_thinking": options.preserve_thinking,
-    }
-    return {name: value for name, value in chosen.items() if value is not None}

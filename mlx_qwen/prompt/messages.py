@@ -48,7 +48,7 @@ def prepare_tools(tools: Tools | None) -> list[Json] | None:
             raise PromptError(
                 f'Tool {index} has no name; expected {{"type": "function", "function": {{"name": ...}}}}.'
             )
-        prepared.append(_plain(_as_function(tool), f"Tool {index}"))
+        prepared.append(plain_json(_as_function(tool), f"Tool {index}"))
     return prepared
 
 
@@ -96,9 +96,9 @@ def _taken_apart(message: dict[str, Json], tools: Tools | None) -> dict[str, Jso
 
 def _message(message: dict[str, object], where: str) -> dict[str, Json]:
     content = message["content"]
-    plain = {key: _plain(value, where) for key, value in message.items() if key != "content"}
+    plain = {key: plain_json(value, where) for key, value in message.items() if key != "content"}
     parts = content if isinstance(content, list) else None
-    plain["content"] = _plain(content, where) if parts is None else [_plain_part(part) for part in parts]
+    plain["content"] = plain_json(content, where) if parts is None else [_plain_part(part) for part in parts]
     return plain
 
 
@@ -106,7 +106,7 @@ def _plain_part(part: object) -> Json:
     return placeholder_part(part.kind) if isinstance(part, Media) else {"type": "text", "text": str(part)}
 
 
-def _plain(value: object, where: str) -> Json:
+def plain_json(value: object, where: str) -> Json:
     """A deep copy made of JSON types only, so that a template never gets hold of an object with methods."""
     if value is None or isinstance(value, bool):
         return value
@@ -114,11 +114,11 @@ def _plain(value: object, where: str) -> Json:
         if isinstance(value, kind):
             return kind(value)
     if isinstance(value, ToolCall):
-        return {"type": "function", "function": {"name": value.name, "arguments": _plain(value.arguments, where)}}
+        return {"type": "function", "function": {"name": value.name, "arguments": plain_json(value.arguments, where)}}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, where) for key, item in value.items()}
+        return {str(key): plain_json(item, where) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [_plain(item, where) for item in value]
+        return [plain_json(item, where) for item in value]
     raise PromptError(
         f"{where} holds a value of type {type(value).__name__}; use text, numbers, lists and dictionaries only."
     )

@@ -129,6 +129,14 @@ class Processor:
         """Jinja source of the checkpoint's (default) chat template; None when it has none."""
         return self._template.source() if self._template else None
 
+    def template_mentions(self, name: str) -> bool:
+        """Whether the chat template may read a variable of this name."""
+        return self._template is not None and self._template.mentions(name)
+
+    def template_takes(self, variables: dict[str, Json]) -> bool:
+        """Whether the chat template renders a plain question with these variables."""
+        return self._template is not None and self._template.takes(variables)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`: special tokens written in it are recognised, none is added.
 

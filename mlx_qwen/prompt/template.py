@@ -72,6 +72,18 @@ class ChatTemplate:
             return messages
         return [{**one, "role": "system"} if one["role"] == "developer" else one for one in messages]
 
+    def mentions(self, name: str) -> bool:
+        """Whether any of the sources has this word, as one that reads a variable does."""
+        return any(re.search(rf"\b{name}\b", source) for source in self.sources.values())
+
+    def takes(self, variables: dict[str, Json]) -> bool:
+        """Whether a plain question with these variables is not refused."""
+        try:
+            self._opening(variables)
+        except PromptError:
+            return False
+        return True
+
     def _opening(self, variables: dict[str, Json]) -> str:
         question: dict[str, Json] = {"role": "user", "content": "?"}
         return self.render([question], tools=None, add_generation_prompt=True, variables=variables)
@@ -88,10 +100,9 @@ class ChatTemplate:
         try:
             template = compile_template(self.source(tools=tools is not None))
             return template.render(
-                **{**self.special_tokens, **variables},
+                **{"documents": None, **self.special_tokens, **variables},
                 messages=messages,
                 tools=tools,
-                documents=None,
                 add_generation_prompt=add_generation_prompt,
             )
         except TemplateSyntaxError as error:
