@@ -110,7 +110,9 @@ def test_public_functions_are_documented_and_name_every_option(function: object)
 OPTIONS = {
     "max_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "seed", "tools",
     "tool_choice", "parallel_tool_calls", "schema", "response_format", "regex", "grammar",
-    "enable_thinking", "thinking_budget", "close_loops", "preserve_thinking", "stop", "stop_in_reasoning", "sampler",
+    "enable_thinking", "thinking_budget", "close_loops", "reasoning_effort",
+    "preserve_thinking", "chat_template_kwargs", "continue_final_message", "frequency_penalty", "logit_bias",
+    "xtc_probability", "xtc_threshold", "logprobs", "stop", "stop_in_reasoning", "sampler",
     "logits_processors", "images", "videos", "max_pixels", "min_pixels", "total_pixels", "fps", "min_frames",
     "max_frames", "source_fps",
 }  # fmt: skip
