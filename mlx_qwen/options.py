@@ -423,6 +423,7 @@ class OptionKeywords(SettingKeywords, total=False):
     xtc_probability: float | None
     xtc_threshold: float | None
     seed: int | None
+    logprobs: int | None
     tools: Tools | None
     tool_choice: str | Mapping[str, object] | None
     parallel_tool_calls: bool
