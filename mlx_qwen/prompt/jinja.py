@@ -6,10 +6,16 @@ from functools import lru_cache
 from typing import NoReturn
 
 from jinja2 import Template, nodes
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from mlx_qwen.errors import CheckpointError, PromptError
+from mlx_qwen.json_types import Json
+from mlx_qwen.prompt.metered import MeteredEnvironment
+
+_MOST_SOURCE = 1_000_000
+_MOST_WORDS = 500
 
 
 class GenerationTag(Extension):
@@ -34,8 +40,8 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _raise(message: str) -> NoReturn:
-    raise TemplateError(message)
+def _raise(message: object = "") -> NoReturn:
+    raise TemplateError(str(message)[:_MOST_WORDS])
 
 
 def _now(pattern: str) -> str:
@@ -46,12 +52,29 @@ def _now(pattern: str) -> str:
 def compile_template(source: str) -> Template:
     """Compiles a chat template in a sandbox: it may come from anyone, and must not reach the file system.
 
-    Raises jinja2.TemplateSyntaxError when the source is not valid Jinja.
+    Raises CheckpointError when the source is not valid Jinja.
     """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
+    environment = MeteredEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
+    environment.add_filter("tojson", _to_json)
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = _now
-    return environment.from_string(source)
+    try:
+        if len(source) > _MOST_SOURCE:
+            raise ValueError(f"{len(source):,} letters, expected at most {_MOST_SOURCE:,}")
+        return environment.from_string(source)
+    except TemplateSyntaxError as error:
+        raise CheckpointError(f"The chat template is no valid Jinja, line {error.lineno}: {error.message}") from error
+    except Exception as error:  # Python's compiler gives up on deep nesting in several ways
+        raise CheckpointError(f"The chat template is no valid Jinja ({error!r:.200}).") from error
+
+
+def render(template: Template, variables: dict[str, Json]) -> str:
+    """The text of a compiled template; raises PromptError for whatever goes wrong in it, also when it never ends."""
+    environment = template.environment
+    assert isinstance(environment, MeteredEnvironment), "made by compile_template"
+    try:
+        return environment.metered(variables, lambda: template.render(variables))
+    except (TemplateError, TypeError) as error:
+        raise PromptError(f"The chat template refused the messages: {error!s:.{_MOST_WORDS}}") from error
+    except Exception as error:
+        raise PromptError(f"The chat template fails with these messages ({error!r:.{_MOST_WORDS}}).") from error

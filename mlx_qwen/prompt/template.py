@@ -3,13 +3,12 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from jinja2 import TemplateError, TemplateSyntaxError
+from typing import cast
 
 from mlx_qwen.errors import CheckpointError, PromptError
 from mlx_qwen.json_files import read_json_object
 from mlx_qwen.json_types import Json
-from mlx_qwen.prompt.jinja import compile_template
+from mlx_qwen.prompt.jinja import compile_template, render
 
 _DEVELOPER = re.compile(r"""(['"])developer\1""")
 # The trailing space tells whether the template trims the content that it is given.
@@ -97,20 +96,15 @@ class ChatTemplate:
         variables: dict[str, Json],
     ) -> str:
         """The prompt text; raises PromptError with the template's own words when it refuses the messages."""
-        try:
-            template = compile_template(self.source(tools=tools is not None))
-            return template.render(
-                **{"documents": None, **self.special_tokens, **variables},
-                messages=messages,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except TemplateSyntaxError as error:
-            raise CheckpointError(
-                f"The chat template is no valid Jinja, line {error.lineno}: {error.message}"
-            ) from error
-        except (TemplateError, TypeError) as error:
-            raise PromptError(f"The chat template refused the messages: {error}") from error
+        told: dict[str, Json] = {
+            "documents": None,
+            **self.special_tokens,
+            **variables,
+            "messages": cast(Json, messages),
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return render(compile_template(self.source(tools=tools is not None)), told)
 
     def render_unfinished(
         self, messages: list[dict[str, Json]], *, tools: list[Json] | None, variables: dict[str, Json]
