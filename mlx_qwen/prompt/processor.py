@@ -236,7 +236,8 @@ class Processor:
     def opens_thinking(self, ids: Sequence[int]) -> bool:
         """Whether an answer to this prompt begins inside a think block.
 
-        It does behind a `<think>` that begins an assistant's turn or ends the prompt; elsewhere the tag is a mention.
+        It does behind a `<think>` that begins an assistant's turn, or ends the prompt with a line break beside it;
+        elsewhere the tag is a mention.
         """
         if self.thinking is None:
             return False
@@ -244,7 +245,8 @@ class Processor:
         for index in range(len(ids) - 1, -1, -1):
             if ids[index] == start:
                 before, behind = self.decode(ids[max(0, index - 8) : index]), self.decode(ids[index + 1 :])
-                return before.rstrip().endswith(_ASSISTANT) or not behind.strip()
+                stands_apart = not before or before.endswith("\n") or "\n" in behind
+                return before.rstrip().endswith(_ASSISTANT) or (stands_apart and not behind.strip())
             if ids[index] == end or ids[index] in self.end_token_ids:
                 return False
         return False

@@ -110,6 +110,9 @@ def test_a_template_that_knows_no_thinking_has_no_default_for_it(tmp_path: Path)
         ("What does <think> mean?", False),
         ("<|im_start|>user\nWhat does <think> mean?", False),
         ("Why? <think>\n", True),
+        ("Why?\n<think>", True),
+        ("What does it mean to write <think>", False),
+        ("What does it mean to write <think> ", False),
     ],
 )
 def test_an_open_think_block_at_the_end_of_the_prompt_is_seen(folder: Path, text: str, inside: bool) -> None:
