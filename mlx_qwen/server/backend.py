@@ -39,8 +39,9 @@ class EngineBackend:
         self._settings, self._options, self._engine = settings, options, engine
 
     def cards(self) -> list[ModelCard]:
-        """The models that can be asked."""
-        return self.models.cards()
+        """The models that can be asked, their contexts no longer than --max-context."""
+        cards, most = self.models.cards(), self._settings.max_context
+        return cards if most is None else [replace(card, context=min(card.context or most, most)) for card in cards]
 
     def find(self, name: str | None) -> str:
         """The model that a client means by `name`; raises Refusal with 404 for an unknown one."""

@@ -10,6 +10,7 @@ line of JSON in RECORDS: the ids of its prompt and of its answer, and how many o
 
 import json
 import sys
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Scripted:
     answer: list[int]
     records: Path
     coming: list[int] = field(init=False)
+    failure: str | None = None
 
     def __post_init__(self) -> None:
         self.coming = list(self.answer)
@@ -43,6 +45,9 @@ class Scripted:
 
     def allowed(self) -> None:
         return None
+
+    def fork(self) -> "Scripted":
+        return copy(self)
 
     def saw(self, token: int) -> None:
         if len(self.coming) == len(self.answer):

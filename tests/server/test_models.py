@@ -55,6 +55,12 @@ def test_the_name_that_is_asked_for_is_honoured(folders):
         assert httpx.get(f"{url}/v1/models/gpt-9").status_code == 404
 
 
+def test_a_model_says_how_much_it_reads_before_it_is_loaded(folders):
+    assert [(card.context, card.loaded) for card in backend(folders).cards()] == [(4096, False)] * 2
+    assert [card.context for card in backend(folders, max_context=1000).cards()] == [1000] * 2
+    assert [card.context for card in backend(["Qwen/Qwen3.5-0.8B"]).cards()] == [None]
+
+
 def test_a_model_is_loaded_when_it_is_asked_and_makes_room_within_the_budget(folders):
     size = sum(file.stat().st_size for file in demo_folder().glob("*.safetensors")) / 1e9
     with serving(*folders, memory=1.5 * size) as url:
