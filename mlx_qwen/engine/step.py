@@ -46,6 +46,10 @@ def read_piece(model: Model, sequence: Sequence, end: int) -> None:
         _start([sequence.pending])
 
 
+# How many tokens the MTP layer's keys and values, which none of them needs, may be behind while nobody drafts.
+_MOST_UNFILLED = 32
+
+
 class Batch:
     """Rows that share forward passes, each with a token chosen that is not read yet.
 
@@ -56,6 +60,7 @@ class Batch:
         self._model = model
         self.rows = list(rows)
         self.state = State.joined([row.state for row in rows if row.state is not None])
+        self._decoded = 0
 
     def decode(self) -> list[tuple[Sequence, Emission]]:
         """Write the pending token of every row, and choose the next ones."""
@@ -72,7 +77,9 @@ class Batch:
                 row.history = row.sampler.saw(history, pending[i].token)
                 part = logits if len(self.rows) == 1 else logits[i : i + 1]
                 following.append(part if row.is_one_by_one else row.sampler.choose(part, row.history))
-            mx.async_eval(*(_arrays(each) for each in following))
+            self._decoded += 1
+            fills = self.state.mtp if self._decoded % _MOST_UNFILLED == 0 else ()
+            mx.async_eval(*(_arrays(each) for each in following), *(chain.buffers() for chain in fills))
         emitted = [
             (row, row.emit(_token(choice), choice, from_draft=False))
             for row, choice in zip(self.rows, pending, strict=True)
