@@ -10,16 +10,20 @@ import pytest
 
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.engine.depth import MOST_DRAFTS, Drafts
+from mlx_qwen.engine.draft import Guesses
 from mlx_qwen.engine.engine import Engine
+from mlx_qwen.engine.guessing import Guessing, Plan
 from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import TokenSampler
-from mlx_qwen.engine.sequence import Sequence, Unread
+from mlx_qwen.engine.sequence import Endless, Sequence, Unread
+from mlx_qwen.engine.step import Batch
 from mlx_qwen.engine.thinking import Thinking
 from mlx_qwen.loading import load_model
 from mlx_qwen.model import Model
 from mlx_qwen.model.state import State
 from mlx_qwen.recommended import SamplingParameters
 from tests.engine.sequences import DRAWN, GREEDY, PENALIZED, prompt, sequence, tokens, written
+from tools.benchmarks.stepping import computed, drained
 
 Checkpoint = Callable[..., Path]
 
@@ -127,6 +131,27 @@ def test_after_a_partial_acceptance_the_state_is_that_of_a_fresh_prompt(model: M
             assert np.abs(np.array(a) - np.array(b)).max() <= 1e-5 * np.abs(np.array(b)).max()
 
 
+def test_what_drafts_would_need_is_not_left_to_the_end_of_an_answer_without_any(model: Model, tmp_path: Path) -> None:
+    engine, one = Engine(model), sequence(model, prompt(1), 0, count=400)
+
+    def waiting() -> int:
+        assert one.state is not None
+        mx.export_to_dot(str(tmp_path / "graph.dot"), *one.state.mtp[0].buffers())
+        return len((tmp_path / "graph.dot").read_text())
+
+    def grown() -> list[int]:
+        engine.submit(one)
+        sizes = []
+        while len(one.written) < 120:
+            engine.step()
+            drained(one)
+            sizes.append(waiting())
+        return sizes
+
+    sizes = computed(grown)
+    assert max(sizes[80:]) <= 1.2 * max(sizes[:40])
+
+
 def test_drafts_that_are_always_wrong_are_given_up_and_tried_again_now_and_then() -> None:
     drafts, depths = Drafts(None), []
     for _ in range(400):
@@ -169,3 +194,55 @@ def test_drawn_tokens_come_as_often_as_their_probabilities_say() -> None:
     assert statistic < 24.3  # chi-square of 7 degrees of freedom exceeds it once in 1,000
     apart = 0.5 * np.abs(probabilities - np.exp(guessed / 0.9) / np.exp(guessed / 0.9).sum()).sum()
     assert taken / count >= (1 - apart) / (1 + apart) - 0.02
+
+
+class Chain:
+    """A model whose next token depends on the last one alone, by a table of logits: what it writes is known."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table = mx.array(table.astype(np.float32))
+
+    def step(self, ids: mx.array, state: object, *, tape: bool = False) -> tuple[mx.array, object, "Chain"]:
+        return self.table[ids], state, self
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        return hidden
+
+    def keep(self, kept: object) -> object:
+        return State(())
+
+    name = "chain"
+
+    def propose(self, unread: Unread, serving: object, depth: int) -> mx.array:
+        guesses, tokens = Guesses(unread.rows), unread.tokens
+        for _ in range(depth):
+            tokens = guesses.take(self.table[tokens])
+        return guesses.made()
+
+    def kept(self, rows: object, right: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_verified_tokens_come_as_often_behind_each_other_as_their_probabilities_say(depth: int) -> None:
+    """20,000 draws of a chain of 5 tokens, with guesses from another one, against the chain's own chi-square."""
+    size, count, temperature = 5, 20_000, 0.9
+    table = np.random.default_rng(depth).normal(0, 1.0, (size, size))
+    model, guesser = Chain(table), Chain(table + np.random.default_rng(9).normal(0, 0.8, (size, size)))
+    sampler = TokenSampler(
+        SamplingParameters(temperature=temperature), prompt=mx.array([0]), vocab_size=size, seed=depth
+    )
+    drafts = Drafts(depth)
+    row = Sequence([0], sampler, Rules(), Endless(), 1 << 20, drafts, state=State(()), history=sampler.start())
+    row.pending = sampler.choose(model.table[mx.array([0])], row.history)
+    batch = Batch(model, [row])  # type: ignore[arg-type]
+    while len(row.written) < count:
+        batch.verify(Guessing(batch.rows, [Plan(depth, drafts, guesser)]))  # type: ignore[arg-type]
+    pairs = np.zeros((size, size))
+    np.add.at(pairs, (row.written[:-1], row.written[1:]), 1)
+    likely = np.exp(table / temperature)
+    expected = likely / likely.sum(axis=1, keepdims=True) * pairs.sum(axis=1, keepdims=True)
+    statistic = float(((pairs - expected) ** 2 / expected).sum())
+    assert statistic < 45.3  # chi-square of 20 degrees of freedom exceeds it once in 1,000
+    assert all(0.4 < share < 0.95 for share in drafts.acceptance())
+    assert len(drafts.acceptance()) == depth
