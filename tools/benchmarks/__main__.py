@@ -57,9 +57,10 @@ def _host(run: Run) -> Section:
 
 
 def _drafts(run: Run) -> Section:
+    from tools.benchmarks.draft_equality import bench_equality
     from tools.benchmarks.drafts import bench_drafts
 
-    return section_of([bench_drafts(prompts=run.repeats)])
+    return section_of([bench_drafts(prompts=run.repeats), bench_equality()])
 
 
 def _grammar(run: Run) -> Section:
@@ -158,7 +159,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "rule": ("the gated delta rule's prefill", _rule),
     "model": ("prefill and decode of a small model", _model),
     "host": ("the host's share of a decoded token", _host),
-    "drafts": ("passes a token and acceptance of the bundled model's drafts", _drafts),
+    "drafts": ("drafts of the bundled model, and answers with drafts beside those without", _drafts),
     "grammar": ("what holding an answer to a grammar costs a token", _grammar),
     "throughput": ("answers that are written at the same time", _throughput),
     "long": ("a prompt of --tokens tokens beside what is planned", _long),
