@@ -15,8 +15,9 @@ from mlx_qwen.engine.draft_model import DraftModel
 from mlx_qwen.engine.engine import Engine
 from mlx_qwen.engine.lookup import Lookup
 from mlx_qwen.engine.prefix import PrefixIndex, prefix_key
-from mlx_qwen.engine.rules import Rules, ThinkingBudget
+from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sequence import Sequence
+from mlx_qwen.engine.thinking import Thinking
 from mlx_qwen.errors import PromptError
 from mlx_qwen.loading import load_model
 from mlx_qwen.model import Model
@@ -166,7 +167,7 @@ def test_rules_and_functions_of_the_callers_own_hold(model: Model, double: Model
             seen.append(history.tolist())
             return logits
 
-        budget = ThinkingBudget(5, thinking=(1, 2), closing=[9, 2, 9], inside=True)
+        budget = Thinking(5, thinking=(1, 2), closing=[9, 2, 9], inside=True)
         one = sequence(model, prompt(1), 4, rules=Rules([budget]), logits_processors=[recording], count=20)
         one.draft_model = drafter
         if drafter is None:
