@@ -17,6 +17,7 @@ from mlx_qwen.answer.typed_schemas import schema_of
 from mlx_qwen.errors import PromptError
 from mlx_qwen.model import Model
 from mlx_qwen.prompt import Processor
+from mlx_qwen.prompt.template import ChatTemplate
 
 Loaded = tuple[Model, Processor]
 QUESTION = [{"role": "user", "content": "Is it warm in Tokyo?"}]
@@ -246,3 +247,28 @@ def test_without_the_library_the_extra_is_named(demo: Loaded, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(PromptError, match=r"pip install 'mlx-qwen\[grammar\]'"):
         mlx_qwen.stream_generate(*demo, QUESTION, schema=PERSON)
+
+
+@pytest.mark.parametrize("question", ["What is the weather in Tokyo?", "What is 3+4?"])
+def test_with_tools_and_a_schema_the_answer_is_a_call_or_json(demo: Loaded, question: str) -> None:
+    asked = [{"role": "user", "content": question}]
+    last = answer(demo, asked, tools=[WEATHER], schema=PERSON, parallel_tool_calls=False)[-1]
+    if last.tool_calls:
+        jsonschema.validate(last.tool_calls[0].arguments, WEATHER["function"]["parameters"])  # type: ignore[index]
+        assert last.content.strip() == ""
+    else:
+        jsonschema.validate(json.loads(last.content), PERSON)
+    assert last.finish_reason in ("stop", "tool_calls")
+
+
+def test_calls_are_written_in_json_where_the_template_shows_them_so(demo: Loaded) -> None:
+    model, processor = demo
+    shown = (processor.chat_template or "").replace("<function=name>", "NAME").replace("<function=", "[")
+    as_json = Processor(
+        processor.tokenizer, template=ChatTemplate({"default": shown}), end_token_ids=processor.end_token_ids
+    )
+    options = {"tools": [WEATHER, CLOCK], "tool_choice": "get_weather", "parallel_tool_calls": False}
+    last = answer((model, as_json), **options)[-1]
+    assert last.finish_reason == "tool_calls"
+    assert '{"name": "get_weather", "arguments": ' in "".join(r.text for r in answer((model, as_json), **options))
+    jsonschema.validate(last.tool_calls[0].arguments, WEATHER["function"]["parameters"])  # type: ignore[index]
