@@ -31,7 +31,9 @@ _HOMES = {
     "generate": "generation",
     "generate_async": "async_generation",
     "load": "loading",
+    "load_prompt_cache": "engine.state_files",
     "plan": "convert.planning",
+    "save_prompt_cache": "engine.state_files",
     "stream_generate": "generation",
     "stream_generate_async": "async_generation",
 }

@@ -9,6 +9,7 @@ from mlx_qwen.convert import compare as _compare
 from mlx_qwen.convert import convert as _convert
 from mlx_qwen.convert import describe as _describe
 from mlx_qwen.convert.planning import plan
+from mlx_qwen.engine.state_files import load_prompt_cache, save_prompt_cache
 from mlx_qwen.errors import (
     CheckpointError,
     ConfigError,
@@ -40,7 +41,9 @@ __all__ = [
     "generate",
     "generate_async",
     "load",
+    "load_prompt_cache",
     "plan",
+    "save_prompt_cache",
     "stream_generate",
     "stream_generate_async",
 ]

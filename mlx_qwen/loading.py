@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from mlx_qwen.checkpoint import mtp_reads
 from mlx_qwen.checkpoint.hub import resolve
+from mlx_qwen.checkpoint.identity import model_identity
 from mlx_qwen.checkpoint.layout import FORMAT_KEY, FORMAT_VERSION, Layout, Plan, foreign_quantization, plan_checkpoint
 from mlx_qwen.checkpoint.matrices import read_matrices
 from mlx_qwen.checkpoint.shards import TensorInfo, checkpoint_tensors, companion_tensors
@@ -78,6 +79,7 @@ def load_model(folder: Path, config: ModelConfig, *, dtype: mx.Dtype | None = No
 
     read(model)
     model.reread = read
+    model.identity = model_identity(folder, model.dtype)
     check_norms(model)
     if not lazy:
         # Until the first image comes, the vision tower costs no memory.

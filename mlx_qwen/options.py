@@ -379,6 +379,26 @@ class EngineSettings:
         help="whether to go on from what was read before, and to keep what is read now.",
         flag="--prefix-cache/--no-prefix-cache",
     )
+    prefix_cache_bytes: int | None = option(
+        None,
+        help="bytes of memory that what was read before may take, an eighth of the machine's unless told otherwise; "
+        "the least recently used goes first.",
+        least=0,
+        flag="--prefix-cache-bytes",
+    )
+    prefix_cache_dir: str | Path | None = option(
+        None,
+        help="a folder in which what was read before is kept for later runs too; several processes and models may "
+        "share it.",
+        flag="--prefix-cache-dir",
+        metavar="FOLDER",
+    )
+    prefix_cache_dir_bytes: int | None = option(
+        None,
+        help="bytes that this folder may take: 16 GiB, or half of what is free on its disk, unless told otherwise.",
+        least=1,
+        flag="--prefix-cache-dir-bytes",
+    )
     progress: Progress | bool = option(
         False,
         help="called with (done, total) prompt tokens, or True for a line on stderr, in a notebook an output.",
@@ -405,6 +425,9 @@ class SettingKeywords(TypedDict, total=False):
     prompt_lookup: bool
     num_draft_tokens: int | None
     prefix_cache: bool
+    prefix_cache_bytes: int | None
+    prefix_cache_dir: str | Path | None
+    prefix_cache_dir_bytes: int | None
     progress: Progress | bool
 
 

@@ -1,8 +1,9 @@
 """From a prompt and its options to a sequence of the engine, and from its tokens to responses."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from typing import TypedDict
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from mlx_qwen.engine.caching import check_cache, seen_tokens
 from mlx_qwen.engine.constraint import constraint_of
 from mlx_qwen.engine.engine import Engine, engine_of
 from mlx_qwen.engine.prefix import prefix_key
+from mlx_qwen.engine.prefix_files import PrefixFiles
 from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import TokenSampler
 from mlx_qwen.engine.sequence import Emission, Medium
@@ -43,8 +45,9 @@ class _Kept(TypedDict, total=False):
     """Fields of a sequence whose states are kept for others; one without them is read without cuts at anchors."""
 
     key: npt.NDArray[np.int64]
-    anchors: list[int]
+    find_anchors: Callable[[int], list[int]]
     answer_from: int
+    folder: PrefixFiles | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,7 @@ def prepare_request(
         draft_model=draft_model_of(model, processor, settings.draft_model),
         lookup=lookup_of(settings, sampler),
         media=[_medium(one) for one in inputs.media],
-        **(_kept(processor, inputs) if settings.prefix_cache and cache is None else {}),
+        **(_kept(model, processor, inputs, settings) if settings.prefix_cache and cache is None else {}),
         prompt_cache=cache,
         earlier=seen,
         step_size=settings.prefill_step_size,
@@ -235,13 +238,17 @@ def _spans(processor: Processor, inputs: PromptInputs) -> list[Span]:
     return spans
 
 
-def _kept(processor: Processor, inputs: PromptInputs) -> _Kept:
+def _kept(model: Model, processor: Processor, inputs: PromptInputs, settings: EngineSettings) -> _Kept:
     """How the engine finds and keeps states of the prompt."""
     ids, marks, spans = inputs.ids, Marks.of(processor), _spans(processor, inputs)
+    folder, store = settings.prefix_cache_dir, engine_of(model).store
+    if settings.prefix_cache_bytes is not None and store.index is not None:
+        store.index.budget_bytes = settings.prefix_cache_bytes
     return {
         "key": prefix_key(ids, _digests(inputs, spans)),
-        "anchors": anchors(ids, marks, media=spans),
+        "find_anchors": lambda read: anchors(ids, marks, media=spans, after=read),
         "answer_from": question_end(ids, marks),
+        "folder": None if folder is None else store.folder(Path(folder), settings.prefix_cache_dir_bytes),
     }
 
 

@@ -2,20 +2,21 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 from time import perf_counter
+from weakref import ref
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_qwen.engine.caching import note_tokens
 from mlx_qwen.engine.draft_model import DraftModel
 from mlx_qwen.engine.guessing import Guessers
 from mlx_qwen.engine.mending import begin_again
-from mlx_qwen.engine.prefix import Kind, PrefixIndex
+from mlx_qwen.engine.prefix import PrefixIndex
+from mlx_qwen.engine.prefix_store import PrefixStore
 from mlx_qwen.engine.sequence import Emission, Sequence
 from mlx_qwen.engine.settling import Settling
 from mlx_qwen.engine.step import Batch, read_piece
@@ -23,9 +24,11 @@ from mlx_qwen.engine.thread import wake
 from mlx_qwen.engine.wired import WiredMemory
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import kv_packing
-from mlx_qwen.model.state import empty_state, state_nbytes
+from mlx_qwen.model.state import StateKind, empty_state, state_nbytes
 
 _STEPS_BETWEEN_CLEARING = 256
+# How often a piece of what was read is handed to the disk while answers are being written.
+_STEPS_BETWEEN_PIECES = 16
 # Seconds to wait for an answer that was cancelled to be let go.
 _PATIENCE = 60.0
 _making = Lock()
@@ -53,7 +56,7 @@ class Engine:
     def __init__(self, model: Model, limits: Limits | None = None, *, prefixes: PrefixIndex | None = None) -> None:
         self.model = model
         self.limits = limits or Limits()
-        self.prefixes = prefixes
+        self.store = PrefixStore(model, prefixes, _waker(ref(self)))
         self.draft_model: tuple[object, DraftModel] | None = None
         self._guessers = Guessers(model)
         self._lock = Lock()
@@ -65,6 +68,11 @@ class Engine:
         self._wired = WiredMemory()
         self._settling = Settling(model)
         self._steps = 0
+
+    @property
+    def prefixes(self) -> PrefixIndex | None:
+        """What was read before and is held in memory; None where nothing is."""
+        return self.store.index
 
     def submit(self, sequence: Sequence) -> None:
         """Let an answer be written; its tokens come in `sequence.unread`."""
@@ -117,17 +125,26 @@ class Engine:
                 sequence.ended.set()
             if isinstance(item, Emission) and item.finish_reason is not None:
                 sequence.deliver(None)
-        if not (self._reading or self._writing or self._waiting):
+        active = bool(self._reading or self._writing or self._waiting)
+        if not active:
             # What it finds out makes answers quicker, no more.
             with suppress(Exception):
                 self._settling.settle()
         can_begin = bool(self._waiting) and not self._writing
-        return can_begin or bool(self._reading) or any(not row.waits_for_reader for row in self._writing)
+        goes_on = can_begin or bool(self._reading) or any(not row.waits_for_reader for row in self._writing)
+        return self._write_on(idle=not active) or goes_on
+
+    def _write_on(self, *, idle: bool) -> bool:
+        """Hand a piece of what was read to the disk, now and then or when there is nothing else to do."""
+        with suppress(Exception):
+            if idle or self._steps % _STEPS_BETWEEN_PIECES == 0:
+                return self.store.advance() and idle
+        return False
 
     def _work(self, outgoing: list[tuple[Sequence, Emission | BaseException | None]]) -> None:
         self._take()
         self._drop_cancelled()
-        self._admit()
+        self._admit(outgoing)
         if self._reading or self._writing:
             self._wired.raise_limit()
         self._read(outgoing)
@@ -167,15 +184,21 @@ class Engine:
                     row.ended.set()
             self._writing = [row for row in self._writing if not row.cancelled]
 
-    def _admit(self) -> None:
+    def _admit(self, outgoing: list[tuple[Sequence, Emission | BaseException | None]]) -> None:
         """Begin as many of the waiting sequences as there is room for, in their order, and always one."""
         while self._waiting:
             held = [*self._reading, *self._writing]
             room = self.limits.state_bytes - sum(self._needs(one) for one in held)
             if held and (len(held) >= self.limits.most_rows or self._needs(self._waiting[0]) > room):
                 return
-            self._begin(self._waiting[0])
-            self._reading.append(self._waiting.popleft())
+            sequence = self._waiting.popleft()
+            try:
+                self._begin(sequence)
+            except BaseException as error:
+                sequence.failed = True
+                outgoing.append((sequence, error))
+            else:
+                self._reading.append(sequence)
 
     def _needs(self, sequence: Sequence) -> int:
         """Bytes of a sequence's state at its end, keys and values not packed."""
@@ -184,19 +207,23 @@ class Engine:
 
     def _begin(self, sequence: Sequence) -> None:
         """Find what was read already."""
-        if sequence.prompt_cache is not None:
-            sequence.state = sequence.prompt_cache.state
-            sequence.cached = sequence.state.offset
-            note_tokens(sequence.prompt_cache, sequence.to_read)
+        text, mtp = self.model.config.text, self.model.mtp is not None
+        cache = sequence.prompt_cache
+        if cache is not None:
+            fresh = cache.state
+            if not fresh.offset and not fresh.mtp:
+                fresh = empty_state(text, fresh.kind.packing, mtp=mtp)
+            sequence.state, sequence.cached = fresh, fresh.offset
+            note_tokens(cache, sequence.to_read)
             return
-        packing = kv_packing(self.model.config.text, sequence.kv_bits)
-        found = None
-        if self.prefixes is not None and sequence.key is not None:
-            found = self.prefixes.take(sequence.key)
-        if found is not None and found.state.chains[0].packing == packing:
+        kind = StateKind(kv_packing(text, sequence.kv_bits), mtp)
+        found = self.store.find(sequence, kind)
+        if found is not None:
             sequence.state, sequence.read, sequence.cached = found.state, found.length, found.length
-            return
-        sequence.state = empty_state(self.model.config.text, packing, mtp=self.model.mtp is not None)
+        else:
+            sequence.state = empty_state(text, kind.packing, mtp=kind.mtp)
+        if sequence.find_anchors is not None:
+            sequence.anchors = sequence.find_anchors(sequence.read)
 
     def _read(self, outgoing: list[tuple[Sequence, Emission | BaseException | None]]) -> None:
         """Read a piece of the first prompt, which then stands behind the others."""
@@ -224,7 +251,7 @@ class Engine:
             outgoing.append((sequence, error))
             return
         if end in sequence.anchors or end == len(sequence.ids):
-            self._remember(sequence, end)
+            self.store.keep_prompt(sequence, end)
         self._reading.rotate(-1)
         if end == len(sequence.to_read):
             self._reading.remove(sequence)
@@ -259,7 +286,9 @@ class Engine:
         finished = [row for row in rows if row.finish_reason is not None]
         broken = [row for row in rows if row.finish_reason is None and row.rules.failure is not None]
         for row in finished:
-            self._remember_answer(row)
+            if row.draft_model is not None:
+                row.draft_model.remember(row)
+            self.store.keep_answer(row)
             self._settling.saw(row)
         for row in broken:
             row.failed = True
@@ -281,8 +310,7 @@ class Engine:
         if not begin_again(self.model, active, error):
             return False
         self._batch = None
-        if self.prefixes is not None:
-            self.prefixes.clear()
+        self.store.clear()
         self._waiting.extendleft(reversed(active))
         self._reading.clear()
         self._writing.clear()
@@ -294,28 +322,22 @@ class Engine:
             self._batch.released()
             self._batch = None
 
-    def _remember(self, sequence: Sequence, length: int) -> None:
-        """Keep the state that has read the prompt up to `length` for whoever goes on from it."""
-        if self.prefixes is not None and sequence.key is not None and sequence.state is not None:
-            kind: Kind = "prompt" if length <= sequence.answer_from else "answer"
-            self.prefixes.insert(sequence.key[:length], sequence.state, kind)
-
-    def _remember_answer(self, row: Sequence) -> None:
-        """Keep the state behind an answer for whoever goes on from it."""
-        if row.draft_model is not None:
-            row.draft_model.remember(row)
-        if self.prefixes is None or row.key is None or row.state is None:
-            return
-        mx.eval(row.state.arrays())
-        written = np.array(row.written[: row.state.offset - len(row.ids)], np.int64)
-        self.prefixes.insert(np.concatenate([row.key, written]), row.state, "answer")
-
 
 def _note_state(row: Sequence) -> None:
     """Keep the caller's own cache up to date; other threads can only use what is computed or being so."""
     if row.prompt_cache is not None and row.state is not None:
         mx.async_eval(row.state.arrays())
         row.prompt_cache.state = row.state
+
+
+def _waker(engine: "ref[Engine]") -> Callable[[], None]:
+    """Wakes an engine that somebody else still holds."""
+
+    def run() -> None:
+        if (there := engine()) is not None:
+            there.go_on()
+
+    return run
 
 
 def engine_of(model: Model) -> Engine:

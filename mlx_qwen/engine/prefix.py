@@ -4,7 +4,7 @@ A checkpoint is the fixed-size part of a state and a length of a chain: keys and
 however many checkpoints point into them. All calls come from the thread that owns the model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import count
@@ -14,9 +14,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_qwen.engine.radix import Key, Node, RadixTree
+from mlx_qwen.engine.radix import Key, Node, RadixTree, forget
 from mlx_qwen.model.chain import Chain
-from mlx_qwen.model.state import State
+from mlx_qwen.model.state import State, StateKind
 
 # A prompt's checkpoint, or one behind its last question: what an answer left, which the next prompt may not repeat.
 Kind: TypeAlias = Literal["prompt", "answer"]
@@ -44,7 +44,8 @@ class _Checkpoint:
 class PrefixIndex:
     """Checkpoints by the tokens that led to them; the least recently used are forgotten beyond `budget_bytes`.
 
-    All states are of one model and one packing, each of one sequence, with its arrays evaluated.
+    All states are of one model, each of one sequence, with its arrays evaluated. Those of each kind, packed or not,
+    with or without the MTP layer's part, have a tree of their own; the budget is one for all.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -54,7 +55,7 @@ class PrefixIndex:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._tree: RadixTree[_Checkpoint] = RadixTree()
+        self._trees: dict[StateKind, RadixTree[_Checkpoint]] = {}
 
     def __len__(self) -> int:
         """How many checkpoints are held."""
@@ -66,18 +67,22 @@ class PrefixIndex:
         fixed = sum(each.fixed_nbytes for each in self._checkpoints())
         return fixed + sum(_held_nbytes(chains) for chains in self._by_buffer().values())
 
-    def take(self, key: Key) -> Found | None:
+    def take(self, key: Key, kind: StateKind | None = None) -> Found | None:
         """The longest checkpoint whose tokens begin `key`, or are all of it; None where there is none.
+
+        `kind` is what the state must serve for; None takes any.
 
         What an answer left behind it is dropped, unless a prompt's checkpoint lies there too: so the caller, who goes
         on in another way, takes the chain over instead of copying it.
         """
-        for node in reversed(self._tree.matched(key)[0]):
-            if node.value is not None:
-                self._hand_over(node, node.value)
-                node.value.used = next(self._clock)
-                return Found(node.length, node.value.state)
-        return None
+        ways = [tree.matched(key)[0] for held, tree in self._trees.items() if kind is None or held.serves(kind)]
+        nodes = [node for way in ways for node in way if node.value is not None]
+        longest = max(nodes, key=lambda node: node.length, default=None)
+        if longest is None or longest.value is None:
+            return None
+        self._hand_over(longest, longest.value)
+        longest.value.used = next(self._clock)
+        return Found(longest.length, longest.value.state)
 
     def insert(self, key: Key, state: State, kind: Kind = "prompt") -> None:
         """Hold the state after all tokens of `key`; older ones go where the budget asks for it.
@@ -90,7 +95,7 @@ class PrefixIndex:
             )
         new = _Checkpoint(state, kind, next(self._clock), state.linear_nbytes)
         if new.fixed_nbytes + sum(_held_nbytes([chain]) for chain in new.chains) <= self.budget_bytes:
-            node = self._tree.placed(key)
+            node = self._trees.setdefault(state.kind, RadixTree()).placed(key)
             if node.value is not None and node.value.kind == "prompt":
                 new.kind = "prompt"
             node.value = new
@@ -104,22 +109,25 @@ class PrefixIndex:
         """
         while self.nbytes > nbytes:
             if not self._trim():
-                nodes = self._tree.root.below()
-                self._tree.forget(min(nodes, key=lambda pair: (not _is_passed(*pair), pair[1].used))[0])
+                forget(min(self._held(), key=lambda pair: (not _is_passed(*pair), pair[1].used))[0])
 
     def longest_common(self, key: Key) -> int:
         """How many of the first tokens of `key` some held key begins with, whether or not a checkpoint is there."""
-        return self._tree.matched(key)[1]
+        return max((tree.matched(key)[1] for tree in self._trees.values()), default=0)
+
+    def _held(self) -> Iterator[tuple[Node[_Checkpoint], _Checkpoint]]:
+        for tree in self._trees.values():
+            yield from tree.root.below()
 
     def _checkpoints(self) -> list[_Checkpoint]:
-        return [checkpoint for _, checkpoint in self._tree.root.below()]
+        return [checkpoint for _, checkpoint in self._held()]
 
     def _hand_over(self, node: Node[_Checkpoint], taken: _Checkpoint) -> None:
         buffer = _buffer(taken.state.chains[0])
         longer = [pair for pair in node.below() if _buffer(pair[1].state.chains[0]) == buffer]
         if all(checkpoint.kind == "answer" for _, checkpoint in longer):
             for each, _ in longer:
-                self._tree.forget(each)
+                forget(each)
 
     def _by_buffer(self) -> dict[int, list[Chain]]:
         """The chains that are held in each buffer."""

@@ -6,20 +6,25 @@ writer leaves pieces that nobody lists, and they are removed. Pieces hold whole 
 the same chain lists those of a shorter one again. Several processes can use one folder.
 """
 
+import atexit
 import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from queue import Queue
+from threading import RLock
+from typing import NamedTuple
+from weakref import WeakSet, finalize
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen.engine.prefix import Found
+from mlx_qwen.engine.prefix import Found, Kind
 from mlx_qwen.engine.prefix_writer import (
     VERSION,
     Job,
@@ -32,6 +37,7 @@ from mlx_qwen.engine.prefix_writer import (
     read_piece,
 )
 from mlx_qwen.engine.radix import Key
+from mlx_qwen.engine.sealed import parse
 from mlx_qwen.engine.state_files import described, fixed_tensors, rebuilt, row_tensors
 from mlx_qwen.model.chain import Packing
 from mlx_qwen.model.state import State
@@ -39,60 +45,101 @@ from mlx_qwen.model.state import State
 PIECE_BYTES = 32 << 20
 _HEADER_BYTES = 64 << 10
 _WAITING = 2
-_MOST_COMING = 8
+_MOST_COMING = 16
+_READERS = 4
+# Seconds that a program may take longer to end for what is not on the disk yet.
+_PATIENCE = 60.0
+
+
+class _Coming(NamedTuple):
+    key: Key
+    state: State
+    kind: Kind
 
 
 class PrefixFiles:
     """Checkpoints in a folder, those of one model and dtype among others; the least recently used go at `most_bytes`.
 
-    All calls come from the thread that owns the model. `identity` is from `model_identity`. A checkpoint that is
-    damaged, of another model, or of a newer format is never used; one that cannot be written is left out, with one
-    warning.
+    `identity` tells the model from others; `on_written` is called from another thread whenever the writer has done a
+    piece. A checkpoint that is damaged, of another model, or of a newer format is never used; one that cannot be
+    written is left out. Damage and a disk that does not take any more cost one warning each. What is not written yet
+    when the program ends is written then.
     """
 
-    def __init__(self, folder: Path, identity: str, *, most_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, identity: str, *, most_bytes: int, on_written: Callable[[], None] | None = None
+    ) -> None:
         self.folder = folder
-        self.most_bytes = most_bytes
         folder.mkdir(parents=True, exist_ok=True)
         self._identity = identity
-        self._coming: deque[tuple[Key, State]] = deque(maxlen=_MOST_COMING)
+        self._coming: deque[_Coming] = deque(maxlen=_MOST_COMING)
         self._pieces: Iterator[Job] = iter(())
         self._queue: Queue[Job | None] = Queue(_WAITING)
-        self._writer = Writer(folder, most_bytes, self._queue)
+        self._writer = Writer(folder, most_bytes, self._queue, on_written)
         self._writer.start()
-        self._told = False
+        self._told: set[str] = set()
+        self._lock = RLock()
+        finalize(self, self._writer.end).atexit = False
+        _open.add(self)
 
-    def put(self, key: Key, state: State) -> None:
-        """Have the state after all tokens of `key`, its arrays evaluated, written while `advance` is called."""
+    @property
+    def most_bytes(self) -> int:
+        """What the folder may take."""
+        return self._writer.most_bytes
+
+    @most_bytes.setter
+    def most_bytes(self, most_bytes: int) -> None:
+        self._writer.most_bytes = most_bytes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the writer has all that it can take for now."""
+        return self._queue.full()
+
+    def put(self, key: Key, state: State, kind: Kind = "prompt") -> None:
+        """Have the state after all tokens of `key`, its arrays evaluated, written while `advance` is called.
+
+        What an answer left is not written any more once a longer answer has gone on from it.
+        """
         if len(state.chains) == 1 and state.padding is None and state.offset:
-            self._coming.append((key, state))
+            with self._lock:
+                kept = [one for one in self._coming if not (kind == one.kind == "answer" and _begins(one.key, key))]
+                self._coming = deque([*kept, _Coming(key, state, kind)], maxlen=_MOST_COMING)
+
+    def drop(self) -> None:
+        """Write nothing of what was put but not handed on."""
+        with self._lock:
+            self._coming.clear()
+            self._pieces = iter(())
 
     def advance(self) -> bool:
         """Hand the next piece to the writer, unless it is busy; whether more is to come."""
-        self._tell()
-        if self._queue.full():
+        with self._lock:
+            self._tell()
+            if self.is_full:
+                return True
+            piece = next(self._pieces, None)
+            if piece is not None:
+                self._queue.put(piece)
+            elif self._coming:
+                coming = self._coming.popleft()
+                self._pieces = self._cut(coming.key, coming.state)
+            else:
+                return False
             return True
-        piece = next(self._pieces, None)
-        if piece is not None:
-            self._queue.put(piece)
-        elif self._coming:
-            self._pieces = self._cut(*self._coming.popleft())
-        else:
-            return False
-        return True
 
-    def flush(self) -> None:
-        """Wait until everything is on the disk."""
-        while self.advance():
-            if self._queue.full():
+    def flush(self, seconds: float = float("inf")) -> None:
+        """Wait until everything is on the disk, at most `seconds`."""
+        until = time.monotonic() + seconds
+        while (self.advance() or self._queue.unfinished_tasks) and time.monotonic() < until and self._writer.is_alive():
+            if self.is_full or not self._coming:
                 time.sleep(0.001)
-        self._queue.join()
         self._tell()
 
     def close(self) -> None:
         """Write what is left, and end the thread."""
         self.flush()
-        self._queue.put(None)
+        self._writer.end()
         self._writer.join()
 
     def take(
@@ -103,21 +150,25 @@ class PrefixFiles:
         `packing` and `mtp` say what kind of state is wanted: how keys and values are packed, and whether those of the
         MTP layer are there.
         """
-        for length, path in reversed(self._stored(key, packing, mtp=mtp)):
-            state = self._read(path) if length > longer_than else None
-            if state is not None:
-                return Found(length, state)
-        return None
+        with self._lock:
+            for length, path in reversed(self._stored(key, packing, mtp=mtp)):
+                state = self._read(path) if length > longer_than else None
+                if state is not None:
+                    return Found(length, state)
+            return None
 
     def _tell(self) -> None:
-        if self._writer.trouble is not None and not self._told:
-            self._told = True
-            warnings.warn(
+        if self._writer.trouble is not None:
+            self._warn(
                 f"Prefixes cannot be kept in {self.folder} ({self._writer.trouble}); answers go on without. Free some "
-                "space, or choose another folder.",
-                RuntimeWarning,
-                stacklevel=3,
+                "space, or choose another folder."
             )
+
+    def _warn(self, message: str) -> None:
+        kind = message.split(maxsplit=1)[0]
+        if kind not in self._told:
+            self._told.add(kind)
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
 
     def _stored(self, key: Key, packing: Packing | None, *, mtp: bool) -> list[tuple[int, Path]]:
         """The manifests in the folder whose tokens begin `key`, ascending, with their lengths."""
@@ -140,15 +191,19 @@ class PrefixFiles:
         """The state of a manifest; None, and no manifest any more, where it cannot be had."""
         try:
             manifest = read_manifest(path)
+            files = [self.folder / name for name in manifest["pieces"]]
             tensors: dict[str, list[mx.array]] = {}
-            for name in manifest["pieces"]:
-                for part, tensor in read_piece(self.folder / name).items():
-                    tensors.setdefault(part, []).append(tensor)
+            with ThreadPoolExecutor(_READERS) as readers:
+                for file, content in zip(files, readers.map(read_piece, files), strict=True):
+                    for part, tensor in parse(content, file).items():
+                        tensors.setdefault(part, []).append(tensor)
             os.utime(path)
             return rebuilt(manifest["state"], tensors)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError) as error:
             with suppress(OSError):
                 path.unlink()
+            if not isinstance(error, FileNotFoundError):
+                self._warn(f"Damaged files in {self.folder} are removed ({error}); what they held is read again.")
             return None
 
     def _cut(self, key: Key, state: State) -> Iterator[Job]:
@@ -171,6 +226,20 @@ class PrefixFiles:
             waiting[part] = tensor
         yield piece_of(waiting)
         yield Manifest(path, {"name": name, "state": described(state), "block": block}, held)
+
+
+_open: "WeakSet[PrefixFiles]" = WeakSet()
+
+
+@atexit.register
+def _flush_at_exit() -> None:
+    with suppress(KeyboardInterrupt):
+        for files in list(_open):
+            files.flush(_PATIENCE)
+
+
+def _begins(key: Key, longer: Key) -> bool:
+    return len(key) <= len(longer) and np.array_equal(np.asarray(key), np.asarray(longer[: len(key)]))
 
 
 def _whole_blocks(stored: list[tuple[int, Path]], block: int) -> list[str]:

@@ -6,11 +6,11 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from queue import Queue
+from queue import Full, Queue
 from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
@@ -45,21 +45,36 @@ Job: TypeAlias = Piece | Manifest
 class Writer(threading.Thread):
     """Writes pieces as they come, and the manifest behind them; a checkpoint that fails is left out.
 
-    `trouble` is the last failure.
+    `trouble` is the last failure; `on_written` is called behind each piece.
     """
 
-    def __init__(self, folder: Path, most_bytes: int, queue: "Queue[Job | None]") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        most_bytes: int,
+        queue: "Queue[Job | None]",
+        on_written: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(name="prefix files", daemon=True)
+        self.most_bytes = most_bytes
         self._folder = folder
-        self._most_bytes = most_bytes
         self._queue = queue
+        self._on_written = on_written
+        self._ending = False
         self._written: list[str] = []
         self._failed = False
         self.trouble: Exception | None = None
 
+    def end(self) -> None:
+        """Let the thread end behind what has come."""
+        self._ending = True
+        with suppress(Full):
+            self._queue.put_nowait(None)
+
     def run(self) -> None:
-        """Until None comes."""
-        while (job := self._queue.get()) is not None:
+        """Until `end` was called and nothing is left."""
+        while not (self._ending and self._queue.empty()):
+            job = self._queue.get()
             try:
                 if isinstance(job, Piece) and not self._failed:
                     self._write(job)
@@ -72,14 +87,17 @@ class Writer(threading.Thread):
                     self._written, self._failed = [], False
                 del job
                 self._queue.task_done()
+                if self._on_written is not None:
+                    self._on_written()
 
     def _write(self, piece: Piece) -> None:
         chunks: list[sealed.Bytes] = [piece.header, *piece.parts]
         name = f"{NAMES}{_digest(chunks)}.safetensors"
         path = self._folder / name
         try:
+            read_piece(path)
             os.utime(path)
-        except FileNotFoundError:
+        except (OSError, ValueError):
             sealed.write_whole(path, chunks)
         self._written.append(name)
 
@@ -89,7 +107,7 @@ class Writer(threading.Thread):
             if not self._failed and all((self._folder / name).exists() for name in pieces):
                 content = manifest.content | {"pieces": pieces}
                 sealed.write_whole(manifest.path, [_encoded(content)])
-            _collect(self._folder, self._most_bytes, 0 if self._failed else _UNLISTED_SECONDS)
+            _collect(self._folder, self.most_bytes, 0 if self._failed else _UNLISTED_SECONDS)
 
 
 def _collect(folder: Path, most_bytes: int, unlisted_seconds: float) -> None:
@@ -151,13 +169,13 @@ def piece_of(tensors: dict[str, mx.array]) -> Piece:
     return Piece(sealed.header(tensors, {}), [sealed.raw(tensor) for tensor in tensors.values()])
 
 
-def read_piece(path: Path) -> dict[str, mx.array]:
-    """The tensors of a piece; a damaged one is removed. Raises ValueError or OSError where it cannot be had."""
+def read_piece(path: Path) -> memoryview:
+    """The bytes of a piece; a damaged one is removed. Raises ValueError or OSError where it cannot be had."""
     content = memoryview(path.read_bytes())
     if path.name != f"{NAMES}{_digest([content])}.safetensors":
         path.unlink(missing_ok=True)
         raise sealed.DamagedError(_CHANGED)
-    return sealed.parse(content, path)
+    return content
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -165,7 +183,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     try:
         content = json.loads(data)
-    except RecursionError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or content.get("name") != path.name:
         raise sealed.DamagedError(_CHANGED)

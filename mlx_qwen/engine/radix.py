@@ -64,16 +64,6 @@ class RadixTree(Generic[T]):
             _hang(lower, lower.edge[len(node.edge) :], node)
         return node if node.length == len(ids) else _linked(Node(ids[node.length :], node))
 
-    def forget(self, node: Node[T]) -> None:
-        """Drop the value of a node, and the nodes that only led to it."""
-        node.value = None
-        while node.parent is not None and node.value is None and len(node.children) < 2:
-            above = node.parent
-            del above.children[int(node.edge[0])]
-            for child in node.children.values():
-                _hang(child, np.concatenate([node.edge, child.edge]), above)
-            node = above
-
 
 def _linked(node: Node[T]) -> Node[T]:
     assert node.parent is not None, "only the root has no parent"
@@ -90,3 +80,14 @@ def _shared(left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> int:
     length = min(len(left), len(right))
     differs = left[:length] != right[:length]
     return int(differs.argmax()) if differs.any() else length
+
+
+def forget(node: Node[T]) -> None:
+    """Drop the value of a node of a tree, and the nodes that only led to it."""
+    node.value = None
+    while node.parent is not None and node.value is None and len(node.children) < 2:
+        above = node.parent
+        del above.children[int(node.edge[0])]
+        for child in node.children.values():
+            _hang(child, np.concatenate([node.edge, child.edge]), above)
+        node = above

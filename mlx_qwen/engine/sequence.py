@@ -22,6 +22,7 @@ from mlx_qwen.model.multimodal import Embedded, Pixels
 from mlx_qwen.model.state import State
 
 if TYPE_CHECKING:
+    from mlx_qwen.engine.prefix_files import PrefixFiles
     from mlx_qwen.options import Progress
 
 # How far an answer may run ahead of whoever reads it.
@@ -131,6 +132,8 @@ class Sequence:
         key: one number a token for the prefix index; None where prefixes are neither looked up nor kept.
         media: images and videos of the prompt, in order.
         anchors: places of the prompt, ascending, at which states are kept for others.
+        find_anchors: gives them, once it is known how many tokens need not be read.
+        folder: where what was read before is looked up, and kept, beside memory.
         answer_from: from which place on what is kept belongs to the answer: another question need not repeat it.
         sampler, rules: what chooses the tokens.
         follower: turns them into text.
@@ -160,6 +163,8 @@ class Sequence:
     key: np.ndarray | None = None
     media: Listed[Medium] = ()
     anchors: Listed[int] = ()
+    find_anchors: Callable[[int], Listed[int]] | None = None
+    folder: "PrefixFiles | None" = None
     answer_from: int = 0
     prompt_cache: HybridCache | None = None
     earlier: Listed[int] = ()

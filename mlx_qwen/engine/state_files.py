@@ -2,16 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_qwen.checkpoint.headers import PREFIX_BYTES
-from mlx_qwen.config import TextConfig
 from mlx_qwen.engine import sealed
 from mlx_qwen.errors import PromptError
+from mlx_qwen.model import Model
 from mlx_qwen.model.cache import HybridCache
 from mlx_qwen.model.chain import Chain, Packing, Quantized, Rows
 from mlx_qwen.model.state import LinearState, State
@@ -19,7 +17,6 @@ from mlx_qwen.model.state import LinearState, State
 FORMAT = "mlx-qwen prompt cache"
 VERSION = 1
 _IDS = "ids"
-_ENDS = 64 << 10
 
 
 class Saved(NamedTuple):
@@ -75,37 +72,33 @@ def load_state(path: str | Path, *, identity: str | None = None) -> Saved:
     return Saved(rebuilt(json.loads(metadata["state"]), {name: [part] for name, part in tensors.items()}), ids)
 
 
-def save_prompt_cache(path: str | Path, cache: HybridCache, *, identity: str = "") -> None:
-    """Write a cache and the tokens it knows; arguments and errors as of `save_state`."""
-    save_state(path, cache.state, cache.tokens, identity=identity)
+def save_prompt_cache(path: str | Path, cache: HybridCache) -> None:
+    """Write a cache from `model.make_cache()`, and the tokens it knows, into one safetensors file.
+
+    Args:
+        path: the file, as a rule `*.safetensors`; it has its name only once it is whole.
+        cache: what a prompt has been read into.
+
+    Raises:
+        PromptError: the cache is empty or its model cannot be told from others, or the file cannot be written.
+    """
+    if cache.offset and not cache.identity:
+        raise PromptError(
+            "This prompt cache cannot be saved: its model was not loaded from a folder, or its weights were changed "
+            "since, so that nothing tells whom it belongs to. Save the model, and load it from there."
+        )
+    save_state(path, cache.state, cache.tokens, identity=cache.identity)
 
 
-def load_prompt_cache(path: str | Path, text: TextConfig, *, identity: str | None = None) -> HybridCache:
-    """Read what `save_prompt_cache` wrote, for a model of config `text`; all else and errors as of `load_state`."""
-    saved = load_state(path, identity=identity)
-    cache = HybridCache(saved.state, text)
+def load_prompt_cache(path: str | Path, model: Model) -> HybridCache:
+    """Read what `save_prompt_cache` wrote, to be given as `prompt_cache`: the next prompt goes on after it.
+
+    Raises PromptError for a file that is missing, damaged, of a newer version, or of another model or precision.
+    """
+    saved = load_state(path, identity=model.identity)
+    cache = HybridCache(saved.state, model.config.text, model.identity)
     cache.tokens = saved.ids
     return cache
-
-
-def model_identity(folder: Path, dtype: mx.Dtype) -> str:
-    """What tells a model from any other whose states are not the same: a digest, hex.
-
-    It is made of config.json and of each weight file's header, size, time of change and last 64 KiB, and of the
-    activations' dtype.
-    """
-    digest = blake2b(f"{dtype}\n".encode(), digest_size=16)
-    config = folder / "config.json"
-    digest.update(config.read_bytes() if config.is_file() else b"")
-    for file in sorted(folder.glob("*.safetensors")):
-        stat = file.stat()
-        digest.update(f"\n{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(PREFIX_BYTES), "little")
-            digest.update(opened.read(min(length, stat.st_size)))
-            opened.seek(max(0, stat.st_size - _ENDS))
-            digest.update(opened.read())
-    return digest.hexdigest()
 
 
 def described(state: State) -> dict[str, Any]:

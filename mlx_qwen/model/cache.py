@@ -14,12 +14,13 @@ class HybridCache:
     """Holds the `state` that the last call left; a call that fails or is interrupted leaves that of before.
 
     `tokens` are the ids that generation read and wrote, for penalties that reach back; those that the model was called
-    with directly are unknown. `text` is the config of the model that it was made for.
+    with directly are unknown. `text` is the config of the model that it was made for, `identity` that model's own.
     """
 
-    def __init__(self, state: State, text: TextConfig) -> None:
+    def __init__(self, state: State, text: TextConfig, identity: str = "") -> None:
         self.state = state
         self.text = text
+        self.identity = identity
         self.tokens: list[int] = []
 
     @property

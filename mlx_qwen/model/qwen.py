@@ -47,6 +47,7 @@ class Model(MTPSteps):
 
     `mtp_reads` says which states the MTP layer was trained on: "normed", behind the final norm, or "residual", before
     it. While nobody knows, it is "normed", and `mtp_unsettled` the checkpoint's identity: see `settle_mtp_reads`.
+    `identity` tells the files that the weights are of, and their precision; "" once they are of no files any more.
     """
 
     def __init__(self, config: ModelConfig, *, with_mtp: bool = True, with_vision: bool = False) -> None:
@@ -67,6 +68,7 @@ class Model(MTPSteps):
         self._dtype: mx.Dtype | None = None
         self.engine: object | None = None
         self.reread: Callable[[Model], None] | None = None
+        self.identity = ""
         self._ready = self._ready_vision = False
         self._features: FeatureCache | None = None
         self.mtp = MTP(text) if with_mtp and text.mtp_num_hidden_layers else None
@@ -229,7 +231,7 @@ class Model(MTPSteps):
     def update(self, parameters: dict[str, Any], strict: bool = True) -> "Model":  # type: ignore[override]
         """Replace the given parameters, as `mlx.nn.Module.update` does."""
         self._replayed, self._replayed_fill, self._dtype, self._features = None, None, None, None
-        self._ready, self._ready_vision, self.reread = False, False, None
+        self._ready, self._ready_vision, self.reread, self.identity = False, False, None, ""
         super().update(parameters, strict)
         return self
 
@@ -251,7 +253,9 @@ class Model(MTPSteps):
 
     def make_cache(self, *, kv_bits: int | None = None, kv_group_size: int | None = None) -> HybridCache:
         """An empty cache; `kv_bits` 4 or 8 packs the attention layers' keys and values."""
-        return make_cache(self.config.text, kv_bits=kv_bits, kv_group_size=kv_group_size)
+        cache = make_cache(self.config.text, kv_bits=kv_bits, kv_group_size=kv_group_size)
+        cache.identity = self.identity
+        return cache
 
 
 def _masks(state: State, mask: mx.array | None, T: int) -> Masks | None:

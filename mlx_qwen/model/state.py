@@ -28,6 +28,20 @@ class LinearState(NamedTuple):
     state: mx.array
 
 
+class StateKind(NamedTuple):
+    """What states must have in common for one to go on where another would.
+
+    `packing` is that of keys and values, `mtp` whether those of the MTP layer are there.
+    """
+
+    packing: Packing | None = None
+    mtp: bool = False
+
+    def serves(self, wanted: "StateKind") -> bool:
+        """Whether a state of this kind may be used where one of the `wanted` kind is asked for."""
+        return self.packing == wanted.packing and (self.mtp or not wanted.mtp)
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """What B sequences remember.
@@ -54,6 +68,11 @@ class State:
         """How many tokens the first sequence has seen, padding included."""
         return self.chains[0].length
 
+    @property
+    def kind(self) -> StateKind:
+        """How its keys and values are held."""
+        return StateKind(self.chains[0].packing, bool(self.mtp))
+
     def positions(self) -> mx.array:
         """The position of the next token: int [], or [B] where the sequences' own may differ."""
         if len(self.chains) == 1 and self.rope_delta is None:
@@ -73,7 +92,10 @@ class State:
 
     @classmethod
     def joined(cls, states: Sequence["State"]) -> "State":
-        """The sequences of all states, each with at least one token and without padding, as one batch."""
+        """The sequences of all states, each with at least one token and without padding, as one batch.
+
+        Where one of them lacks the MTP layer's keys and values, the batch has none.
+        """
         if len(states) == 1:
             return states[0]
         linear = tuple(
@@ -88,7 +110,7 @@ class State:
             tuple(delta for row in deltas for delta in row) if has_media else None,
             None,
             mx.concatenate([state.last for state in states if state.last is not None]),
-            tuple(chain for state in states for chain in state.mtp),
+            tuple(chain for state in states for chain in state.mtp) if all(state.mtp for state in states) else (),
         )
 
     def padded(self, mask: mx.array) -> "State":

@@ -200,6 +200,30 @@ def test_an_error_ends_the_answers_it_concerns_and_no_others(model: Model) -> No
     assert [emission.token for emission in engine.stream(sound)] == alone(model, ids(2, 5))
 
 
+@pytest.mark.parametrize("part", ["_begin", "_read", "_write", "_drop_cancelled"])
+def test_an_error_of_the_engines_own_reaches_everyone_who_waits_and_the_next_answer_is_right(
+    model: Model, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    engine, original = Engine(model, Limits(most_rows=2)), getattr(Engine, part)
+    several = [sequence(model, ids(seed, 5), count=9) for seed in range(4)]
+
+    def failing(self: Engine, *given: object) -> object:
+        if any(one in several for one in [*self._waiting, *self._writing, *given]):
+            raise RuntimeError("a fault of the engine's own")
+        return original(self, *given)
+
+    monkeypatch.setattr(Engine, part, failing)
+    for one in several:
+        engine.submit(one)
+    for one in several:
+        engine.go_on()
+        with pytest.raises(RuntimeError, match="a fault of the engine's own"):
+            list(engine.stream(one))
+        assert one.ended.wait(10)
+    monkeypatch.undo()
+    assert answer(engine, sequence(model, ids(1, 5))) == alone(model, ids(1, 5))
+
+
 def test_a_sampler_that_leaves_the_vocabulary_is_an_error_and_not_a_crash(loaded: Loaded) -> None:
     for wrong in (10**6, -1):
         with pytest.raises(PromptError, match=f"sampler returned \\[{wrong}\\]"):

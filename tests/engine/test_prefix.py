@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen.engine.prefix import Found, PrefixIndex, prefix_key
-from mlx_qwen.engine.radix import RadixTree
+from mlx_qwen.engine.radix import RadixTree, forget
 from mlx_qwen.model.chain import Chain
 from mlx_qwen.model.state import LinearState, State
 
@@ -321,7 +321,7 @@ def test_thousands_of_checkpoints_on_one_way_are_fine() -> None:
     assert sorted(value for _, value in tree.root.below()) == list(range(1, 3001))
     assert len(tree.matched([1] * 3000)[0]) == 3001
     for count in range(1, 3000):
-        tree.forget(tree.placed([1] * count))
+        forget(tree.placed([1] * count))
     assert [value for _, value in tree.root.below()] == [3000]
     assert len(tree.matched([1] * 3000)[0]) == 2
 

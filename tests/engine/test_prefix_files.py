@@ -1,5 +1,6 @@
 """A folder of checkpoints: read back bit for bit, never wrong, whatever happened to it or to those who wrote it."""
 
+import gc
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from mlx_qwen.model.state import LinearState, State
 ROOT = Path(__file__).resolve().parents[2]
 PLENTY = 1 << 40
 PACKING = Packing(8, 32)
+DAMAGED = pytest.mark.filterwarnings("ignore:Damaged files in:RuntimeWarning")
 
 
 def read(ids: list[int], *, packing: Packing | None = None, mtp: bool = True, before: State | None = None) -> State:
@@ -161,6 +163,7 @@ def test_other_models_precisions_and_formats_are_never_used(tmp_path: Path, monk
     assert len(list(tmp_path.glob("v2-*"))) == 3
 
 
+@DAMAGED
 @pytest.mark.usefixtures("small_pieces")
 def test_every_changed_byte_makes_a_checkpoint_a_miss(tmp_path: Path) -> None:
     random, ids = Random(0), [1, 2, 3, 4, 5]
@@ -181,6 +184,7 @@ def test_every_changed_byte_makes_a_checkpoint_a_miss(tmp_path: Path) -> None:
                 each.write_bytes(data)
 
 
+@DAMAGED
 def test_cut_off_and_missing_files_make_a_checkpoint_a_miss(tmp_path: Path) -> None:
     ids = [1, 2, 3, 4, 5]
     stored(tmp_path, ids)
@@ -196,6 +200,7 @@ def test_cut_off_and_missing_files_make_a_checkpoint_a_miss(tmp_path: Path) -> N
     assert_is(opened(tmp_path).take(ids, mtp=True), ids)
 
 
+@DAMAGED
 def test_a_manifest_under_anothers_name_is_a_miss(tmp_path: Path) -> None:
     stored(tmp_path, [1, 2, 3])
     first = next(iter(manifests(tmp_path)))
@@ -252,6 +257,48 @@ def test_a_checkpoint_whose_pieces_another_process_removed_is_left_out(
     monkeypatch.setattr(prefix_writer, "_locked", after_removing)
     stored(tmp_path, [1, 2, 3, 4])
     assert not manifests(tmp_path)
+
+
+def test_damage_costs_one_warning(tmp_path: Path) -> None:
+    keys = [[1, 2, 3], [4, 5, 6]]
+    stored(tmp_path, *keys)
+    for path in pieces(tmp_path):
+        path.write_bytes(path.read_bytes()[:-1])
+    files = opened(tmp_path)
+    with pytest.warns(RuntimeWarning, match="Damaged files in .* are removed .* is read again") as warned:
+        assert [files.take(key, mtp=True) for key in keys] == [None, None]
+    assert len(warned) == 1
+
+
+def test_what_another_process_removed_is_no_damage(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    stored(tmp_path, [1, 2, 3])
+    for path in pieces(tmp_path):
+        path.unlink()
+    assert opened(tmp_path).take([1, 2, 3], mtp=True) is None
+    assert not recwarn.list
+
+
+def test_of_a_growing_answer_only_the_longest_is_written(tmp_path: Path) -> None:
+    files, ids, state = opened(tmp_path), [1, 2, 3, 4], read([1, 2, 3, 4])
+    files.put(ids, state, "prompt")
+    for token in range(5, 9):
+        ids = [*ids, token]
+        state = read(ids, before=state)
+        files.put(ids, state, "answer")
+    files.put([9, 9], read([9, 9]), "answer")
+    files.close()
+    assert sorted(prefix_writer.length_of(path) for path in manifests(tmp_path)) == [2, 4, 8]
+
+
+def test_a_writer_ends_with_those_who_used_it(tmp_path: Path) -> None:
+    files = opened(tmp_path)
+    writer = files._writer
+    files.put([1, 2, 3], read([1, 2, 3]))
+    files.flush()
+    del files
+    gc.collect()
+    writer.join(10)
+    assert not writer.is_alive()
 
 
 def test_what_is_larger_than_the_limit_is_not_written(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from mlx_qwen.checkpoint.identity import model_identity
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.engine import sealed
 from mlx_qwen.engine.state_files import (
     load_prompt_cache,
     load_state,
-    model_identity,
     save_prompt_cache,
     save_state,
 )
@@ -102,7 +102,7 @@ def test_a_cache_that_calls_change_is_saved_with_its_tokens(checkpoint: Checkpoi
     model(mx.array([[4, 5, 6]]), cache)
     cache.tokens = [4, 5, 6]
     save_prompt_cache(tmp_path / "cache", cache)
-    loaded = load_prompt_cache(tmp_path / "cache", model.config.text)
+    loaded = load_prompt_cache(tmp_path / "cache", model)
     assert (loaded.tokens, loaded.offset) == ([4, 5, 6], 3)
     assert np.array_equal(*(np.array(model(mx.array([[7]]), each)) for each in (loaded, cache)))
 

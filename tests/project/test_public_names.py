@@ -38,7 +38,9 @@ PUBLIC = [
     "generate",
     "generate_async",
     "load",
+    "load_prompt_cache",
     "plan",
+    "save_prompt_cache",
     "stream_generate",
     "stream_generate_async",
 ]
@@ -124,6 +126,9 @@ SETTINGS = {
     "prompt_lookup",
     "num_draft_tokens",
     "prefix_cache",
+    "prefix_cache_bytes",
+    "prefix_cache_dir",
+    "prefix_cache_dir_bytes",
     "progress",
 }
 
