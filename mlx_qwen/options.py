@@ -69,6 +69,14 @@ def _chosen_tool(choice: str | Mapping[str, object] | None) -> str:
     return name
 
 
+def _refused_window(size: int) -> bool:
+    raise PromptError(
+        f"max_kv_size is {size}, but these models keep all that they read: a window of keys and values would lose the "
+        "beginning, and three of four layers have a memory of fixed size anyway. Leave it out. To use less memory: "
+        "kv_bits=8 or 4, a shorter prompt, or a lower max_tokens; `mlx-qwen plan` says what fits."
+    )
+
+
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions(MediaLimits):
@@ -340,8 +348,18 @@ class EngineSettings:
     kv_bits: int | None = option(
         None, help="8 or 4 packs keys and values of the attention layers.", choices=(4, 8), flag="--kv-bits"
     )
+    max_kv_size: int | None = option(
+        None,
+        help="known from other runtimes, and refused: these models keep all that they read. To use less memory: "
+        "kv_bits, a shorter prompt, or a lower max_tokens.",
+        check=_refused_window,
+        flag="--max-kv-size",
+    )
     prefill_step_size: int = option(
-        2048, help="prompt tokens that are read at once.", least=1, flag="--prefill-step-size"
+        2048,
+        help="prompt tokens that are read at once; fewer where memory asks for it.",
+        least=1,
+        flag="--prefill-step-size",
     )
     mtp: str | int | bool = option(
         "auto",
@@ -419,6 +437,7 @@ class SettingKeywords(TypedDict, total=False):
     """The fields of `EngineSettings`, for type checkers."""
 
     kv_bits: int | None
+    max_kv_size: int | None
     prefill_step_size: int
     mtp: str | int | bool
     draft_model: object

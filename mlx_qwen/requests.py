@@ -126,6 +126,7 @@ def prepare_request(
         kv_bits=settings.kv_bits,
         progress=progress_callback(settings.progress),
     )
+    engine_of(model).memory.check(sequence)
     named = None if options.logprobs is None else TokenNames(processor.tokenizer)
     return Request(sequence, answer, named)
 

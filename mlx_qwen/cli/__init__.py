@@ -14,6 +14,7 @@ from mlx_qwen.errors import MLXQwenError
 # What `mlx-qwen --help` says of each command: its module's docstring would cost the import.
 COMMANDS = {
     "generate": "Write an answer to one prompt.",
+    "cache-prompt": "Read a text once, and keep what the model remembers of it in a file.",
     "chat": "Talk with a model, turn by turn.",
     "serve": "Answer requests in OpenAI's and Anthropic's protocols.",
     "launch": "Run a coding agent, such as Claude Code or Codex, on a model of this machine.",
@@ -37,7 +38,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"mlx_qwen.cli.{cmd_name}").command
+        command = importlib.import_module(f"mlx_qwen.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command), "every module of a sub-command defines `command`"
         return command
 

@@ -9,6 +9,7 @@ from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.cli.printer import AnswerPrinter
 from mlx_qwen.engine.caching import kv_cache_summary
 from mlx_qwen.model import Model
+from mlx_qwen.model.cache import HybridCache
 from mlx_qwen.options import EngineSettings, GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import Prompt, prompt_inputs
@@ -25,13 +26,16 @@ def answer_prompt(
     *,
     verbose: bool,
     as_json: bool = False,
+    cache: HybridCache | None = None,
 ) -> None:
-    """Prints the answer as it comes, or `as_json` once it is there, also one cut short by Ctrl-C.
+    """Prints the answer to a prompt that goes on after `cache`, as it comes, or `as_json` once it is there.
+
+    One that is cut short by Ctrl-C is printed too.
 
     If `verbose`, stderr says before it what the images and videos became, and after it statistics.
     """
     inputs = prompt_inputs(processor, prompt, options)
-    responses = stream_answer(model, processor, inputs, options, settings)
+    responses = stream_answer(model, processor, inputs, options, settings, cache)
     for one in inputs.media if verbose else ():
         click.echo(describe(processor, one.patches), err=True)
     if verbose and settings.kv_bits is not None:

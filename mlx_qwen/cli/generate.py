@@ -1,7 +1,7 @@
 """`mlx-qwen generate`: one prompt, one answer."""
 
 import sys
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
@@ -9,6 +9,9 @@ from mlx_qwen.cli.options import chosen_model, generation_flags, model_flags
 from mlx_qwen.cli.reading import read_prompt
 from mlx_qwen.cli.words import ManyValuesCommand
 from mlx_qwen.options import OptionKeywords, options_and_settings
+
+if TYPE_CHECKING:
+    from mlx_qwen.prompt.inputs import Prompt
 
 
 @click.command(cls=ManyValuesCommand)
@@ -18,6 +21,9 @@ from mlx_qwen.options import OptionKeywords, options_and_settings
 @click.option("--prompt-file", metavar="FILE", help="Read the question from a file; - for standard input.")
 @generation_flags(max_tokens=2048)
 @click.option("--ignore-chat-template", is_flag=True, help="Use the prompt as it stands.")
+@click.option(
+    "--prompt-cache-file", metavar="FILE", help="Go on with the text that `mlx-qwen cache-prompt` wrote to this file."
+)
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object: the answer's parts, its end, usage, rates."
 )
@@ -32,6 +38,7 @@ def command(
     prompt_file: str | None,
     system_prompt: str | None,
     ignore_chat_template: bool,
+    prompt_cache_file: str | None,
     as_json: bool,
     verbose: bool | None,
     **flags: Unpack[OptionKeywords],
@@ -44,17 +51,24 @@ def command(
     text = _prompt(question, prompt, prompt_file)
     if ignore_chat_template and system_prompt is not None:
         raise click.UsageError("--system-prompt needs the chat template; drop --ignore-chat-template.")
+    if prompt_cache_file is not None and system_prompt is not None:
+        raise click.UsageError("--system-prompt belongs to the cached text: give it to mlx-qwen cache-prompt.")
     path = chosen_model(model)
 
     from mlx_qwen.cli.answering import answer_prompt
+    from mlx_qwen.cli.prompt_cache import rest
+    from mlx_qwen.engine.state_files import load_prompt_cache
     from mlx_qwen.loading import load
 
     options, settings = options_and_settings({**flags, "progress": sys.stderr.isatty()})
     loaded, processor = load(path, revision=revision)
     plain = ignore_chat_template or processor.chat_template is None
-    asked = text if plain else _messages(text, system_prompt)
+    asked: Prompt = text if plain else _messages(text, system_prompt)
+    cache = None if prompt_cache_file is None else load_prompt_cache(prompt_cache_file, loaded)
+    if cache is not None and not plain:
+        asked = rest(processor, text, options)
     told = not as_json if verbose is None else verbose
-    answer_prompt(loaded, processor, asked, options, settings, verbose=told, as_json=as_json)
+    answer_prompt(loaded, processor, asked, options, settings, verbose=told, as_json=as_json, cache=cache)
 
 
 def _prompt(question: str | None, prompt: str | None, file: str | None) -> str:

@@ -1,6 +1,5 @@
 """One engine a model: sequences come and go, and share its forward passes while they are there."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,6 +13,7 @@ import mlx.core as mx
 from mlx_qwen.engine.caching import note_tokens
 from mlx_qwen.engine.draft_model import DraftModel
 from mlx_qwen.engine.guessing import Guessers
+from mlx_qwen.engine.memory import MemoryPlan, machine_bytes
 from mlx_qwen.engine.mending import begin_again
 from mlx_qwen.engine.prefix import PrefixIndex
 from mlx_qwen.engine.prefix_store import PrefixStore
@@ -24,7 +24,8 @@ from mlx_qwen.engine.thread import wake
 from mlx_qwen.engine.wired import WiredMemory
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import kv_packing
-from mlx_qwen.model.state import StateKind, empty_state, state_nbytes
+from mlx_qwen.model.chain import Chain
+from mlx_qwen.model.state import StateKind, empty_state
 
 _STEPS_BETWEEN_CLEARING = 256
 # How often a piece of what was read is handed to the disk while answers are being written.
@@ -40,11 +41,14 @@ class Limits:
 
     Attributes:
         most_rows: answers that are written at the same time; others wait.
-        state_bytes: what the states of answers that are being written may take by the end; others wait.
+        state_bytes: what the states of answers that are being written may take by the end; others wait. None for what
+            the machine has beside the weights.
+        piece_bytes: what may be alive while a piece of a prompt is read, which is shortened for that; None as above.
     """
 
     most_rows: int = 16
-    state_bytes: int = 1 << 62
+    state_bytes: int | None = None
+    piece_bytes: int | None = None
 
 
 class Engine:
@@ -55,7 +59,8 @@ class Engine:
 
     def __init__(self, model: Model, limits: Limits | None = None, *, prefixes: PrefixIndex | None = None) -> None:
         self.model = model
-        self.limits = limits or Limits()
+        self.limits = limits = limits or Limits()
+        self.memory = MemoryPlan(model, limits.state_bytes, limits.piece_bytes)
         self.store = PrefixStore(model, prefixes, _waker(ref(self)))
         self.draft_model: tuple[object, DraftModel] | None = None
         self._guessers = Guessers(model)
@@ -188,22 +193,24 @@ class Engine:
         """Begin as many of the waiting sequences as there is room for, in their order, and always one."""
         while self._waiting:
             held = [*self._reading, *self._writing]
-            room = self.limits.state_bytes - sum(self._needs(one) for one in held)
-            if held and (len(held) >= self.limits.most_rows or self._needs(self._waiting[0]) > room):
+            room = self.memory.state_bytes - sum(self.memory.needs(one) for one in (*held, self._waiting[0]))
+            if held and (len(held) >= self.limits.most_rows or room < 0):
                 return
             sequence = self._waiting.popleft()
             try:
                 self._begin(sequence)
+                self.store.shed(room, self._chains(sequence))
             except BaseException as error:
                 sequence.failed = True
                 outgoing.append((sequence, error))
             else:
                 self._reading.append(sequence)
 
-    def _needs(self, sequence: Sequence) -> int:
-        """Bytes of a sequence's state at its end, keys and values not packed."""
-        tokens = len(sequence.ids) + sequence.max_tokens
-        return state_nbytes(self.model.config.text, tokens, item_size=self.model.dtype.size)
+    def _chains(self, coming: Sequence) -> list[Chain]:
+        """The keys and values of all that is being read and written."""
+        states = [one.state for one in (coming, *self._reading, *self._writing)]
+        states += [] if self._batch is None else [self._batch.state]
+        return [chain for state in states if state is not None for chain in (*state.chains, *state.mtp)]
 
     def _begin(self, sequence: Sequence) -> None:
         """Find what was read already."""
@@ -233,7 +240,7 @@ class Engine:
         try:
             if sequence.progress is not None and sequence.pieces == 0:
                 sequence.progress(sequence.read, len(sequence.to_read))
-            end = sequence.next_cut
+            end = sequence.cut(self.memory.piece(sequence))
             read_piece(self.model, sequence, end)
             self._guessers.costs.interrupted()
             if sequence.draft_model is not None:
@@ -344,11 +351,6 @@ def engine_of(model: Model) -> Engine:
     """The engine of a model: one for all that generate with it."""
     with _making:
         if model.engine is None:
-            model.engine = Engine(model, prefixes=PrefixIndex(_default_prefix_bytes()))
+            model.engine = Engine(model, prefixes=PrefixIndex(machine_bytes() // 8))
         assert isinstance(model.engine, Engine)
         return model.engine
-
-
-def _default_prefix_bytes() -> int:
-    """An eighth of the machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8

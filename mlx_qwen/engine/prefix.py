@@ -64,8 +64,7 @@ class PrefixIndex:
     @property
     def nbytes(self) -> int:
         """Bytes that are held: fixed-size parts, and each buffer once; of one in which others go on, the part held."""
-        fixed = sum(each.fixed_nbytes for each in self._checkpoints())
-        return fixed + sum(_held_nbytes(chains) for chains in self._by_buffer().values())
+        return self._nbytes(frozenset())
 
     def take(self, key: Key, kind: StateKind | None = None) -> Found | None:
         """The longest checkpoint whose tokens begin `key`, or are all of it; None where there is none.
@@ -101,19 +100,24 @@ class PrefixIndex:
             node.value = new
         self.shed(self.budget_bytes)
 
-    def shed(self, nbytes: int) -> None:
-        """Forget until at most `nbytes` are held.
+    def shed(self, nbytes: int, used: Iterable[Chain] = ()) -> None:
+        """Forget until at most `nbytes` are held beside the buffers of the chains that others have in use.
 
         First go an answer's checkpoints that have a later one behind them, as the steps of a tool loop do; then all
         others. Each time the least recently used goes, and with the last one of a chain its keys and values.
         """
-        while self.nbytes > nbytes:
+        others = frozenset(_buffer(chain) for chain in used)
+        while self._nbytes(others) > nbytes and len(self):
             if not self._trim():
                 forget(min(self._held(), key=lambda pair: (not _is_passed(*pair), pair[1].used))[0])
 
     def longest_common(self, key: Key) -> int:
         """How many of the first tokens of `key` some held key begins with, whether or not a checkpoint is there."""
         return max((tree.matched(key)[1] for tree in self._trees.values()), default=0)
+
+    def _nbytes(self, others: frozenset[int]) -> int:
+        fixed = sum(each.fixed_nbytes for each in self._checkpoints())
+        return fixed + sum(_held_nbytes(held) for buffer, held in self._by_buffer().items() if buffer not in others)
 
     def _held(self) -> Iterator[tuple[Node[_Checkpoint], _Checkpoint]]:
         for tree in self._trees.values():

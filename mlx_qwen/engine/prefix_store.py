@@ -1,7 +1,7 @@
 """What was read before, in memory and in folders: where sequences find the states they go on from, and leave theirs."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,6 +13,7 @@ from mlx_qwen.engine.radix import Key
 from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.errors import PromptError
 from mlx_qwen.model import Model
+from mlx_qwen.model.chain import Chain
 from mlx_qwen.model.state import State, StateKind
 
 _MOST_FOLDER_BYTES = 16 << 30
@@ -90,6 +91,11 @@ class PrefixStore:
             self.index.clear()
         for files in self._folders.values():
             files.drop()
+
+    def shed(self, nbytes: int, used: Iterable[Chain]) -> None:
+        """Hold no more than `nbytes` in memory for now, beside the chains in use: answers need the rest."""
+        if self.index is not None:
+            self.index.shed(max(0, nbytes), used)
 
     def advance(self) -> bool:
         """Hand on a piece of what is to be written to each folder; whether there is more that a folder would take."""

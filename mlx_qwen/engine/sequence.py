@@ -229,10 +229,9 @@ class Sequence:
         if self.draft_model is not None:
             self.draft_model.forget()
 
-    @property
-    def next_cut(self) -> int:
-        """Where the next piece of the prompt ends: after `step_size` tokens, or at an anchor before."""
-        end = min(self.read + self.step_size, len(self.to_read))
+    def cut(self, tokens: int) -> int:
+        """Where the next piece of the prompt ends: after so many tokens, or at an anchor before."""
+        end = min(self.read + tokens, len(self.to_read))
         return min((anchor for anchor in self.anchors if self.read < anchor < end), default=end)
 
     def choose(self, logits: mx.array) -> Choice:

@@ -87,7 +87,7 @@ def save_prompt_cache(path: str | Path, cache: HybridCache) -> None:
             "This prompt cache cannot be saved: its model was not loaded from a folder, or its weights were changed "
             "since, so that nothing tells whom it belongs to. Save the model, and load it from there."
         )
-    save_state(path, cache.state, cache.tokens, identity=cache.identity)
+    save_state(path, cache.state, cache.tokens[: cache.offset], identity=cache.identity)
 
 
 def load_prompt_cache(path: str | Path, model: Model) -> HybridCache:

@@ -1,10 +1,9 @@
 """The engine: whoever shares it, and whatever was read before, each answer is what its request gives alone."""
 
 import os
-import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -25,6 +24,7 @@ from mlx_qwen.loading import load_model
 from mlx_qwen.model import Model
 from mlx_qwen.recommended import SamplingParameters
 from tests.engine.conftest import Loaded
+from tools.benchmarks.random_requests import ask_randomly
 
 Checkpoint = Callable[..., Path]
 GREEDY = SamplingParameters(temperature=0)
@@ -110,31 +110,10 @@ def test_what_one_prompt_left_is_not_changed_by_those_that_go_on_from_it(model: 
 
 
 def test_random_requests_that_come_go_and_share_equal_their_solo_runs(model: Model) -> None:
-    rng = random.Random(0)
-    engine = Engine(model, Limits(most_rows=5), prefixes=PrefixIndex(3 << 20))
-    prompts = [ids(seed, rng.choice([3, 17, 40, 90])) for seed in range(6)]
-    expected: dict[tuple[object, ...], list[int]] = {}
-    waiting: list[tuple[Sequence, Iterator[object], list[int], int]] = []
-    for number in range(120):
-        prompt = [*rng.choice(prompts)[: rng.randrange(1, 60)], *ids(number % 7, rng.randrange(4))]
-        how, count = rng.choice([GREEDY, DRAWN]), rng.randrange(1, 14)
-        what = (tuple(prompt), how, count)
-        if what not in expected:
-            expected[what] = alone(model, prompt, how=how, count=count)
-        one = sequence(
-            model, prompt, how=how, count=count, keep=rng.random() < 0.8, drafts=rng.choice([0, 2, 5, None]),
-            step_size=rng.choice([7, 32, 2048]), anchors=sorted({rng.randrange(1, len(prompt) + 1) for _ in range(2)}),
-        )  # fmt: skip
-        engine.submit(one)
-        leaves = rng.randrange(1, count + 1) if rng.random() < 0.3 else count
-        waiting.append((one, engine.stream(one), expected[what], leaves))
-        while len(waiting) > rng.randrange(8):
-            _, stream, wanted, leaves = waiting.pop(rng.randrange(len(waiting)))
-            found = [emission.token for emission, _ in zip(stream, range(leaves), strict=False)]  # type: ignore[attr-defined]
-            stream.close()  # type: ignore[attr-defined]
-            assert found == wanted[:leaves]
-    for _, stream, wanted, _ in waiting:
-        assert [emission.token for emission in stream] == wanted  # type: ignore[attr-defined]
+    found = ask_randomly(model, 120)
+    assert found.differing == []
+    assert found.asked == 120
+    assert found.cancelled > 20 and found.reused > 20 and found.drafted > 0
 
 
 def test_a_long_prompt_lets_others_write_between_its_pieces(model: Model) -> None:

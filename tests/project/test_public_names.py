@@ -121,6 +121,7 @@ OPTIONS = {
 SETTINGS = {
     "prefill_step_size",
     "kv_bits",
+    "max_kv_size",
     "mtp",
     "draft_model",
     "prompt_lookup",

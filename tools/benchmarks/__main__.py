@@ -29,6 +29,7 @@ class Run:
     text: Path | None
     tokens: int
     minutes: float
+    requests: int
 
     def judged(self) -> tuple[Path, Path]:
         """The model folder and the text file."""
@@ -87,6 +88,12 @@ def _long(run: Run) -> Section:
     return section_of([bench_long(tokens=run.tokens)])
 
 
+def _restore(run: Run) -> Section:
+    from tools.benchmarks.restoring import bench_restoring
+
+    return section_of([bench_restoring(run.folder, repeats=run.repeats)])
+
+
 def _soak(run: Run) -> Section:
     from tools.benchmarks.soak import bench_soak
 
@@ -103,6 +110,12 @@ def _load(run: Run) -> Section:
     from tools.benchmarks.load import bench_load
 
     return section_of([bench_load(run.minutes)])
+
+
+def _requests(run: Run) -> Section:
+    from tools.benchmarks.random_requests import bench_requests
+
+    return section_of([bench_requests(run.requests)])
 
 
 def _start(run: Run) -> Section:
@@ -163,9 +176,11 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "grammar": ("what holding an answer to a grammar costs a token", _grammar),
     "throughput": ("answers that are written at the same time", _throughput),
     "long": ("a prompt of --tokens tokens beside what is planned", _long),
+    "restore": ("going back to a prefix of 16k tokens, in memory and from a folder", _restore),
     "soak": ("--minutes of random requests: memory, files and threads", _soak),
     "serve": ("throughput and first tokens of servers, beside mlx-lm's and mlx-vlm's", _serve),
     "load": ("--minutes of 32 clients at a server: answers, memory, files and threads", _load),
+    "requests": ("--requests random requests, each beside its solo run", _requests),
     "session": ("what an agent's session computes beside the least possible", _session),
     "start": ("import and load of a 0.8B", _start),
     "convert": ("converting a 0.8B, 1.7 GB", _convert),
@@ -197,6 +212,7 @@ class _Listed(click.Command):
 @click.option("--text", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Text to judge it on.")
 @click.option("--tokens", type=click.IntRange(1000), default=100_000, show_default=True, help="Prompt of `long`.")
 @click.option("--minutes", type=click.FloatRange(0.1), default=5, show_default=True, help="Time of `soak` and `load`.")
+@click.option("--requests", type=click.IntRange(1), default=1000, show_default=True, help="How many `requests` asks.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the tables here.")
 @click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write what is printed here too.")
 @click.option(
@@ -211,6 +227,7 @@ def main(
     text: Path | None,
     tokens: int,
     minutes: float,
+    requests: int,
     json_file: Path | None,
     markdown: Path | None,
     workdir: Path | None,
@@ -222,7 +239,7 @@ def main(
         raise click.UsageError(f"{judges[0]} needs --model, an unquantized model folder, and --text, a text file.")
     try:
         with tempfile.TemporaryDirectory(dir=workdir) as folder:
-            run = Run(repeats, Path(folder), model, text, tokens, minutes)
+            run = Run(repeats, Path(folder), model, text, tokens, minutes, requests)
             measured = [(name, partial(SECTIONS[name][1], run)) for name in chosen]
             print_sections(measured, click.echo, json_file=json_file, markdown=markdown)
     except MLXQwenError as error:

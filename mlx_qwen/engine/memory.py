@@ -1,0 +1,148 @@
+"""How much memory answers may take: what a sequence needs, what there is, and how much of a prompt is read at once."""
+
+import os
+from typing import NamedTuple
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_qwen.config import TextConfig
+from mlx_qwen.engine.sequence import Sequence
+from mlx_qwen.errors import PromptError
+from mlx_qwen.model import Model
+from mlx_qwen.model.cache import KV_BITS, kv_packing
+from mlx_qwen.model.memory import prefill_bytes
+from mlx_qwen.model.state import state_nbytes
+
+_STEP = 256
+_LEAST_PIECE = 32
+# Of the memory that is left beside the weights, the part in which a piece of a prompt is read: an eighth.
+_PIECE_SHARE = 8
+# However large the weights are, answers get this part of the memory: a sixteenth.
+_LEAST_SHARE = 16
+
+
+class Budget(NamedTuple):
+    """Bytes for the states of all answers together, and for what is alive while a piece of a prompt is read."""
+
+    states: int
+    piece: int
+
+
+def budget_of(model: Model) -> Budget:
+    """What this machine has for a model's answers: its usable memory less the weights, or a sixteenth of it."""
+    usable = usable_bytes()
+    held: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
+    weights = sum(array.nbytes for _, array in held)
+    left = max(usable - weights, usable // _LEAST_SHARE)
+    return Budget(left - left // _PIECE_SHARE, left // _PIECE_SHARE)
+
+
+class MemoryPlan:
+    """What a model's answers may take, and what each of them will; None takes what the machine has for it."""
+
+    def __init__(self, model: Model, state_bytes: int | None = None, piece_bytes: int | None = None) -> None:
+        budget = budget_of(model)
+        self.state_bytes = budget.states if state_bytes is None else state_bytes
+        self.piece_bytes = budget.piece if piece_bytes is None else piece_bytes
+        self._model = model
+
+    def needs(self, sequence: Sequence) -> int:
+        """Bytes of a sequence's state at its end."""
+        return self._asked(sequence).needed()
+
+    def check(self, sequence: Sequence) -> None:
+        """Raises PromptError for an answer whose state can never fit."""
+        check_room(self._asked(sequence), self.state_bytes)
+
+    def piece(self, sequence: Sequence) -> int:
+        """How many tokens of a prompt to read at once now."""
+        assert sequence.state is not None, "it has begun"
+        text, size, bits = self._model.config.text, self._model.dtype.size, sequence.kv_bits
+        read = sequence.state.offset
+        return piece_tokens(text, sequence.step_size, read, self.piece_bytes, item_size=size, kv_bits=bits)
+
+    def _asked(self, sequence: Sequence) -> "Asked":
+        seen = 0 if sequence.prompt_cache is None else sequence.prompt_cache.offset
+        text, size = self._model.config.text, self._model.dtype.size
+        prompt, mtp = seen + len(sequence.ids), self._model.mtp is not None
+        return Asked(text, prompt, sequence.max_tokens, size, sequence.kv_bits, mtp)
+
+
+def usable_bytes() -> int:
+    """What a process may use: on a Mac what its GPU recommends, elsewhere nine tenths of the memory."""
+    if mx.metal.is_available():
+        return int(mx.device_info()["max_recommended_working_set_size"])
+    return machine_bytes() * 9 // 10
+
+
+def machine_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def sequence_bytes(
+    text: TextConfig, tokens: int, *, item_size: int = 2, kv_bits: int | None = None, mtp: bool = False
+) -> int:
+    """What the state of one sequence of `tokens` tokens takes; `item_size` is that of unpacked keys and values.
+
+    Keys and values, packed to `kv_bits` if given, lie in buffers that grow by 256 tokens; with `mtp` the MTP layer has
+    some of its own.
+    """
+    values = 2 * text.num_key_value_heads * text.head_dim * -(-tokens // _STEP) * _STEP
+    values *= text.layer_types.count("full_attention") + mtp
+    packing = kv_packing(text, kv_bits)
+    kv = values * item_size if packing is None else values * packing.bits // 8
+    if packing is not None:
+        kv += 2 * item_size * values // packing.group_size
+    return kv + state_nbytes(text, 0, item_size=item_size) + 4 * text.hidden_size
+
+
+def piece_tokens(
+    text: TextConfig, wanted: int, read: int, most_bytes: int, *, item_size: int = 2, kv_bits: int | None = None
+) -> int:
+    """How many tokens to read at once behind `read`: `wanted`, or half as often as it takes to fit `most_bytes`."""
+    tokens = wanted
+    while tokens > _LEAST_PIECE:
+        needed = prefill_bytes(text, tokens, read + tokens, kv_bits=kv_bits) * item_size // 2
+        if needed <= most_bytes:
+            break
+        tokens = max(_LEAST_PIECE, tokens // 2)
+    return tokens
+
+
+class Asked(NamedTuple):
+    """An answer that is asked for, in tokens, and how its state would be held."""
+
+    text: TextConfig
+    prompt: int
+    answer: int
+    item_size: int = 2
+    kv_bits: int | None = None
+    mtp: bool = False
+
+    def needed(self, tokens: int | None = None) -> int:
+        """Bytes of the state of so many tokens, or of all."""
+        tokens = self.prompt + self.answer if tokens is None else tokens
+        return sequence_bytes(self.text, tokens, item_size=self.item_size, kv_bits=self.kv_bits, mtp=self.mtp)
+
+
+def check_room(asked: Asked, most_bytes: int) -> None:
+    """Raises PromptError for an answer whose state can never fit `most_bytes`."""
+    if asked.needed() <= most_bytes:
+        return
+    fixed, prompt, answer = asked.needed(0), asked.prompt, asked.answer
+    fits = max(0, most_bytes - fixed) // (asked.needed(_STEP) - fixed) * _STEP
+    bits = [bits for bits in sorted(KV_BITS, reverse=True) if bits < (asked.kv_bits or 16)]
+    packed = next((each for each in (asked._replace(kv_bits=b) for b in bits) if each.needed() <= most_bytes), None)
+    advice = [] if packed is None else [f"use kv_bits={packed.kv_bits} ({_gib(packed.needed())})"]
+    advice += [f"lower max_tokens to {fits - prompt:,}" if fits > prompt else "shorten the prompt"]
+    raise PromptError(
+        f"The state of {prompt + answer:,} tokens ({prompt:,} of the prompt, {answer:,} of max_tokens) takes "
+        f"{_gib(asked.needed())}, but this machine has {_gib(most_bytes)} for it beside the weights, enough for "
+        f"{fits:,} tokens: {', or '.join(advice)}."
+    )
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.2f} GiB"
