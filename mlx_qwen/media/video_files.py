@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from mlx_qwen.errors import PromptError
 from mlx_qwen.media.image_sources import check_size
+from mlx_qwen.media.video_sources import Taken
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -18,6 +20,14 @@ _DEFAULT_RATE = 24.0
 # Containers often announce a little more than their streams decode to.
 _MISSING = 0.05
 _MICROSECONDS = 1_000_000
+# Containers of pictures, and nothing that leads to other files or hosts, as playlists and session descriptions do.
+_FORMATS = (
+    *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "ogg"),
+    *("nut", "asf", "wmv", "mxf", "rm", "dv", "ivf", "m4v", "h264", "hevc", "obu", "av1", "y4m", "yuv4mpegpipe"),
+)
+_ALLOWED = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "file"}
+# A mean rate that is off by more is not that of the whole.
+_OFF_RATE = 0.05
 
 
 class VideoFile:
@@ -44,28 +54,35 @@ class VideoFile:
                     f"{name} holds no picture that says how large it is. Save it again or download it anew."
                 )
             check_size(stream.width, stream.height, name)
-            self.count = stream.frames or self._counted(container)
             self.rate = float(stream.average_rate or _DEFAULT_RATE)
+            self.count = stream.frames
+            if not self.count:
+                self.count, seconds = self._counted(container)
+                # What such files call their mean is that of their first frames.
+                if seconds > 0 and abs(self.rate * seconds / self.count - 1) > _OFF_RATE:
+                    self.rate = self.count / seconds
         if not self.count:
             raise PromptError(f"{name} has no frames. Expected a video with at least one picture.")
 
-    def take(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+    def take(self, indices: Sequence[int]) -> Iterator[Taken]:
         """As `Frames.take`: frames are decoded one after the other, as they build on each other."""
         coming = list(indices)
-        image, decoded = None, 0
+        taken, decoded, start = None, 0, 0.0
         for decoded, frame in enumerate(self._decoded(), start=1):
+            if decoded == 1:
+                start = frame.time or 0.0
             if decoded - 1 == coming[0]:
-                image = _upright(frame)
-                yield image
+                taken = Taken(_upright(frame), None if frame.time is None else frame.time - start)
+                yield taken
                 coming.pop(0)
                 if not coming:
                     return
-        if image is None or decoded < self.count * (1 - _MISSING) - 1:
+        if taken is None or decoded < self.count * (1 - _MISSING) - 1:
             raise PromptError(
                 f"{self.name} ends after {decoded:,} of the {self.count:,} frames that it announces. Save it again or "
                 "download it anew."
             )
-        yield from [image] * len(coming)
+        yield from [taken] * len(coming)
 
     def _decoded(self) -> Iterator["VideoFrame"]:
         decoded = 0
@@ -81,9 +98,9 @@ class VideoFile:
                 ) from error
 
     def _open(self) -> "InputContainer":
-        file = io.BytesIO(self._encoded) if isinstance(self._encoded, bytes) else str(self._encoded)
+        file = io.BytesIO(self._encoded) if isinstance(self._encoded, bytes) else f"file:{self._encoded.absolute()}"
         try:
-            container = self._av.open(file, "r")
+            container = self._av.open(file, "r", options=_ALLOWED)
         except (self._av.error.FFmpegError, ValueError) as error:
             raise PromptError(
                 f"{self.name} is no video that can be read ({_reason(error)}). Expected MP4, MOV, WebM or the like."
@@ -93,20 +110,26 @@ class VideoFile:
             raise PromptError(f"{self.name} has no pictures, only other streams. Expected a video.")
         return container
 
-    def _counted(self, container: "InputContainer") -> int:
-        """Frames of a file that does not say how many it holds: one a packet."""
-        count, end = 0, 0.0
+    def _counted(self, container: "InputContainer") -> tuple[int, float]:
+        """Frames of a file that does not say how many it holds, one a packet, and the seconds that they are shown."""
+        count, end, shown = 0, 0.0, [inf, -inf]
         try:
             for packet in container.demux():
-                count += bool(packet.size) and packet.stream is container.streams.video[0]
+                is_picture = bool(packet.size) and packet.stream is container.streams.video[0]
+                count += is_picture
                 if packet.size and packet.pts is not None and packet.time_base is not None:
-                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                    start, last = (
+                        float(at * packet.time_base) for at in (packet.pts, packet.pts + (packet.duration or 0))
+                    )
+                    end = max(end, last)
+                    if is_picture:
+                        shown = [min(shown[0], start), max(shown[1], last)]
         except self._av.error.FFmpegError as error:
             raise PromptError(
                 f"{self.name} is damaged ({_reason(error)}). Save it again or download it anew."
             ) from error
         self._check_end(container, count, end)
-        return count
+        return count, max(shown[1] - shown[0], 0.0)
 
     def _check_end(self, container: "InputContainer", count: int, end: float) -> None:
         """Raises PromptError when all streams end, at `end` seconds, long before the time that the file announces.

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,13 @@ _FRAME_SECONDS = 0.1
 _SIGNATURE = re.compile(rb"GIF8|\x89PNG|RIFF....WEBP", re.DOTALL)
 
 
+class Taken(NamedTuple):
+    """A frame as upright RGB, and the seconds at which it is shown, None where only the rate tells."""
+
+    image: Image.Image
+    seconds: float | None
+
+
 class Frames(Protocol):
     """An open video: `count` frames, `rate` of them a second, or None where only the caller can know."""
 
@@ -33,8 +41,8 @@ class Frames(Protocol):
     @property
     def rate(self) -> float | None: ...
 
-    def take(self, indices: Sequence[int]) -> Iterator[Image.Image]:
-        """The frames of growing indices as upright RGB images; raises PromptError for one that cannot be read."""
+    def take(self, indices: Sequence[int]) -> Iterator[Taken]:
+        """The frames of growing indices; raises PromptError for one that cannot be read."""
 
 
 def open_video(source: VideoSource) -> Frames:
@@ -72,7 +80,7 @@ class FrameList:
         self._frames = frames
         self.count = len(frames)
 
-    def take(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+    def take(self, indices: Sequence[int]) -> Iterator[Taken]:
         """As `Frames.take`; frames of another size than the first are refused."""
         first = None
         for index in indices:
@@ -83,7 +91,7 @@ class FrameList:
                     f"Frame {index} of the video is {frame.width} x {frame.height} pixels, the first {first[0]} x "
                     f"{first[1]}. Bring all frames to one size."
                 )
-            yield frame
+            yield Taken(frame, None)
 
 
 class Animation:
@@ -94,8 +102,9 @@ class Animation:
         self.name = name
         self.count = int(getattr(image, "n_frames", 1))
         self._image = image
-        seconds = sum(self._duration(index) for index in range(self.count))
-        self.rate = self.count / seconds
+        durations = (self._duration(index) for index in range(self.count))
+        self._starts = list(accumulate(durations, initial=0.0))
+        self.rate = self.count / self._starts[-1]
 
     def _duration(self, index: int) -> float:
         """Seconds that a frame is shown; as in browsers, 0.1 where the file says nothing."""
@@ -106,11 +115,11 @@ class Animation:
             raise PromptError(f"{self.name} is damaged at frame {index} ({error}). Save it again.") from error
         return float(self._image.info.get("duration") or 0) / 1000 or _FRAME_SECONDS
 
-    def take(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+    def take(self, indices: Sequence[int]) -> Iterator[Taken]:
         """As `Frames.take`."""
         for index in indices:
             self._image.seek(index)
-            yield as_rgb(self._image.copy(), self.name)
+            yield Taken(as_rgb(self._image.copy(), self.name), self._starts[index])
 
 
 def _open_encoded(source: str | Path | bytes) -> Frames:

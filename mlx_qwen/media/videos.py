@@ -102,8 +102,9 @@ class VideoProcessor:
         video = open_video(source)
         rate = video.rate or self.source_fps
         indices = self.sampled(video.count, rate)
-        patches = self.layout.patches(self._resized_frames(video, indices))
-        times = [index / (rate or self.fps) for index in indices]
+        frames, shown = self._resized_frames(video, indices)
+        patches = self.layout.patches(frames)
+        times = _times(indices, shown, rate or self.fps)
         return VideoPatches(
             patches.pixel_values,
             patches.grids,
@@ -158,20 +159,35 @@ class VideoProcessor:
             )
         return min(low, high), high
 
-    def _resized_frames(self, video: Frames, indices: list[int]) -> np.ndarray:
-        """uint8 [T, H, W, 3]; each frame is resized as it comes, so that the large ones are never all in memory."""
+    def _resized_frames(self, video: Frames, indices: list[int]) -> tuple[np.ndarray, list[float | None]]:
+        """uint8 [T, H, W, 3], and the seconds at which each frame is shown, where the video says so.
+
+        Each frame is resized as it comes, so that the large ones are never all in memory.
+        """
         frames: list[np.ndarray] = []
+        shown: list[float | None] = []
         size: tuple[int, int] | None = None
-        for image in video.take(indices):
+        for image, seconds in video.take(indices):
             if size is None:
                 height, width = self.resized(len(indices), image.height, image.width, video.name)
                 size = width, height
             # Width first, as torch does: values are rounded and clipped in between, which shows at hard edges.
             wide = image.resize((size[0], image.height), Image.Resampling.BICUBIC)
             frames.append(np.asarray(wide.resize(size, Image.Resampling.BICUBIC)))
-        return np.stack(frames)
+            shown.append(seconds)
+        return np.stack(frames), shown
 
     def _timestamps(self, times: list[float]) -> tuple[float, ...]:
         temporal = self.layout.temporal_patch_size
         filled = times + times[-1:] * (-len(times) % temporal)
         return tuple((filled[i] + filled[i + temporal - 1]) / 2 for i in range(0, len(filled), temporal))
+
+
+def _times(indices: list[int], shown: list[float | None], rate: float) -> list[float]:
+    """Seconds of frames: as the rate says, or each frame's own where some are off that by half a frame or more.
+
+    Files of a constant rate keep the reference's times, to which those in a container are rounded.
+    """
+    even = [index / rate for index in indices]
+    own = [time if seconds is None else seconds for time, seconds in zip(even, shown, strict=True)]
+    return own if any(abs(a - b) >= 0.5 / rate for a, b in zip(even, own, strict=True)) else even

@@ -53,7 +53,9 @@ def place_media(
             raise PromptError(f"The tokenizer has no placeholder for a {kind.name.lower()}. Download it again.")
         groups.append(_Group(processor, kind, token, [prepare(processor, one, limits) for one in own]))
     for group in groups:
-        ids = expand(ids, group.kind, group.token, group.sizes, group.replacement, rendered=rendered)
+        ids = expand(
+            ids, group.kind, group.token, group.sizes, group.replacement, rendered=rendered, around=group.around
+        )
     placed = [
         Placed(group.kind, patches, start)
         for group in groups
@@ -128,6 +130,10 @@ class _Group:
         self.patches = patches
         self.sizes = [feature_count(processor, each) for each in patches]
         self._processor = processor
+        # A video's patches bring marks of their own, each its pair.
+        marks = ("<|vision_start|>", "<|vision_end|>") if kind is Kind.VIDEO else ()
+        found = [processor.tokenizer.token_to_id(mark) for mark in marks]
+        self.around = (found[0], found[1]) if found else (None, None)
 
     def replacement(self, index: int) -> list[int]:
         """Token ids in the place of one image or video: its placeholders, those of a video between timestamps."""

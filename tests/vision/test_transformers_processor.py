@@ -31,7 +31,10 @@ MEDIA = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_th
 
 @dataclass
 class Question:
-    """A video file and an image between texts, and what transformers' own processor makes of them."""
+    """A video file and an image between texts, and what transformers' own processor makes of them.
+
+    `theirs` is without the pair of marks that transformers 5.10 and later leave around all frames of a video.
+    """
 
     video: Path
     image: Image.Image
@@ -79,7 +82,19 @@ def asked(request: pytest.FixtureRequest, published: Path, tmp_path_factory: pyt
     read = theirs(
         text=[text], images=[image], videos=[frames], videos_kwargs={"video_metadata": [about]}, return_tensors="pt"
     )
-    return Question(video, image, dict(read))
+    return Question(video, image, without_outer_pair(dict(read), theirs))
+
+
+def without_outer_pair(read: dict[str, torch.Tensor], processor: Qwen3VLProcessor) -> dict[str, torch.Tensor]:
+    """Keywords of a prompt whose first medium is a video, without the marks before its first time and behind its last
+    frame."""
+    start, end, pad = processor.vision_start_token_id, processor.vision_end_token_id, processor.video_token_id
+    ids = read["input_ids"][0].tolist()
+    last = len(ids) - 1 - ids[::-1].index(pad)
+    outer = [ids.index(start), last + 2]
+    assert (ids[outer[0]], ids[outer[0] + 1] == pad, ids[last + 1 : last + 3]) == (start, False, [end, end])
+    kept = [place for place in range(len(ids)) if place not in outer]
+    return {name: x[:, kept] if x.shape[:2] == (1, len(ids)) else x for name, x in read.items()}
 
 
 def test_ids_timestamps_grids_and_patches_equal_transformers(asked: Question, seeing: tuple[Model, Processor]) -> None:

@@ -165,9 +165,32 @@ def test_an_image_is_described_too(seeing_folder: Path, tmp_path: Path) -> None:
     assert f"Image {tmp_path / 'a.png'}: 4 tokens" in result.stderr
 
 
+def as_published(text: str, timestamps: tuple[float, ...], tokens: int) -> str:
+    """The text that the family's processor (transformers 4.57 to 5.9, vLLM) makes of one with a video in it."""
+    place = ""
+    for time in timestamps:
+        place += f"<{time:.1f} seconds>"
+        place += "<|vision_start|>" + "<|placeholder|>" * tokens + "<|vision_end|>"
+    text = text.replace(PLACE if PLACE in text else "<|video_pad|>", place, 1)
+    return text.replace("<|placeholder|>", "<|video_pad|>")
+
+
+@pytest.mark.parametrize("text", [f"a {PLACE} b", f"{PLACE}", "a <|video_pad|> b", "<|vision_start|><|video_pad|> b"])
+def test_frames_stand_in_the_place_of_the_placeholder_and_its_marks_as_published(seeing: Seeing, text: str) -> None:
+    found = inputs(seeing, text, videos=[FILM[:6]])
+    assert found.ids == seeing[1].encode(as_published(text, (0.25, 1.25, 2.25), 9))
+
+
+def test_the_marks_around_an_image_stay(seeing: Seeing) -> None:
+    text = PLACE.replace("video", "image")
+    found = inputs(seeing, f"{text} and {PLACE}", images=[CAT], videos=[FILM[:2]])
+    decoded = seeing[1].decode(found.ids)
+    assert decoded.startswith("<|vision_start|><|image_pad|>") and "<|image_pad|><|vision_end|>" in decoded
+
+
 def test_placeholders_of_videos_stand_between_their_timestamps(seeing: Seeing) -> None:
     read = inputs(seeing, [user(video(FILM[:4]), "?")])
     assert [one.start for one in read.media] == [read.ids.index(VIDEO)]
     text = seeing[1].decode(read.ids)
     frame = "<|vision_start|>" + "<|video_pad|>" * 9 + "<|vision_end|>"
-    assert f"<|vision_start|><0.2 seconds>{frame}<1.2 seconds>{frame}<|vision_end|>" in text
+    assert f"user\n<0.2 seconds>{frame}<1.2 seconds>{frame}?" in text

@@ -159,7 +159,7 @@ def test_every_source_gives_the_same_frames(tmp_path: Path) -> None:
     ]  # fmt: skip
     for source in sources:
         found = VideoProcessor()(source)  # type: ignore[arg-type]
-        opened = np.stack([np.asarray(frame) for frame in open_video(source).take(range(6))])  # type: ignore[arg-type]
+        opened = np.stack([np.asarray(frame.image) for frame in open_video(source).take(range(6))])  # type: ignore[arg-type]
         assert (opened == frames).all()
         assert found.timestamps == (0.25, 1.25, 2.25)
 
@@ -176,7 +176,8 @@ def test_a_lossless_file_gives_its_frames_back(tmp_path: Path) -> None:
         video = open_video(source)
         assert (video.count, video.rate) == (12, 6.0)
         assert [
-            np.abs(np.asarray(x) - frames[i]).max() for x, i in zip(video.take([0, 5, 11]), [0, 5, 11], strict=True)
+            np.abs(np.asarray(x.image) - frames[i]).max()
+            for x, i in zip(video.take([0, 5, 11]), [0, 5, 11], strict=True)
         ] == [0] * 3
 
 
@@ -189,7 +190,7 @@ def test_a_file_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
     indices = processor.sampled(video.count, video.rate)
     expected, about = read_video_pyav(str(file), lambda metadata: np.array(indices))
     assert (video.count, video.rate) == (about.total_num_frames, about.fps)
-    assert (np.stack([np.asarray(frame) for frame in video.take(indices)]) == expected).all()
+    assert (np.stack([np.asarray(frame.image) for frame in video.take(indices)]) == expected).all()
 
 
 def test_a_film_of_an_upright_phone_stands_upright(tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_a_film_of_an_upright_phone_stands_upright(tmp_path: Path) -> None:
     turned = (
         data[:place] + struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 32 << 16, 0, 1 << 30) + data[place + 36 :]
     )
-    found = np.asarray(next(open_video(turned).take([0])))
+    found = np.asarray(next(open_video(turned).take([0])).image)
     assert found.shape == (48, 32, 3)
     assert np.abs(found.astype(int) - np.rot90(frames[0], -1)).mean() < 10
 

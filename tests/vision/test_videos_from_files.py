@@ -135,6 +135,53 @@ def test_a_whole_file_that_does_not_count_its_frames_is_read(tmp_path: Path) -> 
         assert open_video(file).count == 40
 
 
+@pytest.mark.parametrize("container", ["mkv", "mp4"])
+def test_frames_at_uneven_times_stand_at_their_own(container: str, tmp_path: Path) -> None:
+    milliseconds = [*range(3000, 3800, 100), *range(4000, 24000, 1000)]
+    file = uneven_film(tmp_path / f"uneven.{container}", milliseconds)
+    found = VideoProcessor(min_frames=28)(file)
+    seconds = [(time - milliseconds[0]) / 1000 for time in milliseconds]
+    assert found.sampled == 28
+    assert found.timestamps == pytest.approx([sum(seconds[i : i + 2]) / 2 for i in range(0, 28, 2)], abs=0.002)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_frames_of_an_uneven_animation_stand_at_their_own_times(kind: str) -> None:
+    data = animation(FILM[:6], kind, milliseconds=[100, 100, 1000, 2000, 100, 700])
+    found = VideoProcessor(min_frames=6)(data)
+    assert found.timestamps == pytest.approx([0.05, (0.2 + 1.2) / 2, (3.2 + 3.3) / 2])
+
+
+def test_a_matroska_file_that_slows_down_is_sampled_by_its_real_rate(tmp_path: Path) -> None:
+    file = uneven_film(tmp_path / "slow.mkv", [*range(0, 400, 100), *range(1000, 37000, 1000)])
+    assert open_video(file).rate == pytest.approx(40 / 36.1, rel=0.03)
+
+
+TEXTS = {
+    "words": "words\n" * 200,
+    "playlist": "#EXTM3U\n#EXTINF:1,\nother.mp4\n",
+    "session": "v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+    "concat": "ffconcat version 1.0\nfile other.mp4\n",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize("suffix", [".txt", ".mp4", ".m3u8", ".sdp"])
+def test_a_text_is_no_video_whatever_it_is_called(text: str, suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"a{suffix}"
+    file.write_text(text)
+    video_file(tmp_path / "other.mp4", FILM[:4], rate=10)
+    for source in (file, file.read_bytes()):
+        with pytest.raises(PromptError, match=r"is no video that can be read.*Expected MP4, MOV, WebM"):
+            open_video(source)
+
+
+def test_a_name_that_reads_as_a_protocol_is_a_files_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video_file(tmp_path / "a.mp4", FILM[:4], rate=10).rename(tmp_path / "concat:a|b.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert open_video("concat:a|b.mp4").count == 4
+
+
 def test_the_last_frame_may_last_longer_than_its_packet_says(tmp_path: Path) -> None:
     assert open_video(video_file(tmp_path / "a.flv", FILM[:5], rate=10, codec="flv")).count == 5
 

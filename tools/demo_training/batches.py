@@ -15,7 +15,7 @@ from mlx_qwen.demo.tasks.example import Clip
 from mlx_qwen.demo.tasks.scenes import GRIDS
 from tools.demo_training import drills
 from tools.demo_training.pixels import clip_pixels, patches, scene_patches
-from tools.demo_training.rendering import render
+from tools.demo_training.rendering import MEDIA, render
 from tools.demo_training.tokenizer import demo_tokenizer, token_id
 
 IGNORED = -100
@@ -148,7 +148,7 @@ def _with_placeholders(example: Example) -> str:
         pads = ["<|image_pad|>" * (scene.rows * scene.columns) for scene in example.pictures]
         text = "".join(part + pad for part, pad in zip(parts, [*pads, ""], strict=True))
     for clip in example.clips:
-        text = text.replace("<|video_pad|>", _clip_text(clip))
+        text = text.replace(MEDIA["video"], _clip_text(clip))
     return text
 
 

@@ -9,7 +9,7 @@ _TOOLS = (
     "<|im_start|>system\n# Tools\n\n<tools>{}\n</tools>\n\nCall a tool like this:\n\n<tool_call>\n<function=name>\n"
     "<parameter=key>\nvalue\n</parameter>\n</function>\n</tool_call><|im_end|>\n"
 )
-_MEDIA = {
+MEDIA = {
     "image": "<|vision_start|><|image_pad|><|vision_end|>",
     "video": "<|vision_start|><|video_pad|><|vision_end|>",
 }
@@ -39,4 +39,4 @@ def _turn(message: Message, *, with_reasoning: bool) -> str:
 def _content(content: object) -> str:
     if not isinstance(content, list):
         return str(content)
-    return "".join(_MEDIA.get(part["type"]) or part["text"] for part in content)
+    return "".join(MEDIA.get(part["type"]) or part["text"] for part in content)
