@@ -18,7 +18,7 @@ LayerType = Literal["linear_attention", "full_attention"]
 MODEL_TYPES = ("qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 # Two names of one function.
 _VISION_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new")
-_MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
+_MOST_LAYERS, _MOST_EXPERTS, _MOST_SIDE = 10_000, 100_000, 1024
 _MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 
 
@@ -263,10 +263,10 @@ def _vision_config(fields: Fields) -> VisionConfig:
         hidden_size=hidden,
         intermediate_size=fields.integer("intermediate_size"),
         num_heads=heads,
-        in_channels=fields.integer("in_channels", 3),
-        patch_size=fields.integer("patch_size", 16),
-        temporal_patch_size=fields.integer("temporal_patch_size", 2),
-        spatial_merge_size=fields.integer("spatial_merge_size", 2),
+        in_channels=fields.integer("in_channels", 3, maximum=_MOST_SIDE),
+        patch_size=fields.integer("patch_size", 16, maximum=_MOST_SIDE),
+        temporal_patch_size=fields.integer("temporal_patch_size", 2, maximum=_MOST_SIDE),
+        spatial_merge_size=fields.integer("spatial_merge_size", 2, maximum=_MOST_SIDE),
         num_position_embeddings=fields.integer("num_position_embeddings", 2304),
         out_hidden_size=fields.integer("out_hidden_size"),
         theta=vision_theta(fields),

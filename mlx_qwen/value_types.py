@@ -1,11 +1,13 @@
 """Whether a value has the type that an annotation asks for, and how to say in words which one that is."""
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Number, Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
+
+_LARGEST = sys.float_info.max
 
 # One of them, and several.
 _WORDS: dict[object, tuple[str, str]] = {
@@ -49,7 +51,7 @@ def _is_a(value: Any, annotation: object) -> bool:
         return callable(value)
     if annotation in (int, float):
         kind = Integral if annotation is int else Real
-        return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, kind) and not isinstance(value, bool) and _is_finite(value)
     if annotation is None:
         return value is None
     if isinstance(annotation, type):
@@ -80,3 +82,8 @@ def shown(value: object) -> str:
         written = repr(value)
         return written if len(written) <= 80 else f"{written[:77]}..."
     return f"an object of type {type(value).__name__}"
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a number is, and a float could hold it; whole numbers may be too large for one."""
+    return bool(-_LARGEST <= value <= _LARGEST)

@@ -74,7 +74,9 @@ def parse_header(header: bytes, file: Path, file_bytes: int) -> dict[str, Stored
         raise HeaderError("its header is nested too deeply") from None
     if not isinstance(content, dict):
         raise HeaderError(f"its header is a {type(content).__name__}, expected an object")
-    content.pop("__metadata__", None)
+    metadata = content.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise HeaderError("its __metadata__ is no object of texts")
     tensors, position = {}, PREFIX_BYTES + len(header)
     first = position
     for name, entry in sorted(content.items(), key=lambda item: _offsets(*item)):

@@ -10,6 +10,7 @@ from mlx_qwen.checkpoint.layout import Quantization, Source, Target
 from mlx_qwen.checkpoint.names import EXACT_ROLES, MTP_PREFIX, text_prefix
 from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.config import ModelConfig
+from mlx_qwen.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,12 @@ class _LazyFiles:
         if info.is_computed or info.dtype == "F64":  # which MLX has on a CPU alone, and reads nowhere
             return info.read()
         if info.file not in self._open:
-            loaded = mx.load(str(info.file))
+            try:
+                loaded = mx.load(str(info.file))
+            except Exception as error:  # MLX's reader says of a header that this one takes whatever it stumbles over
+                raise CheckpointError(
+                    f"{info.file} cannot be read by MLX ({error}). Download it again, or convert the checkpoint."
+                ) from error
             assert isinstance(loaded, dict), "a safetensors file loads as a dict"
             self._open[info.file] = loaded
         return self._open[info.file][info.name]

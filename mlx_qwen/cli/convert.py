@@ -49,7 +49,7 @@ def command(
     verbose: bool,
     **options: Unpack[ConversionKeywords],
 ) -> None:
-    """Convert a checkpoint to MLX, quantized to 4 bits, and 8 where it matters, unless told otherwise.
+    """Convert a checkpoint to MLX, quantized to 4.6 bits a weight, more where it matters, unless told otherwise.
 
     What is going to be written is shown first. Unlike mlx-lm's command, this one quantizes without -q. With
     --no-quantize, or with --dtype and no word of quantizing, only names, layout and dtype change.

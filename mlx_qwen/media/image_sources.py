@@ -1,6 +1,7 @@
 """Opens images from wherever they come, as upright RGB: files, URLs, bytes, pillow images and arrays."""
 
 import io
+import re
 import struct
 import warnings
 from pathlib import Path
@@ -17,7 +18,12 @@ from mlx_qwen.media.sources import locate
 ImageSource: TypeAlias = str | Path | bytes | Image.Image | np.ndarray
 
 MOST_BYTES = 64 << 20
-BROKEN = (OSError, SyntaxError, ValueError, EOFError)
+# Those that pillow decodes itself; others, EPS for one, it hands to programs such as Ghostscript. HEIF by pillow-heif.
+_FORMATS = (
+    *("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "AVIF", "HEIF", "BMP", "DIB", "PPM", "JPEG2000", "ICO", "ICNS"),
+    *("TGA", "PCX", "DCX", "SGI", "QOI", "PSD", "DDS", "XBM", "XPM"),
+)
+_HEIC = re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL)
 # Where width and height stand in formats of which pillow knows no images without area.
 _SIDES = {b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR": (">II", 16), b"GIF8": ("<HH", 6), b"BM": ("<ii", 18)}
 
@@ -59,13 +65,19 @@ def decode(data: bytes, name: str) -> Image.Image | None:
     Raises PromptError when it is too large or has no area.
     """
     try:
+        Image.init()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data))
+            warnings.simplefilter("ignore")
+            return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError as error:
         raise PromptError(f"{name} is too large ({error}). Make it smaller first.") from error
-    except BROKEN:
+    except Exception:  # plugins raise whatever a damaged file leads them to
         _check_area(data, name)
+        if _HEIC.match(data):
+            raise PromptError(
+                f"{name} is a HEIC picture, which pillow does not read. Save it as JPEG (sips -s format jpeg a.heic "
+                "--out a.jpg), or install and register pillow-heif."
+            ) from None
         return None
 
 
@@ -77,7 +89,7 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
         if not upright.mode.startswith(("I", "F")):
             return _rgb(upright)
         numbers = np.asarray(upright)
-    except BROKEN as error:
+    except Exception as error:  # plugins raise whatever a damaged file leads them to
         raise PromptError(f"{name} is truncated or damaged ({error}). Save it again or download it anew.") from error
     return from_array(numbers, name).convert("RGB")
 

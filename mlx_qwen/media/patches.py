@@ -12,6 +12,10 @@ from mlx_qwen.json_types import Json
 from mlx_qwen.media.grids import Grid
 
 MOST_STRETCHED = 200
+_MOST = 1 << 40
+# No picture is enlarged beyond this area, which takes memory, whatever a config says.
+_MOST_LEAST_AREA = 1 << 26
+_MOST_CHANNEL = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class PixelLayout:
             temporal_patch_size=vision.temporal_patch_size,
             merge_size=vision.spatial_merge_size,
             mean=_channels(settings.get("image_mean"), cls().mean),
-            std=_channels(settings.get("image_std"), cls().std),
+            std=_positive(_channels(settings.get("image_std"), cls().std)),
         )
 
     @property
@@ -94,16 +98,16 @@ def area_bounds(settings: Mapping[str, Json], default: tuple[int, int]) -> tuple
     """Smallest and largest area of a preprocessor's settings; raises ValueError for what is no number."""
     size = settings.get("size")
     bounds: Mapping[str, Json] = size if isinstance(size, dict) else {}
-    low = whole(bounds.get("shortest_edge", settings.get("min_pixels")), default[0])
+    low = whole(bounds.get("shortest_edge", settings.get("min_pixels")), default[0], most=_MOST_LEAST_AREA)
     return low, whole(bounds.get("longest_edge", settings.get("max_pixels")), default[1])
 
 
-def whole(value: Json, default: int) -> int:
-    """A number of at least 1 in a preprocessor's settings, or `default` for null; raises ValueError for others."""
+def whole(value: Json, default: int, *, most: int = _MOST) -> int:
+    """A number from 1 to `most` in a preprocessor's settings, or `default` for null; raises ValueError for others."""
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
-        raise ValueError(f"{value!r} is no number of at least 1")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= most:
+        raise ValueError(f"{value!r:.40} is no number from 1 to {most:,}")
     return int(value)
 
 
@@ -111,5 +115,14 @@ def _channels(values: Json, default: tuple[float, ...]) -> tuple[float, ...]:
     if values is None:
         return default
     if not isinstance(values, list) or len(values) != len(default):
-        raise ValueError(f"mean or std is {values!r}")
-    return tuple(float(value) for value in values if isinstance(value, int | float))
+        raise ValueError(f"mean or std is {values!r:.100}")
+    found = tuple(value for value in values if isinstance(value, int | float) and abs(value) <= _MOST_CHANNEL)
+    if len(found) != len(default):
+        raise ValueError(f"mean or std is {values!r:.100}, expected {len(default)} numbers")
+    return tuple(map(float, found))
+
+
+def _positive(values: tuple[float, ...]) -> tuple[float, ...]:
+    if min(values) <= 0:
+        raise ValueError(f"std is {values!r}, expected numbers above 0")
+    return values

@@ -5,11 +5,10 @@ import binascii
 import re
 from pathlib import Path
 from urllib.parse import unquote
-from urllib.request import Request, urlopen
 
 from mlx_qwen.errors import PromptError
+from mlx_qwen.media.web import download
 
-_SECONDS = 30
 _FILE_URL = re.compile(r"file://(localhost(?=/))?", re.IGNORECASE)
 _WEB_URL = re.compile("https?://", re.IGNORECASE)
 
@@ -18,7 +17,8 @@ def locate(source: str | Path | bytes, *, what: str, most_bytes: int) -> tuple[P
     """A file's path or its bytes, and what to call it in errors; `what` is "image" or "video".
 
     Raises:
-        PromptError: there is no such file, or a URL cannot be decoded, downloaded, or holds more than `most_bytes`.
+        PromptError: there is no such file, or a URL cannot be decoded, downloaded (see `download`), or holds more than
+            `most_bytes`.
     """
     if isinstance(source, bytes | bytearray):
         return bytes(source), f"The {what} of {len(source):,} bytes"
@@ -26,12 +26,16 @@ def locate(source: str | Path | bytes, *, what: str, most_bytes: int) -> tuple[P
     if not text:
         raise PromptError(f"The {what} is an empty text. Give a path, an http(s) or data URL, or the file's bytes.")
     if text[:5].lower() == "data:":
-        return _from_data_url(text, what), f"The {what} in the data URL"
+        return _from_data_url(text, what, most_bytes), f"The {what} in the data URL"
     if isinstance(source, str) and _WEB_URL.match(text):
-        return _download(text, most_bytes), text
+        return download(text, most_bytes), text
     address = _FILE_URL.match(text)
     path = Path(unquote(text[address.end() :]) if address else text).expanduser()
     try:
+        if path.exists() and not (
+            path.is_file() or path.is_dir()
+        ):  # opening a pipe would wait for its other end, and devices never end
+            raise OSError("Is no file")
         with path.open("rb"):
             return path, str(path)
     except (OSError, ValueError) as error:
@@ -42,7 +46,9 @@ def locate(source: str | Path | bytes, *, what: str, most_bytes: int) -> tuple[P
         ) from error
 
 
-def _from_data_url(url: str, what: str) -> bytes:
+def _from_data_url(url: str, what: str, most_bytes: int) -> bytes:
+    if len(url) > most_bytes * 4 // 3 + 1024:  # base64 makes four characters of three bytes
+        raise PromptError(f"The {what} in the data URL is larger than {most_bytes >> 20} MB. Pass it as a file.")
     header, _, body = url.partition(",")
     example = "image/png" if what == "image" else "video/mp4"
     try:
@@ -54,15 +60,3 @@ def _from_data_url(url: str, what: str) -> bytes:
             f"The data URL {url:.40}… cannot be decoded ({error}). Expected data:{example};base64,… with the file's "
             "bytes in base64."
         ) from error
-
-
-def _download(url: str, most_bytes: int) -> bytes:
-    request = Request(url, headers={"User-Agent": "mlx-qwen"})
-    try:
-        with urlopen(request, timeout=_SECONDS) as response:
-            data: bytes = response.read(most_bytes + 1)
-    except (OSError, ValueError) as error:
-        raise PromptError(f"{url} cannot be downloaded ({error}). Check the address, or pass a file.") from error
-    if len(data) > most_bytes:
-        raise PromptError(f"{url} is larger than {most_bytes >> 20} MB. Download it and pass the file.")
-    return data

@@ -47,13 +47,28 @@ class VideoFile:
         self.name = name
         self._av = av
         self._encoded = encoded
+        try:
+            self._look()
+        except PromptError:
+            raise
+        except Exception as error:  # PyAV raises whatever a damaged file leads it to
+            raise PromptError(f"{name} is damaged ({_reason(error)}). Save it again or download it anew.") from error
+        if not self.count:
+            raise PromptError(f"{name} has no frames. Expected a video with at least one picture.")
+
+    def _look(self) -> None:
+        """Find out what the file says of itself."""
         with self._open() as container:
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise PromptError(
+                    f"{self.name} is in a codec that this build of ffmpeg does not have. Save it as H.264."
+                )
             if not stream.width * stream.height:
                 raise PromptError(
-                    f"{name} holds no picture that says how large it is. Save it again or download it anew."
+                    f"{self.name} holds no picture that says how large it is. Save it again or download it anew."
                 )
-            check_size(stream.width, stream.height, name)
+            check_size(stream.width, stream.height, self.name)
             self.rate = float(stream.average_rate or _DEFAULT_RATE)
             self.count = stream.frames
             if not self.count:
@@ -61,8 +76,6 @@ class VideoFile:
                 # What such files call their mean is that of their first frames.
                 if seconds > 0 and abs(self.rate * seconds / self.count - 1) > _OFF_RATE:
                     self.rate = self.count / seconds
-        if not self.count:
-            raise PromptError(f"{name} has no frames. Expected a video with at least one picture.")
 
     def take(self, indices: Sequence[int]) -> Iterator[Taken]:
         """As `Frames.take`: frames are decoded one after the other, as they build on each other."""
@@ -92,7 +105,7 @@ class VideoFile:
                 for frame in container.decode(video=0):
                     yield frame
                     decoded += 1
-            except (self._av.error.FFmpegError, ValueError) as error:
+            except Exception as error:
                 raise PromptError(
                     f"{self.name} is damaged at frame {decoded:,} ({_reason(error)}). Save it or download it again."
                 ) from error
@@ -101,7 +114,7 @@ class VideoFile:
         file = io.BytesIO(self._encoded) if isinstance(self._encoded, bytes) else f"file:{self._encoded.absolute()}"
         try:
             container = self._av.open(file, "r", options=_ALLOWED)
-        except (self._av.error.FFmpegError, ValueError) as error:
+        except Exception as error:
             raise PromptError(
                 f"{self.name} is no video that can be read ({_reason(error)}). Expected MP4, MOV, WebM or the like."
             ) from error
@@ -124,7 +137,7 @@ class VideoFile:
                     end = max(end, last)
                     if is_picture:
                         shown = [min(shown[0], start), max(shown[1], last)]
-        except self._av.error.FFmpegError as error:
+        except Exception as error:
             raise PromptError(
                 f"{self.name} is damaged ({_reason(error)}). Save it again or download it anew."
             ) from error

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mlx_qwen.errors import PromptError
-from mlx_qwen.media.image_sources import BROKEN, ImageSource, as_rgb, check_size, decode, open_image
+from mlx_qwen.media.image_sources import ImageSource, as_rgb, check_size, decode, open_image
 from mlx_qwen.media.sources import locate
 
 # A path, an http(s) or data URL, an encoded file, frames (images of one size), or pixels [T, H, W, 1, 3 or 4].
@@ -18,6 +18,8 @@ VideoSource: TypeAlias = str | Path | bytes | Sequence[ImageSource] | np.ndarray
 
 MOST_BYTES = 1 << 30
 _FRAME_SECONDS = 0.1
+# Every frame builds on those before it: more would take minutes to find out how long each is shown.
+_MOST_PIXELS = 1 << 32
 # AVI begins with RIFF too, and says what it is behind its length.
 _SIGNATURE = re.compile(rb"GIF8|\x89PNG|RIFF....WEBP", re.DOTALL)
 
@@ -100,20 +102,33 @@ class Animation:
     def __init__(self, image: Image.Image, name: str) -> None:
         check_size(image.width, image.height, name)
         self.name = name
-        self.count = int(getattr(image, "n_frames", 1))
         self._image = image
+        self.count = self._counted()
+        if self.count > 1 and self.count * image.width * image.height > _MOST_PIXELS:
+            raise PromptError(
+                f"{name} has {self.count:,} frames of {image.width} x {image.height} pixels, more than an animation "
+                "may have. Save it as a video file, or pass some of its frames as a list."
+            )
         durations = (self._duration(index) for index in range(self.count))
         self._starts = list(accumulate(durations, initial=0.0))
         self.rate = self.count / self._starts[-1]
+
+    def _counted(self) -> int:
+        """Frames of the file; pillow reads all of it to know."""
+        try:
+            return int(getattr(self._image, "n_frames", 1))
+        except Exception as error:  # plugins raise whatever a damaged file leads them to
+            raise PromptError(f"{self.name} is damaged ({error}). Save it again or download it anew.") from error
 
     def _duration(self, index: int) -> float:
         """Seconds that a frame is shown; as in browsers, 0.1 where the file says nothing."""
         try:
             self._image.seek(index)
             self._image.load()
-        except BROKEN as error:
+        except Exception as error:  # as above
             raise PromptError(f"{self.name} is damaged at frame {index} ({error}). Save it again.") from error
-        return float(self._image.info.get("duration") or 0) / 1000 or _FRAME_SECONDS
+        shown = self._image.info.get("duration")
+        return (float(shown) / 1000 if isinstance(shown, int | float) and shown > 0 else 0.0) or _FRAME_SECONDS
 
     def take(self, indices: Sequence[int]) -> Iterator[Taken]:
         """As `Frames.take`."""

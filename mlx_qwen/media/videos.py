@@ -20,6 +20,7 @@ from mlx_qwen.media.video_sources import Frames, VideoSource, open_video
 
 _LEAST, _MOST = 4096, 25165824
 _FRAME_TOKENS = 768
+_MOST_FPS = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +68,10 @@ class VideoProcessor:
             low, high = area_bounds(settings, (given.min_pixels, given.max_pixels))
             tokens = whole(settings.get("max_video_tokens"), _FRAME_TOKENS)
             rate = settings.get("fps")
-            if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0):
-                raise ValueError(f"fps is {rate!r}")
+            if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float)):
+                raise ValueError(f"fps is {rate!r:.40}")
+            if rate is not None and not 0 < rate <= _MOST_FPS:
+                raise ValueError(f"fps is {rate!r:.40}, expected a number above 0 and at most {_MOST_FPS:,}")
             return cls(
                 layout,
                 min_pixels=low,

@@ -78,7 +78,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    with pytest.MonkeyPatch.context() as allowing:
+        allowing.setenv("MLX_QWEN_PRIVATE_URLS", "1")
+        yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
 
 
