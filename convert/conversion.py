@@ -26,7 +26,7 @@ from .writing.staging import DOWNLOADS, check_apart, check_target, check_workspa
 def convert(
     hf_path: str | Path, mlx_path: str | Path = "mlx_model", **options: Unpack[ConversionKeywords]
 ) -> ConversionReport:
-    """Convert a checkpoint to MLX, by default quantized to 4 bits, with 8 for what is sensitive.
+    """Convert a checkpoint to MLX, by default quantized to 4.6 bits a weight, with more for what is sensitive.
 
     Sources may also be FP8, or quantized for another runtime: see `mlx_qwen.convert.formats`.
 
@@ -60,7 +60,8 @@ def convert(
 def describe(hf_path: str | Path, **options: Unpack[DescriptionKeywords]) -> Description:
     """What `convert` would write with the same options: its tensors by kind and precision, and what the work needs.
 
-    Of the weights only those are read that a `target_size` or the dtype "auto" depend on. Raises as `convert` does.
+    Of the weights only those are read that a `target_size`, the dtype "auto" or, of a folder, the bits of the default
+    depend on. Raises as `convert` does.
 
     Args:
         hf_path: a folder in Hugging Face or MLX layout, or a Hub repository.

@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 
 from mlx_qwen.checkpoint.layout import Quantization
+from mlx_qwen.checkpoint.names import MTP_PREFIX
 
 from .measures import readable_size
 from .outputs import Output, Outputs
@@ -78,6 +79,16 @@ class Description:
         return 8 * self.nbytes / self.parameters
 
     @property
+    def text_bits(self) -> float:
+        """Bits a weight of all but vision and MTP, without what is stored beside them once more exactly."""
+        weights: dict[str, TensorRow] = {}
+        for tensor in self.tensors:
+            if tensor.kind is not Kind.VISION and not tensor.name.startswith(MTP_PREFIX):
+                weights.setdefault(tensor.name, tensor)
+        count = sum(prod(tensor.shape) for tensor in weights.values())
+        return 8 * sum(tensor.nbytes for tensor in weights.values()) / count
+
+    @property
     def rows(self) -> tuple[Row, ...]:
         """Tensors by kind and precision, kinds in the order of `Kind`, exact copies of norms as a row of their own."""
         groups: dict[tuple[Kind, Quantization | None, DType], list[TensorRow]] = {}
@@ -96,6 +107,8 @@ class Description:
         rows = [_cells(row, self.nbytes) for row in self.rows]
         lines = [f"{title}; unpacked weights in {self.dtype}", "", *_columns(_HEAD, rows, left=2)]
         size, bits = readable_size(self.nbytes), f"{self.bits_per_weight:.3f} bits per weight"
+        if any(tensor.kind in (Kind.VISION, Kind.MTP) for tensor in self.tensors):
+            bits += f", {self.text_bits:.3f} without vision and MTP"
         memory = f"up to {readable_size(self.memory)} of memory"
         disk = f"{readable_size(self.disk)} of disk"
         if self.download:

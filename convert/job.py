@@ -14,6 +14,7 @@ from mlx_qwen.checkpoint.settled import is_said_to_be_tied
 from mlx_qwen.config import ModelConfig
 
 from .choices.choose import choose
+from .choices.fitting import fitted_recipe
 from .description import Description, described
 from .formats import decodable, is_encoded
 from .model_folder.config_json import converted_config
@@ -61,6 +62,8 @@ class Survey:
         """The most that the output can take on the disk, where `settings` leave choices to weights yet to come."""
         dtype = "bfloat16" if settings.dtype == AUTO else settings.dtype
         recipe = settings.recipe if settings.target_size is None else None
+        if settings.target_bits is not None:  # what is measured later may fill the same budget a little better
+            recipe = fitted_recipe(self.plan, replace(settings, dtype=dtype), expected=True)
         outputs = plan_outputs(self.plan, replace(settings, dtype=dtype, recipe=recipe, target_size=None))
         needed = outputs.file_bytes + self.copied_bytes
         return needed if settings.target_size is None else min(needed, settings.target_size)
@@ -157,7 +160,7 @@ def plan_job(
     """
     config, plan, windows = survey.config, survey.plan, survey.windows
     try:
-        chosen = choose(settings, config, plan, windows, progress)
+        chosen = choose(settings, config, plan, windows, progress, headers_only=survey.origin.remote is not None)
     except DamagedPieceError as error:
         raise damaged_source(plan, error.piece, survey.origin) from error
     outputs = plan_outputs(plan, chosen.settings)

@@ -12,7 +12,7 @@ from mlx_qwen.errors import ConversionError
 
 from .description import Description
 from .recipes.precisions import precision
-from .recipes.recipe import DEFAULT_RECIPE, RECIPES, Recipe, named, uniform
+from .recipes.recipe import BALANCED_BITS, DEFAULT_RECIPE, RECIPES, Recipe, named, uniform
 from .recipes.rules import written_rules
 from .settings import AUTO, DEFAULT_TEXT, AskedDType, DType, Quantizer, Settings
 
@@ -33,8 +33,9 @@ class DescriptionOptions:
 
     recipe: str | None = option(
         None,
-        help=f"which matrix gets which precision, by name: {', '.join(RECIPES)}. By default {DEFAULT_RECIPE}: 8 bits "
-        "for embeddings, head, attention of both kinds, shared experts, routers and MTP, 4 for MLPs and experts.",
+        help=f"which matrix gets which precision, by name: {', '.join((DEFAULT_RECIPE, *RECIPES))}. By default "
+        f"{DEFAULT_RECIPE}: {BALANCED_BITS} bits a weight of all but vision and MTP, spread by each matrix's measured "
+        "error.",
         flag="--recipe",
         metavar="NAME",
     )
@@ -230,6 +231,7 @@ def check_settings(options: DescriptionOptions | None = None) -> Settings:
     exact = (
         options.bits is not None or options.mode is not None or (options.group_size is not None and not named_or_fitted)
     )
+    balanced = not exact and size is None and options.recipe in (None, DEFAULT_RECIPE)
     rules = written_rules(options.bits_for or {}, options.group_size)
     return Settings(
         recipe=_recipe(options, exact).with_rules(rules),
@@ -238,6 +240,7 @@ def check_settings(options: DescriptionOptions | None = None) -> Settings:
         asked=exact or named_or_fitted,
         exact=exact,
         target_size=None if size is None else size_in_bytes(size),
+        target_bits=BALANCED_BITS if balanced else None,
         chip=options.chip,
         quantizer=_quantizer(options.quantizer, options.calibration),
         calibration=_calibration(options.quantizer, options.calibration),
@@ -278,7 +281,9 @@ def _recipe(options: DescriptionOptions, exact: bool) -> Recipe:
         return uniform(precision(options.bits, options.group_size, options.mode))
     if options.target_size is not None:
         return uniform(precision(None, options.group_size), "fitted")
-    return named(options.recipe or DEFAULT_RECIPE, options.group_size)
+    if options.recipe in (None, DEFAULT_RECIPE):
+        return uniform(precision(None, options.group_size), DEFAULT_RECIPE)
+    return named(options.recipe, options.group_size)
 
 
 def size_in_bytes(size: int | str) -> int:

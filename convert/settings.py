@@ -20,7 +20,8 @@ class Settings:
     """The `recipe` of all matrices (None: none is packed), and the `dtype` of the rest (None: the source's).
 
     `asked` says that the user chose the recipe, and `exact` that bits, group size and mode were named. With a
-    `target_size` in bytes, the recipe's `default` only says what group size is meant until bits are chosen to fit.
+    `target_size` in bytes or `target_bits` a weight (all weights but vision and MTP), the recipe's `default` only says
+    what group size is meant until bits are chosen to fit.
     `chip` is the one that "auto" chooses a dtype for, None for this machine's. `calibration` is set for the
     `quantizer` "gptq" alone.
     """
@@ -31,6 +32,7 @@ class Settings:
     asked: bool = False
     exact: bool = False
     target_size: int | None = None
+    target_bits: float | None = None
     chip: str | None = None
     quantizer: Quantizer = "search"
     calibration: str | Path | None = None
@@ -41,8 +43,16 @@ class Settings:
         return None if self.recipe is None else self.recipe.default
 
     @property
+    def is_open(self) -> bool:
+        """Whether bits are yet to be chosen."""
+        return self.target_size is not None or self.target_bits is not None
+
+    @property
     def reads_values(self) -> bool:
-        """Whether what is chosen depends on the weights themselves, beyond their headers."""
+        """Whether what is chosen depends on the weights themselves, beyond their headers.
+
+        `target_bits` can be met by errors to be expected, where only headers are there.
+        """
         return self.target_size is not None or self.dtype == AUTO
 
     def keeps(self, quantization: Quantization) -> bool:
@@ -53,4 +63,4 @@ class Settings:
             return quantization == self.recipe.default
         # With a size to meet, all is open; a recipe by name says bits, and the source's own groups lose nothing.
         same = (quantization.bits, quantization.mode) == (self.recipe.default.bits, self.recipe.default.mode)
-        return not self.asked or (same and self.target_size is None)
+        return not self.asked or (same and not self.is_open)

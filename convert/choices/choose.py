@@ -28,11 +28,13 @@ def choose(
     plan: Plan,
     windows: npt.NDArray[np.int64] | None = None,
     progress: bool | None = None,
+    *,
+    headers_only: bool = False,
 ) -> Choices:
     """Read of the source's weights what `settings` leave to them, and decide; nothing is read otherwise.
 
     With the token ids `windows` [n, T] of a calibration text, bits that meet a size are chosen by errors of what enters
-    the matrices on it.
+    the matrices on it. `headers_only` says that the weights are not there to be read.
 
     Raises ConversionError when the size asked for cannot be met, or the chip is unknown.
     """
@@ -40,7 +42,10 @@ def choose(
     if settings.dtype == AUTO:
         dtype, reason = dtype_for_chip(settings.chip, plan.targets, progress)
         settings, remarks = replace(settings, dtype=dtype), (f"Unpacked weights are {reason}.",)
-    if settings.target_size is not None:
+    if settings.is_open and headers_only:
+        settings = replace(settings, recipe=fitted_recipe(plan, settings, expected=True))
+        remarks += ("Bits go by the errors to be expected of each kind of matrix, as no weights are here to measure.",)
+    elif settings.is_open:
         importance = None if windows is None else input_squares(config, plan, windows)
         recipe = fitted_recipe(plan, settings, importance=importance, progress=progress)
         settings = replace(settings, recipe=recipe)

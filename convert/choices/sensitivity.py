@@ -20,6 +20,7 @@ from ..workers import piece_count
 
 SAMPLED_ROWS = 256
 _BLOCK_ROWS = 8
+_EXPECTED_SHAPE = (32, 2048)
 _TINY = 1e-30
 
 # What the same relative error costs in a matrix of each kind, beside one of the experts: how far the predictions of a
@@ -35,9 +36,10 @@ KIND_WEIGHTS: dict[Kind, float] = {
     Kind.SHARED_EXPERT: 1.0,
     Kind.ROUTER: 4.0,
     Kind.MTP: 0.5,
+    # Of these for each layer of the model: the error of a layer is one of many that add up, theirs is not.
+    Kind.EMBEDDING: 4.0,
+    Kind.HEAD: 4.0,
 }
-# Of the embedding and of the head for each layer: the error of a layer is one of many that add up, theirs is not.
-_END_WEIGHT = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +88,27 @@ def measure(
     return measured
 
 
+def expect(targets: Iterable[Target], choices: tuple[Quantization, ...]) -> list[Sensitivity]:
+    """The harm that `measure` finds where weights are normally distributed, as those of trained matrices nearly are."""
+    targets = list(targets)
+    rows = mx.random.normal(_EXPECTED_SHAPE, key=mx.random.key(0))
+    errors: dict[Quantization | None, float] = {choice: _error(rows, choice, None) for choice in choices}
+    weights = harm_weights([target.spec for target in targets])
+    return [
+        Sensitivity(
+            target, {choice: weights[target.spec.name] * error for choice, error in errors.items()} | {None: 0.0}
+        )
+        for target in targets
+    ]
+
+
 def harm_weights(specs: Iterable[TensorSpec]) -> dict[str, float]:
     """What an error of each matrix counts, by name. An embedding that is the head too counts as both."""
     specs = list(specs)
-    layers = [layer for spec in specs if (layer := decoder_layer(spec.name)) is not None]
-    end = _END_WEIGHT * (max(layers, default=0) + 1)
+    layers = 1 + max((layer for spec in specs if (layer := decoder_layer(spec.name)) is not None), default=0)
+    embedding, head = layers * KIND_WEIGHTS[Kind.EMBEDDING], layers * KIND_WEIGHTS[Kind.HEAD]
     tied = not any(spec.role is Role.HEAD for spec in specs)
-    ends = {Kind.EMBEDDING: end * (1 + tied), Kind.HEAD: end}
+    ends = {Kind.EMBEDDING: embedding + (head if tied else 0), Kind.HEAD: head}
     return {spec.name: {**KIND_WEIGHTS, **ends}[kind_of(spec)] for spec in specs}
 
 

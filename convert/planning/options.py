@@ -18,7 +18,7 @@ class PlanOptions:
 
     recipe: str | None = option(
         None,
-        help="recipe of the converter such as mixed-4-8, which it is without bits; or unpacked.",
+        help="recipe of the converter such as mixed-4-8; or unpacked. By default the converter's own, balanced.",
         flag="--recipe",
         metavar="NAME",
     )

@@ -69,9 +69,10 @@ class Plan:
         kv = "" if self.kv_bits is None else f", packed to {self.kv_bits} bits"
         origin = "its files" if self.has_files else "its configuration"
         chip = "" if machine.chip is None else f"{machine.chip.name}, "
+        beside = f", {weights.text_bits:.2f} without vision and MTP" if weights.vision or weights.mtp else ""
         rows = [
             ("Model", f"{self.model}, sizes from {origin}"),
-            ("Recipe", f"{_shown(weights.recipe)}, {weights.bits_per_weight:.2f} bits per weight"),
+            ("Recipe", f"{_shown(weights.recipe)}, {weights.bits_per_weight:.2f} bits per weight{beside}"),
             ("Before conversion", "unknown" if weights.source is None else size(weights.source)),
             ("On the disk", size(weights.total)),
             ("", ""),

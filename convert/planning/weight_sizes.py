@@ -1,12 +1,13 @@
 """Bytes of a model's weights, as the converter would write them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_qwen.checkpoint.layout import parameter_count
 from mlx_qwen.checkpoint.names import MTP_PREFIX, Role, TensorSpec
 from mlx_qwen.config import TextConfig
 from mlx_qwen.errors import PlanningError
 
+from ..choices.fitting import fitted_recipe
 from ..options import DescriptionOptions, check_settings
 from ..outputs import plan_outputs
 from ..recipes import DEFAULT_RECIPE, RECIPES
@@ -17,7 +18,7 @@ from .described import Described
 UNPACKED = "unpacked"
 UNPACKED_BITS = 16
 # Those that "best" chooses from: the more bytes, the closer to the original.
-LADDER = (UNPACKED, "8bit", "6bit", "5bit", "mixed-4-8", "4bit", "mixed-3-6", "3bit", "2bit")
+LADDER = (UNPACKED, "8bit", "6bit", "5bit", "mixed-4-8", DEFAULT_RECIPE, "4bit", "mixed-3-6", "3bit", "2bit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Weights:
             that are not chosen, MTP and vision.
         active: how many weights those are.
         parameters: how many weights there are in all.
+        text_parameters: how many of them are in the language model, without MTP.
     """
 
     recipe: str
@@ -44,6 +46,12 @@ class Weights:
     per_token: int
     active: int
     parameters: int
+    text_parameters: int
+
+    @property
+    def text_bits(self) -> float:
+        """Bits a weight of the language model, without MTP and vision."""
+        return 8 * self.text / self.text_parameters
 
     @property
     def total(self) -> int:
@@ -70,15 +78,21 @@ def recipe_named(recipe: str | None, bits: int | None) -> str:
         if bits not in names:
             raise PlanningError(f"bits is {bits}, expected one of {', '.join(map(str, sorted(names)))}.")
         return names[bits]
-    if recipe is not None and recipe not in (*RECIPES, UNPACKED):
-        raise PlanningError(f"recipe is {recipe!r}, expected one of {', '.join((*RECIPES, UNPACKED))}.")
+    known = (DEFAULT_RECIPE, *RECIPES, UNPACKED)
+    if recipe is not None and recipe not in known:
+        raise PlanningError(f"recipe is {recipe!r}, expected one of {', '.join(known)}.")
     return recipe or DEFAULT_RECIPE
 
 
 def weights_of(model: Described, recipe: str = DEFAULT_RECIPE) -> Weights:
-    """What the converter would write of `model` with a recipe of this name, one of `RECIPES` or "unpacked"."""
+    """What the converter would write of `model` with a recipe of this name, one of `RECIPES`, "balanced" or "unpacked".
+
+    No weights are read: bits that go by errors go by those to be expected.
+    """
     settings = _settings(recipe)
     plan = model.tensors(settings)
+    if settings.is_open:
+        settings = replace(settings, recipe=fitted_recipe(plan, settings, expected=True))
     text = plan.config.text
     outputs = plan_outputs(plan, settings)
     parts = {"text": 0, "mtp": 0, "vision": 0}
@@ -92,6 +106,7 @@ def weights_of(model: Described, recipe: str = DEFAULT_RECIPE) -> Weights:
         per_token=sum(_read(output.nbytes, output.target.spec, text) for output in read),
         active=sum(_read(parameter_count([output.target.spec]), output.target.spec, text) for output in read),
         parameters=parameter_count(target.spec for target in plan.targets),
+        text_parameters=parameter_count(target.spec for target in plan.targets if _part(target.spec) == "text"),
     )
 
 

@@ -12,7 +12,9 @@ from .kinds import Kind, can_pack, kind_of
 from .precisions import AFFINE_BITS, precision
 from .rules import Rule
 
-DEFAULT_RECIPE = "mixed-4-8"
+# What a conversion is without further words: bits by each matrix's error, so many a weight in all.
+DEFAULT_RECIPE = "balanced"
+BALANCED_BITS = 4.6
 
 _MIXED: dict[str, tuple[int, int]] = {
     "mixed-4-8": (4, 8),
@@ -103,9 +105,10 @@ def named(name: str, group_size: int | None = None) -> Recipe:
     for mode in _MODES:
         if name == mode:
             return uniform(precision(None, group_size, mode), name)
-    near = get_close_matches(name, RECIPES, n=1)
+    known = (DEFAULT_RECIPE, *RECIPES)
+    near = get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise ConversionError(f"recipe is {name!r}, expected one of {', '.join(RECIPES)}.{hint}")
+    raise ConversionError(f"recipe is {name!r}, expected one of {', '.join(known)}.{hint}")
 
 
 def _mixed(name: str, low: Quantization, high: Quantization) -> Recipe:

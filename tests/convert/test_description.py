@@ -43,7 +43,7 @@ def test_rows_and_tensors_add_up_to_what_is_written(source: Path, tmp_path: Path
 
 
 def test_rows_are_by_kind_and_precision(source: Path) -> None:
-    rows = describe(source, bits_for={"layers.0.*switch_mlp": 8}).rows
+    rows = describe(source, recipe="mixed-4-8", bits_for={"layers.0.*switch_mlp": 8}).rows
     experts = {row.quantization.bits: row.tensors for row in rows if row.kind is Kind.EXPERT and row.quantization}
     assert experts == {8: 3, 4: 9}
     assert {row.kind for row in rows} == set(Kind) - {Kind.MLP}
@@ -57,7 +57,7 @@ def test_the_disk_that_is_needed_is_what_the_folder_takes(source: Path, tmp_path
 
 def test_the_table_shows_kinds_and_on_request_every_tensor(source: Path) -> None:
     found = describe(source)
-    for part in ("Recipe mixed-4-8", "experts", "4 bits, groups of 64", "bits per weight", "of memory", "of disk"):
+    for part in ("Recipe balanced", "experts", "4 bits, groups of 64", "bits per weight", "of memory", "of disk"):
         assert part in found.table()
     names = [tensor.name for tensor in found.tensors]
     assert not any(name in found.table() for name in names)

@@ -25,8 +25,8 @@ def quantization(folder: Path) -> dict[str, dict[str, object]]:
     return found
 
 
-def test_by_default_sensitive_matrices_get_eight_bits(source: Path, tmp_path: Path) -> None:
-    assert run("--hf-path", source, "--mlx-path", tmp_path / "out").exit_code == 0
+def test_a_mixed_recipe_gives_sensitive_matrices_eight_bits(source: Path, tmp_path: Path) -> None:
+    assert run("--hf-path", source, "--mlx-path", tmp_path / "out", "--recipe", "mixed-4-8").exit_code == 0
     written = quantization(tmp_path / "out")
     assert written["bits"] == 4
     assert written["language_model.model.layers.0.linear_attn.out_proj"]["bits"] == 8
@@ -52,7 +52,7 @@ def test_a_pattern_given_again_counts_as_the_last(source: Path, tmp_path: Path) 
 
 def test_what_will_be_written_is_shown_on_stderr_and_the_report_on_stdout(source: Path, tmp_path: Path) -> None:
     result = run("--hf-path", source, "--mlx-path", tmp_path / "out")
-    assert "Recipe mixed-4-8" in result.stderr and "linear attention output" in result.stderr
+    assert "Recipe balanced" in result.stderr and "linear attention output" in result.stderr
     assert "linear attention output" not in result.stdout and "Peak memory" in result.stdout
 
 

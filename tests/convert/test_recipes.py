@@ -9,7 +9,7 @@ from mlx_qwen.checkpoint.layout import Quantization
 from mlx_qwen.checkpoint.names import TensorSpec, tensor_specs
 from mlx_qwen.checkpoint.released import SIZES, released
 from mlx_qwen.convert import RECIPES, convert, describe
-from mlx_qwen.convert.recipes import DEFAULT_RECIPE, named
+from mlx_qwen.convert.recipes import named
 from mlx_qwen.convert.recipes.kinds import Kind, joined_with, kind_of
 from mlx_qwen.errors import ConversionError
 from tests.conftest import CheckpointFactory
@@ -39,8 +39,8 @@ def precisions(folder: Path, **options: object) -> dict[str, Quantization | None
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_by_default_what_is_sensitive_gets_eight_bits_and_the_rest_four(size: str) -> None:
-    recipe = named(DEFAULT_RECIPE)
+def test_in_mixed_4_8_what_is_sensitive_gets_eight_bits_and_the_rest_four(size: str) -> None:
+    recipe = named("mixed-4-8")
     for spec in specs(size):
         kind = kind_of(spec)
         expected = None if not kind.is_matrix else EIGHT if kind in SENSITIVE else FOUR
@@ -105,7 +105,7 @@ def test_bits_alone_are_uniform(checkpoint: CheckpointFactory) -> None:
 def test_a_source_of_fewer_bits_is_not_blown_up_by_default(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
     convert(checkpoint("dense"), tmp_path / "four", bits=4)
     assert set(precisions(tmp_path / "four").values()) == {FOUR}
-    assert EIGHT in precisions(tmp_path / "four", recipe=DEFAULT_RECIPE).values()
+    assert EIGHT in precisions(tmp_path / "four", recipe="mixed-4-8").values()
 
 
 @pytest.mark.parametrize(

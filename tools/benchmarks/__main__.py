@@ -20,6 +20,7 @@ class Run:
         repeats: timed turns of each candidate.
         folder: for checkpoints, which are removed with it.
         model, text: a model folder and a text file, for the sections that judge a model.
+        kinds: another model and a text of its own, whose weights of kinds are taken.
         tokens, minutes: how long the prompt of `long` is, and how long `soak` and `load` go on.
     """
 
@@ -27,6 +28,7 @@ class Run:
     folder: Path
     model: Path | None
     text: Path | None
+    kinds: tuple[Path, Path] | None
     tokens: int
     minutes: float
     requests: int
@@ -148,9 +150,19 @@ def _quality(run: Run) -> Section:
     return section_of([bench_quality(*run.judged(), run.folder)])
 
 
+def _kinds(run: Run) -> Section:
+    from tools.benchmarks.kinds import bench_kinds
+
+    return section_of([bench_kinds(*run.judged(), run.folder)])
+
+
 def _recipes(run: Run) -> Section:
     from tools.benchmarks.recipes import bench_recipes
 
+    if run.kinds is not None:
+        from tools.benchmarks.kinds import kind_weights, use_weights
+
+        use_weights(kind_weights(*run.kinds, run.folder))
     return section_of([bench_recipes(*run.judged(), run.folder)])
 
 
@@ -189,9 +201,10 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "vision": ("the vision tower's memory", _vision),
     "kernels": ("launches of a decoded token, and the kernels' device bytes", _kernels),
     "quality": ("what precision costs --model on --text", _quality),
+    "kinds": ("what an error in each kind of matrix costs --model on --text", _kinds),
     "recipes": ("what every recipe costs --model on --text", _recipes),
 }
-JUDGES = ("quality", "recipes")
+JUDGES = ("quality", "kinds", "recipes")
 DEFAULT = ("rule", "model", "host", "start", "convert", "kernels")
 
 
@@ -210,6 +223,12 @@ class _Listed(click.Command):
     "--model", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Unquantized model folder."
 )
 @click.option("--text", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Text to judge it on.")
+@click.option(
+    "--kinds",
+    type=(click.Path(path_type=Path, exists=True, file_okay=False), click.Path(path_type=Path, exists=True)),
+    metavar="MODEL TEXT",
+    help="For `recipes`, take the weights of kinds that another model shows on a text.",
+)
 @click.option("--tokens", type=click.IntRange(1000), default=100_000, show_default=True, help="Prompt of `long`.")
 @click.option("--minutes", type=click.FloatRange(0.1), default=5, show_default=True, help="Time of `soak` and `load`.")
 @click.option("--requests", type=click.IntRange(1), default=1000, show_default=True, help="How many `requests` asks.")
@@ -225,6 +244,7 @@ def main(
     repeats: int,
     model: Path | None,
     text: Path | None,
+    kinds: tuple[Path, Path] | None,
     tokens: int,
     minutes: float,
     requests: int,
@@ -239,7 +259,7 @@ def main(
         raise click.UsageError(f"{judges[0]} needs --model, an unquantized model folder, and --text, a text file.")
     try:
         with tempfile.TemporaryDirectory(dir=workdir) as folder:
-            run = Run(repeats, Path(folder), model, text, tokens, minutes, requests)
+            run = Run(repeats, Path(folder), model, text, kinds, tokens, minutes, requests)
             measured = [(name, partial(SECTIONS[name][1], run)) for name in chosen]
             print_sections(measured, click.echo, json_file=json_file, markdown=markdown)
     except MLXQwenError as error:

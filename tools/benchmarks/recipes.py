@@ -23,7 +23,7 @@ from mlx_qwen.prompt import Processor
 from tools.benchmarks.quality import perplexity, readable_by_mlx_lm
 
 WINDOW = 256
-RECIPES = ("4bit", "mixed-4-6", "mixed-4-8", "mixed-3-6")
+RECIPES = ("balanced", "4bit", "mixed-4-6", "mixed-4-8", "mixed-3-6")
 MLX_LM_BITS = (4, 5, 6)
 MLX_LM_MIXED = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
 # Conversions of mlx-lm whose size others are made to meet, as its recipes and ours differ in size.
@@ -47,6 +47,37 @@ class Candidate:
         return sum(tensor.nbytes for tensor in tensors if not tensor.name.startswith(VISION_PREFIX))
 
 
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Tokens [n, 256] that conversions are judged on, and the fp32 model's logits for them [n, 256, V]."""
+
+    batch: npt.NDArray[np.int64]
+    truth: Logits
+
+    @classmethod
+    def of(cls, folder: Path, text: str, *, windows: int = 16) -> "Judge":
+        """Of the model at `folder`, on `windows` windows from all over `text`. Raises MLXQwenError for a short text."""
+        ids = Processor.from_directory(folder, ModelConfig.from_directory(folder)).encode(text)
+        count = len(ids) // WINDOW
+        if not count:
+            raise MLXQwenError(f"The text to judge on has {len(ids)} tokens, expected at least {WINDOW}.")
+        chosen = np.linspace(0, count - 1, min(windows, count)).astype(int)
+        batch = np.array(ids[: count * WINDOW], dtype=np.int64).reshape(-1, WINDOW)[chosen]
+        return cls(batch, _logits(folder, batch))
+
+    def divergence(self, folder: Path) -> float:
+        """The mean divergence of a conversion in nats."""
+        return float(divergences(_logits(folder, self.batch), self.truth).mean())
+
+    def cells(self, folder: Path) -> list[str]:
+        """Divergence, mean and 99th percentile, agreement and perplexity of a conversion."""
+        logits = _logits(folder, self.batch)
+        lost = divergences(logits, self.truth)
+        agreement = (logits.argmax(axis=-1) == self.truth.argmax(axis=-1)).mean()
+        spread = (f"{lost.mean():.4f}", f"{np.percentile(lost, 99):.3f}")
+        return [*spread, f"{agreement:.2%}", f"{perplexity(logits, self.batch):.3f}"]
+
+
 def bench_recipes(folder: Path, text: Path, workdir: Path, *, windows: int = 16) -> Table:
     """Convert `folder` by every recipe and quantizer, and with mlx-lm, and compare all with the fp32 model on a text.
 
@@ -54,29 +85,29 @@ def bench_recipes(folder: Path, text: Path, workdir: Path, *, windows: int = 16)
     second half, `windows` windows of 256 tokens from all over it, by one runtime in fp32. Rows are in order of size.
     Raises MLXQwenError when the text is too short.
     """
-    config = ModelConfig.from_directory(folder)
-    halves = _halves(text.read_text(encoding="utf-8"))
+    halves = halved(text)
     (workdir / "calibration.txt").write_text(halves[0], encoding="utf-8")
-    ids = Processor.from_directory(folder, config).encode(halves[1])
-    count = len(ids) // WINDOW
-    if not count:
-        raise MLXQwenError(f"The second half of {text} has {len(ids)} tokens, expected at least {WINDOW}.")
-    chosen = np.linspace(0, count - 1, min(windows, count)).astype(int)
-    batch = np.array(ids[: count * WINDOW], dtype=np.int64).reshape(-1, WINDOW)[chosen]
-    truth = _logits(folder, batch)
+    judge = Judge.of(folder, halves[1], windows=windows)
     rows = []
     for candidate in _candidates(folder, workdir):
-        rows.append((candidate.nbytes, [candidate.name, *_judged(_logits(candidate.folder, batch), truth, batch)]))
+        rows.append((candidate.nbytes, [candidate.name, *judge.cells(candidate.folder)]))
         shutil.rmtree(candidate.folder)
     note = (
-        f"{batch.size:,} tokens in windows of {WINDOW}; perplexity {perplexity(truth, batch):.3f} in fp32. "
-        "KL divergence from it in nats. Sizes without vision and what only mlx-qwen reads."
+        f"{judge.batch.size:,} tokens in windows of {WINDOW}; perplexity {perplexity(judge.truth, judge.batch):.3f} in "
+        "fp32. KL divergence from it in nats. Sizes without vision and what only mlx-qwen reads."
     )
     header = ("conversion", "size", "KL mean", "KL p99", "top-1", "perplexity")
     in_order = sorted(rows, key=lambda row: row[0])
     return Table(
         "Recipes", note, header, [(name, f"{nbytes / 1e6:.2f} MB", *rest) for nbytes, (name, *rest) in in_order]
     )
+
+
+def halved(text: Path) -> tuple[str, str]:
+    """A text file in two halves, cut at the end of a line."""
+    whole = text.read_text(encoding="utf-8")
+    middle = whole.find("\n", len(whole) // 2) + 1 or len(whole) // 2
+    return whole[:middle], whole[middle:]
 
 
 def divergences(logits: Logits, truth: Logits) -> npt.NDArray[np.float64]:
@@ -86,26 +117,10 @@ def divergences(logits: Logits, truth: Logits) -> npt.NDArray[np.float64]:
     return np.maximum(found, 0)
 
 
-def _judged(logits: Logits, truth: Logits, batch: npt.NDArray[np.int64]) -> list[str]:
-    lost = divergences(logits, truth)
-    agreement = (logits.argmax(axis=-1) == truth.argmax(axis=-1)).mean()
-    return [
-        f"{lost.mean():.4f}",
-        f"{np.percentile(lost, 99):.3f}",
-        f"{agreement:.2%}",
-        f"{perplexity(logits, batch):.3f}",
-    ]
-
-
 def _log_probabilities(logits: Logits) -> npt.NDArray[np.float64]:
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     normed: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return normed
-
-
-def _halves(text: str) -> tuple[str, str]:
-    middle = text.find("\n", len(text) // 2) + 1 or len(text) // 2
-    return text[:middle], text[middle:]
 
 
 def _logits(folder: Path, batch: npt.NDArray[np.int64]) -> Logits:
@@ -139,7 +154,7 @@ def _candidates(folder: Path, workdir: Path) -> Iterator[Candidate]:
 
 def _fit(folder: Path, made: Candidate, most: int, calibration: Path | None) -> None:
     """Convert to at most `most` bytes of what counts as size; vision, and what only mlx-qwen reads, come on top."""
-    convert(folder, made.folder, recipe=RECIPES[0], quantizer="rtn", progress=False)
+    convert(folder, made.folder, recipe="4bit", quantizer="rtn", progress=False)
     allowed = most + sum(file.stat().st_size for file in made.folder.glob("*.safetensors")) - made.nbytes
     while True:
         convert(folder, made.folder, target_size=allowed, calibration=calibration, progress=False, overwrite=True)

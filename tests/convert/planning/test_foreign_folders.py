@@ -17,7 +17,7 @@ from mlx_qwen.checkpoint.shards import TensorInfo, checkpoint_tensors, companion
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import convert
 from mlx_qwen.convert.formats import decodable
-from mlx_qwen.convert.options import check_settings
+from mlx_qwen.convert.options import DescriptionOptions, check_settings
 from mlx_qwen.convert.outputs import plan_outputs
 from mlx_qwen.convert.planning import plan
 from mlx_qwen.convert.planning.described import describe
@@ -57,7 +57,7 @@ def folder(request: pytest.FixtureRequest, checkpoint: CheckpointFactory, tmp_pa
 @pytest.mark.filterwarnings("ignore:.*packed again")
 @pytest.mark.parametrize("recipe", ["mixed-4-8", "4bit", UNPACKED])
 def test_a_folder_is_counted_to_the_byte_that_its_conversion_writes(folder: Path, recipe: str, tmp_path: Path) -> None:
-    asked = None if recipe in ("mixed-4-8", UNPACKED) else recipe
+    asked = None if recipe == UNPACKED else recipe
     convert(folder, tmp_path / "out", recipe=asked, quantize=recipe != UNPACKED)
     stored = [*checkpoint_tensors(tmp_path / "out").values(), *companion_tensors(tmp_path / "out").values()]
     assert weights_of(describe(folder), recipe).total == sum(info.nbytes for info in stored)
@@ -111,7 +111,7 @@ def test_the_official_fp8_checkpoint_is_counted_as_published_and_plans_as_the_un
     config = ModelConfig.from_dict({**released("35B-A3B").raw, "quantization_config": FP8})
     tensors = {info.name: info for spec in tensor_specs(config) for info in published_fp8(spec)}
     assert (len(tensors), sum(info.nbytes for info in tensors.values())) == (64_196, 37_454_799_072)
-    settings = check_settings()
+    settings = check_settings(DescriptionOptions(recipe="mixed-4-8"))
     checkpoint = plan_checkpoint(config, decodable(config, tensors, settings.keeps))
     assert source_bytes(checkpoint) == 37_454_799_072
-    assert plan_outputs(checkpoint, settings).nbytes == weights_of(describe("35B-A3B")).total
+    assert plan_outputs(checkpoint, settings).nbytes == weights_of(describe("35B-A3B"), "mixed-4-8").total

@@ -45,7 +45,7 @@ def test_the_best_recipe_fits_and_every_larger_one_does_not(memory: str, best: s
 
 
 def test_the_converters_own_recipe_is_planned_for_when_none_is_named() -> None:
-    assert plan("9B", memory="16GB").weights == plan("9B", memory="16GB", recipe="mixed-4-8").weights
+    assert plan("9B", memory="16GB").weights == plan("9B", memory="16GB", recipe="balanced").weights
 
 
 def test_bits_alone_are_a_recipe_of_all_matrices_alike() -> None:
@@ -199,5 +199,5 @@ def test_the_table_shows_every_part_and_calls_bounds_bounds() -> None:
         "Linear attention",
     ):
         assert part in table
-    for part in ("Activations", "Largest context", "Best recipe", "mixed-4-8", "not measurements", "398 launches"):
+    for part in ("Activations", "Largest context", "Best recipe", "balanced", "not measurements", "398 launches"):
         assert part in table

@@ -79,7 +79,7 @@ def test_the_files_on_the_disk_are_within_a_hundredth(size: str, tmp_path: Path)
     convert(tmp_path / "source", tmp_path / "out")
     on_disk = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
     config_only = without_weights(tmp_path / "source", tmp_path / "config")
-    assert counted(config_only, "mixed-4-8").total == pytest.approx(on_disk, rel=0.01)
+    assert counted(config_only, "balanced").total == pytest.approx(on_disk, rel=0.01)
 
 
 def test_a_converted_folder_is_counted_as_it_is(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
