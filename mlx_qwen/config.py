@@ -116,10 +116,11 @@ class ModelConfig:
         """Read `path/config.json`; raises ConfigError when it is absent, unreadable or impossible."""
         file = path / "config.json"
         if not file.is_file():
+            gguf = any(path.glob("*.gguf")) * " Its GGUF files are llama.cpp's: use the repository they were made from."
             raise ConfigError(
-                f"{path} has no config.json. Expected a model folder as Hugging Face or MLX tools write it."
+                f"{path} has no config.json. Expected a model folder as Hugging Face or MLX tools write it.{gguf}"
             )
-        return cls.from_dict(read_json_object(file, ConfigError))
+        return cls.from_dict(_with_modelopt(read_json_object(file, ConfigError), path / "hf_quant_config.json"))
 
     @classmethod
     def from_dict(cls, raw: Json) -> "ModelConfig":
@@ -142,6 +143,16 @@ class ModelConfig:
             eos_token_ids=tuple(dict.fromkeys(text.eos_token_ids + top.integers("eos_token_id"))),
             raw=raw,
         )
+
+
+def _with_modelopt(raw: Json, file: Path) -> Json:
+    """`raw` with the settings that ModelOpt may write into a file of its own, where it has none itself."""
+    if raw.get("quantization_config") or raw.get("quantization") or not file.is_file():
+        return raw
+    settings = read_json_object(file, ConfigError).get("quantization")
+    if not isinstance(settings, dict) or not settings.get("quant_algo"):
+        return raw
+    return {**raw, "quantization_config": {**settings, "quant_method": "modelopt"}}
 
 
 def _text_config(fields: Fields, raw: Json, model_type: str) -> TextConfig:

@@ -6,6 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_qwen.checkpoint import mtp_reads
+from mlx_qwen.checkpoint.foreign import CONVERTED, unreadable
 from mlx_qwen.checkpoint.hub import resolve
 from mlx_qwen.checkpoint.identity import model_identity
 from mlx_qwen.checkpoint.layout import FORMAT_KEY, FORMAT_VERSION, Layout, Plan, foreign_quantization, plan_checkpoint
@@ -160,6 +161,8 @@ def _check_layout(folder: Path, config: ModelConfig, plan: Plan) -> None:
 
 def _refuse_foreign_quantization(folder: Path, config: ModelConfig) -> None:
     settings = foreign_quantization(config)
+    if settings is not None and settings["quant_method"] not in CONVERTED:
+        raise CheckpointError(f"{folder} is {unreadable(settings['quant_method'])}")
     if settings is not None:
         raise CheckpointError(
             f"{folder} is quantized with {settings['quant_method']!r}, which runs once it is converted: "

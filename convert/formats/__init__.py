@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 
+from mlx_qwen.checkpoint.foreign import unreadable
 from mlx_qwen.checkpoint.layout import Quantization, Target, foreign_quantization
 from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import CheckpointError
 
-from . import auto_round, awq, compressed_tensors, fp8, gptq
+from . import auto_round, awq, compressed_tensors, floats, fp8, gptq
 from .encoded import Encoded, Format, Matrix, RowReader, Stack, encoded
 from .integers import IntegerMatrix
 
@@ -20,6 +21,9 @@ _FORMATS: dict[str, Format] = {
     "awq": awq.matrices,
     "auto-round": auto_round.matrices,
     "compressed-tensors": compressed_tensors.matrices,
+    "modelopt": floats.matrices,
+    "modelopt_fp4": floats.matrices,
+    "quark": floats.matrices,
 }
 _EXPERT = re.compile(r"(.*\.mlp\.)experts\.(\d+)\.(\w+_proj)")
 # Readers join gate and up of the experts, which therefore have one precision.
@@ -40,10 +44,7 @@ def decodable(
         return tensors
     method = settings["quant_method"]
     if method not in _FORMATS:
-        raise CheckpointError(
-            f"config.json says that the weights are quantized with {method!r}, expected one of "
-            f"{', '.join(_FORMATS)}, or bf16, fp16, fp32 or MLX weights. Use another checkpoint of the same model."
-        )
+        raise CheckpointError(f"config.json says that the weights are {unreadable(method)}")
     matrices = _FORMATS[method](settings, tensors)
     if not matrices:
         raise CheckpointError(

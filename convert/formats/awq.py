@@ -1,7 +1,10 @@
-"""AWQ in its "gemm" packing, as AutoAWQ writes it (`quant_method` awq): 4 bits with a zero a group.
+"""AWQ in its packings "gemm" and "gemv", as AutoAWQ writes it (`quant_method` awq): 4 bits with a zero a group.
 
 A module with K inputs and N outputs holds `qweight` int32 [K, N / 8], `scales` [groups, N] and `qzeros` int32
 [groups, N / 8]. A word holds eight neighbouring outputs, from the lowest bits on those at 0, 2, 4, 6, 1, 3, 5 and 7.
+
+As "gemv" it holds `qweight` int32 [N, K / 8], `scales` [N, at least groups] and `qzeros` int32 [N, at least
+groups / 8], all from the lowest bits on in order; what is behind the last group fills up.
 
 Source: Lin et al., "AWQ", arXiv 2306.00978, and the packing of https://github.com/casper-hansen/AutoAWQ.
 """
@@ -40,17 +43,40 @@ class AWQMatrix(IntegerMatrix):
         return _outputs(self.qzeros, start, stop).astype(mx.float32).T
 
 
+@dataclass(frozen=True, slots=True)
+class GEMVMatrix(IntegerMatrix):
+    """One module, packed along its inputs as MLX packs them."""
+
+    qweight: TensorInfo
+    qzeros: TensorInfo
+    stored_scales: TensorInfo
+
+    def words(self, start: int, stop: int) -> mx.array:
+        return self.qweight.read(start, stop).view(mx.uint32)
+
+    def scales(self, start: int, stop: int) -> mx.array:
+        return self.stored_scales.read(start, stop).astype(mx.float32)[:, : self._groups]
+
+    def zeros(self, start: int, stop: int) -> mx.array:
+        return unpack(self.qzeros.read(start, stop).view(mx.uint32), _BITS)[:, : self._groups].astype(mx.float32)
+
+    @property
+    def _groups(self) -> int:
+        return -(-self.shape[1] // self.group_size)
+
+
 def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
     """Every module with a `qweight`; raises CheckpointError for other packings and misshapen tensors."""
     version, bits = str(settings.get("version", "gemm")).lower(), settings.get("bits", settings.get("w_bit", _BITS))
-    if version != "gemm" or bits != _BITS:
+    if version not in ("gemm", "gemv") or bits != _BITS:
         raise CheckpointError(
-            f"quantization_config says {bits} bits in version {version!r}, expected 4 bits in 'gemm', the packing that "
-            "is published. Use another checkpoint of the same model."
+            f"quantization_config says {bits} bits in version {version!r}, expected 4 bits in 'gemm' or 'gemv'. Use "
+            "another checkpoint of the same model."
         )
     bases = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
     group_size = settings.get("group_size", settings.get("q_group_size"))
-    return {base: _matrix(base, tensors, group_size) for base in bases}
+    read = _matrix if version == "gemm" else _gemv
+    return {base: read(base, tensors, group_size) for base in bases}
 
 
 def _matrix(base: str, tensors: Tensors, group_size: object) -> AWQMatrix:
@@ -68,6 +94,21 @@ def _matrix(base: str, tensors: Tensors, group_size: object) -> AWQMatrix:
         qzeros=qzeros,
         stored_scales=scales,
     )
+
+
+def _gemv(base: str, tensors: Tensors, group_size: object) -> GEMVMatrix:
+    qweight, qzeros, scales = (required(tensors, f"{base}.{part}", base) for part in ("qweight", "qzeros", "scales"))
+    (N, words), (_, width), (_, zeros) = (matrix_shape(info) for info in (qweight, scales, qzeros))
+    K, size = words * _FIELDS, group_size
+    if not isinstance(size, int) or size < 1 or not -(-K // size) <= min(width, zeros * _FIELDS):
+        raise CheckpointError(
+            f"{scales.name} in {scales.file.name} has {width} groups for {K} inputs, config.json says group_size "
+            f"{group_size!r:.40}. The file is damaged, or config.json belongs to other weights: download the folder "
+            "again."
+        )
+    expect_shape(scales, (N, width), base)
+    expect_shape(qzeros, (N, zeros), base)
+    return GEMVMatrix((N, K), _BITS, size, (qweight, qzeros, scales), None, qweight, qzeros, scales)
 
 
 def _outputs(stored: TensorInfo, start: int, stop: int) -> mx.array:

@@ -1,9 +1,9 @@
 """compressed-tensors (`quant_method` compressed-tensors): packed and plain integers, FP8, NVFP4, MXFP4 and MXFP8.
 
 By what a module with N outputs and K inputs holds, every value being (code − zero) · `weight_scale`:
-- `weight_packed` int32 [N, K · bits / 32], codes of 4 or 8 bits with half their range added, the first in the lowest
-  bits; `weight_shape` [2]; `weight_scale` [N, groups]; where asymmetric `weight_zero_point` int32 [N · bits / 32,
-  groups], packed along the outputs; where act-ordered `weight_g_idx` [K], the group of each input;
+- `weight_packed` int32 [N, ⌈K · bits / 32⌉], codes of 2 to 8 bits with half their range added, one behind the other
+  from the lowest bits on; `weight_shape` [2]; `weight_scale` [N, groups]; where asymmetric `weight_zero_point` int32
+  [⌈N · bits / 32⌉, groups], packed along the outputs; where act-ordered `weight_g_idx` [K], the group of each input;
 - `weight` int8 [N, K], `weight_scale` and where asymmetric `weight_zero_point` int8 [N, 1] (or one for all);
 - `weight` e4m3 [N, K] and `weight_scale` for each row, for each block, or one for all;
 - `weight_packed` uint8 [N, K / 2] of e2m1 numbers, the first in the lower half, e4m3 `weight_scale` [N, K / 16] and
@@ -23,12 +23,12 @@ from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.config import Json
 from mlx_qwen.errors import CheckpointError
 
-from .encoded import Matrix, Tensors, expect_shape, is_elsewhere, matrix_shape, powers_of_two, required
+from .encoded import Matrix, Tensors, expect_shape, is_elsewhere, matrix_shape, required
+from .floats import EXPONENTS, FP4_GROUP, MX_GROUP, FloatMatrix
 from .fp8 import E4M3, block_scaled
-from .integers import IntegerMatrix, act_order, stated_group_size, unpack
+from .integers import IntegerMatrix, act_order, block, stated_group_size, unpack
 
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-_FP4_GROUP, _MX_GROUP = 16, 32
+_BITS = range(2, 9)
 _FORMATS = (
     "pack-quantized",
     "int-quantized",
@@ -53,7 +53,7 @@ class PackedMatrix(IntegerMatrix):
     zero_points: TensorInfo | None
 
     def words(self, start: int, stop: int) -> mx.array:
-        return self.stored_words.read(start, stop).view(mx.uint32)
+        return _whole_blocks(self.stored_words.read(start, stop).view(mx.uint32), self.bits)
 
     def scales(self, start: int, stop: int) -> mx.array:
         return self.stored_scales.read(start, stop).astype(mx.float32)
@@ -61,11 +61,12 @@ class PackedMatrix(IntegerMatrix):
     def zeros(self, start: int, stop: int) -> mx.array:
         if self.zero_points is None:
             return mx.full((stop - start, self.stored_scales.shape[1]), float(1 << (self.bits - 1)))
-        fields = 32 // self.bits
-        first = start // fields
-        words = self.zero_points.read(first, -(-stop // fields)).view(mx.uint32)
-        codes = unpack(words.T[..., None], self.bits).flatten(-2).T
-        return codes[start - first * fields : stop - first * fields].astype(mx.float32)
+        count, width = block(self.bits)
+        first = start // count
+        last = min(-(-stop // count) * width, self.zero_points.shape[0])
+        words = self.zero_points.read(first * width, last).view(mx.uint32)
+        codes = unpack(_whole_blocks(words.T, self.bits), self.bits).T
+        return codes[start - first * count : stop - first * count].astype(mx.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,40 +87,6 @@ class Int8Matrix(IntegerMatrix):
         if self.zero_points is None:
             return mx.full((stop - start, 1), 128.0)
         return _rows(self.zero_points, start, stop) + 128
-
-
-@dataclass(frozen=True, slots=True)
-class FloatMatrix:
-    """One module of e2m1 or e4m3 numbers, with an e4m3 or e8m0 scale a group and perhaps one for all, which divides."""
-
-    codes: TensorInfo
-    scale: TensorInfo
-    global_scale: TensorInfo | None
-    group_size: int
-    unused: tuple[TensorInfo, ...]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.codes.shape[0], self.scale.shape[1] * self.group_size
-
-    @property
-    def parts(self) -> tuple[TensorInfo, ...]:
-        used = (self.codes, self.scale, *([] if self.global_scale is None else [self.global_scale]))
-        return (*used, *self.unused)
-
-    def values(self, start: int, stop: int) -> mx.array:
-        """Rows start:stop in fp32, in which the products are exact."""
-        codes = self.codes.read(start, stop)
-        if self.codes.dtype == E4M3:
-            numbers = mx.from_fp8(codes, mx.float32)
-        else:
-            numbers = mx.take(mx.array(_E2M1), mx.stack([codes & 15, codes >> 4], axis=-1).flatten(-2))
-        return numbers * mx.repeat(self._scales(start, stop), self.group_size, axis=1)
-
-    def _scales(self, start: int, stop: int) -> mx.array:
-        stored = self.scale.read(start, stop)
-        scales = mx.from_fp8(stored, mx.float32) if self.scale.dtype == E4M3 else powers_of_two(stored)
-        return scales if self.global_scale is None else scales / self.global_scale.read().reshape(())
 
 
 def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
@@ -175,12 +142,12 @@ def _packed(base: str, words: TensorInfo, settings: Json, tensors: Tensors) -> P
     stated = _stated_bits(settings) if is_elsewhere(shape) else None
     N, K = (rows, width * 32 // stated) if stated else (int(size) for size in np.array(shape.read()))
     bits = width * 32 // max(K, 1)
-    if bits not in (4, 8):
+    if bits not in _BITS or width != -(-K * bits // 32):
         raise CheckpointError(
-            f"{words.name} has shape {list(words.shape)} for {N} × {K} weights, which makes {bits} bits; expected 4 or "
-            "8. Use another checkpoint of the same model."
+            f"{words.name} has shape {list(words.shape)} for {N} × {K} weights, which makes {bits} bits; expected 2 to "
+            "8 without gaps between words. Use another checkpoint of the same model."
         )
-    expect_shape(words, (N, K * bits // 32), base)
+    expect_shape(words, (N, width), base)
     expect_shape(scales, (N, groups), base)
     zero_points, g_idx = tensors.get(f"{base}.weight_zero_point"), tensors.get(f"{base}.weight_g_idx")
     group_size = _group_size(base, settings, bits, scales, K)
@@ -232,28 +199,28 @@ def _fp4(base: str, packed: TensorInfo, tensors: Tensors) -> FloatMatrix:
     rows, columns = matrix_shape(packed)
     scale = required(tensors, f"{base}.weight_scale", base)
     if _has_exponents(base, tensors):
-        expect_shape(scale, (rows, 2 * columns // _MX_GROUP), base)
-        return FloatMatrix(packed, scale, None, _MX_GROUP, _parts(base, tensors))
+        expect_shape(scale, (rows, 2 * columns // MX_GROUP), base)
+        return FloatMatrix(packed, scale, None, MX_GROUP, _parts(base, tensors))
     global_scale = required(tensors, f"{base}.weight_global_scale", base)
-    expect_shape(scale, (rows, 2 * columns // _FP4_GROUP), base)
+    expect_shape(scale, (rows, 2 * columns // FP4_GROUP), base)
     if scale.dtype != E4M3:
         raise CheckpointError(
             f"{scale.name} has dtype {scale.dtype}, expected {E4M3} as NVFP4 has or U8 as MXFP4 has. Use another "
             "checkpoint of the model."
         )
-    return FloatMatrix(packed, scale, global_scale, _FP4_GROUP, _parts(base, tensors))
+    return FloatMatrix(packed, scale, global_scale, FP4_GROUP, _parts(base, tensors))
 
 
 def _mxfp8(base: str, weight: TensorInfo, settings: Json, tensors: Tensors) -> FloatMatrix:
     (rows, columns), scale = matrix_shape(weight), tensors[f"{base}.weight_scale"]
-    expect_shape(scale, (rows, columns // _MX_GROUP), base)
-    return FloatMatrix(weight, scale, None, _MX_GROUP, _parts(base, tensors))
+    expect_shape(scale, (rows, columns // MX_GROUP), base)
+    return FloatMatrix(weight, scale, None, MX_GROUP, _parts(base, tensors))
 
 
 def _has_exponents(base: str, tensors: Tensors) -> bool:
     """Whether the scales of a module are e8m0, as the MX formats have them."""
     scale = tensors.get(f"{base}.weight_scale")
-    return scale is not None and scale.dtype in ("U8", "F8_E8M0")
+    return scale is not None and scale.dtype in EXPONENTS
 
 
 def _groups(settings: Json) -> list[Json]:
@@ -321,6 +288,11 @@ def _parts(base: str, tensors: Tensors, *used: TensorInfo | None) -> tuple[Tenso
     """The tensors `used`, and those of the module that only matter to its activations or its shape."""
     unused = (tensors.get(f"{base}.{name}") for name in _UNUSED)
     return tuple(info for info in (*used, *unused) if info is not None)
+
+
+def _whole_blocks(words: mx.array, bits: int) -> mx.array:
+    """The words [..., W], with zeros behind them up to where codes and words end together."""
+    return mx.pad(words, [(0, 0)] * (words.ndim - 1) + [(0, -words.shape[-1] % block(bits)[1])])
 
 
 def _rows(info: TensorInfo, start: int, stop: int) -> mx.array:

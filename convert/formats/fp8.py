@@ -1,5 +1,7 @@
 """FP8 as Qwen publishes it (`quant_method` fp8): e4m3 weights, and a scale for every block of 128 × 128 of them.
 
+Others write `weight_scale` for each row, for each block, or one for all; it is multiplied by as well.
+
 Experts come one by one, as Qwen stores them, or as `gate_up_proj` and `down_proj` of all, as transformers holds them.
 
 Source: the `weight_block_size` and `weight_scale_inv` of transformers' fine-grained FP8, documented at
@@ -17,6 +19,7 @@ from mlx_qwen.errors import CheckpointError
 from .encoded import Matrix, Stack, Tensors, expect_shape, matrix_shape, powers_of_two, required
 
 E4M3, E8M0 = "F8_E4M3", "F8_E8M0"
+_SCALES = ("_scale_inv", "_scale")
 _ACTIVATION_SCALES = ("activation_scale", "input_scale")
 
 
@@ -56,9 +59,10 @@ def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix | Stack]:
     for name, info in tensors.items():
         if info.dtype == E4M3:
             base = name.removesuffix(".weight")
-            scale = required(tensors, f"{name}_scale_inv", name)
+            stated = next((key for key in _SCALES if f"{name}{key}" in tensors), _SCALES[0])
+            scale = required(tensors, f"{name}{stated}", name)
             unused = tuple(tensors[f"{base}.{key}"] for key in _ACTIVATION_SCALES if f"{base}.{key}" in tensors)
-            found[base] = (_stacked if len(info.shape) == 3 else block_scaled)(info, scale, block, unused)
+            found[base] = (_stacked if len(info.shape) == 3 else row_or_block_scaled)(info, scale, block, unused)
     return found
 
 
@@ -86,6 +90,16 @@ def block_scaled(
         block = (rows, columns)
     expect_shape(scale, (-(-rows // block[0]), -(-columns // block[1])), weight.name)
     return Float8Matrix(weight, scale, block, unused)
+
+
+def row_or_block_scaled(
+    weight: TensorInfo, scale: TensorInfo, block: tuple[int, int] | None, unused: tuple[TensorInfo, ...] = ()
+) -> Float8Matrix:
+    """As `block_scaled`, where scales [N] or [N, 1] are one for each row."""
+    rows, columns = matrix_shape(weight)
+    if rows > 1 and scale.shape in ((rows,), (rows, 1)):
+        return block_scaled(weight, replace(scale, shape=(rows, 1)), (1, columns), unused)
+    return block_scaled(weight, scale, block, unused)
 
 
 def _block_size(settings: Json) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.errors import CheckpointError
 
 _MLX_GROUPS = (128, 64, 32)
-_MLX_BITS = (2, 3, 4, 8)
+_MLX_BITS = (2, 3, 4, 5, 6, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class IntegerMatrix(ABC):
 
     def values(self, start: int, stop: int) -> mx.array:
         """Rows start:stop in fp32, in which codes times fp16 or bf16 scales are exact."""
-        codes = unpack(self.words(start, stop), self.bits)
+        codes = unpack(self.words(start, stop), self.bits)[:, : self.shape[1]]
         return (codes - self._spread(self.zeros(start, stop))) * self._spread(self.scales(start, stop))
 
     def affine_scales(self, start: int, stop: int) -> mx.array:

@@ -9,7 +9,7 @@ from mlx_qwen.errors import CheckpointError
 
 _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 _PREFIXES = ("LICENSE", "LICENCE", "NOTICE")
-_REWRITTEN = ("config.json", "README.md", "quantize_config.json", "quant_config.json")
+_REWRITTEN = ("config.json", "README.md", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _READ_TOO = ("config.json", "README.md", INDEX_NAME)
 
 

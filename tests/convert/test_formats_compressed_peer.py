@@ -40,6 +40,13 @@ FORMATS: dict[str, tuple[str, dict[str, object]]] = {
         "pack-quantized",
         {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": False},
     ),
+    **{
+        f"int{bits}{'' if symmetric else ' asymmetric'}": (
+            "pack-quantized",
+            {"num_bits": bits, "type": "int", "strategy": "group", "group_size": 32, "symmetric": symmetric},
+        )
+        for bits, symmetric in ((2, True), (3, True), (3, False), (5, False), (6, True), (7, True))
+    },
     "int8": ("pack-quantized", {"num_bits": 8, "type": "int", "strategy": "channel"}),
     "int8 unpacked": ("int-quantized", {"num_bits": 8, "type": "int", "strategy": "channel"}),
     "fp8": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
