@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Unpack
 
+from mlx_qwen.checkpoint.known import repository_named
 from mlx_qwen.checkpoint.layout import parameter_count
 from mlx_qwen.declared import check_keywords, check_value, chosen, takes
 from mlx_qwen.errors import ConversionError
@@ -37,7 +38,7 @@ def convert(
     for the download, is found out before the weights of a repository are downloaded.
 
     Args:
-        hf_path: a folder in Hugging Face or MLX layout, or a Hub repository.
+        hf_path: a folder in Hugging Face or MLX layout, a Hub repository, or a released size such as "9B".
         mlx_path: the folder to write.
         {options}
 
@@ -53,6 +54,7 @@ def convert(
     check_value("hf_path", hf_path, str | Path, error=ConversionError)
     check_value("mlx_path", mlx_path, str | Path, error=ConversionError)
     check_keywords(options, ConversionOptions, error=ConversionError)
+    hf_path = repository_named(hf_path)
     return _convert(hf_path, real_target(Path(mlx_path).expanduser()), chosen(ConversionOptions, options))
 
 
@@ -64,14 +66,14 @@ def describe(hf_path: str | Path, **options: Unpack[DescriptionKeywords]) -> Des
     depend on. Raises as `convert` does.
 
     Args:
-        hf_path: a folder in Hugging Face or MLX layout, or a Hub repository.
+        hf_path: a folder in Hugging Face or MLX layout, a Hub repository, or a released size such as "9B".
         {options}
     """
     check_value("hf_path", hf_path, str | Path, error=ConversionError)
     check_keywords(options, DescriptionOptions, error=ConversionError)
     asked = chosen(DescriptionOptions, options)
     settings = check_settings(asked)
-    origin = open_origin(hf_path, asked.revision, "files" if settings.reads_values else "headers")
+    origin = open_origin(repository_named(hf_path), asked.revision, "files" if settings.reads_values else "headers")
     survey = survey_source(origin, settings).downloaded(settings)
     return plan_job(survey, settings, asked.progress, download=origin.download_bytes(stream=False)).description
 

@@ -24,7 +24,7 @@ def _by_pattern(ctx: click.Context, param: click.Parameter, values: tuple[str, .
 
 
 @click.command()
-@click.option("--hf-path", "--model", required=True, help="Folder or Hub repository to convert.")
+@click.option("--hf-path", "--model", required=True, help="Folder, Hub repository or size such as 9B to convert.")
 @click.option(
     "--mlx-path", type=click.Path(path_type=Path), default="mlx_model", show_default=True, help="Folder to write."
 )
@@ -49,7 +49,7 @@ def command(
     verbose: bool,
     **options: Unpack[ConversionKeywords],
 ) -> None:
-    """Convert a checkpoint to MLX, quantized to 4.6 bits a weight, more where it matters, unless told otherwise.
+    """Convert a checkpoint to MLX, quantized to 4.6 bits a weight unless told otherwise.
 
     What is going to be written is shown first. Unlike mlx-lm's command, this one quantizes without -q. With
     --no-quantize, or with --dtype and no word of quantizing, only names, layout and dtype change.

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mlx_qwen.errors import PromptError
 from mlx_qwen.media.image_sources import check_size
-from mlx_qwen.media.video_sources import Taken
+from mlx_qwen.media.taken import Taken
 
 if TYPE_CHECKING:
     from av import VideoFrame

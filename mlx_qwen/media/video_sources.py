@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,7 @@ from PIL import Image
 from mlx_qwen.errors import PromptError
 from mlx_qwen.media.image_sources import ImageSource, as_rgb, check_size, decode, open_image
 from mlx_qwen.media.sources import locate
+from mlx_qwen.media.taken import Taken
 
 # A path, an http(s) or data URL, an encoded file, frames (images of one size), or pixels [T, H, W, 1, 3 or 4].
 VideoSource: TypeAlias = str | Path | bytes | Sequence[ImageSource] | np.ndarray
@@ -22,13 +23,6 @@ _FRAME_SECONDS = 0.1
 _MOST_PIXELS = 1 << 32
 # AVI begins with RIFF too, and says what it is behind its length.
 _SIGNATURE = re.compile(rb"GIF8|\x89PNG|RIFF....WEBP", re.DOTALL)
-
-
-class Taken(NamedTuple):
-    """A frame as upright RGB, and the seconds at which it is shown, None where only the rate tells."""
-
-    image: Image.Image
-    seconds: float | None
 
 
 class Frames(Protocol):
