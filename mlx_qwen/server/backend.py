@@ -142,8 +142,8 @@ class _Counted:
 
 def _likelihoods(response: GenerationResponse) -> tuple[Likelihood, ...]:
     """The token's, where the request asked for it."""
-    own = getattr(response, "own_logprob", None)
+    own = response.own_logprob
     if own is None:
         return ()
-    others = tuple(Likelihood(one.text, one.data, one.logprob) for one in getattr(response, "top_logprobs", ()))
+    others = tuple(Likelihood(one.text, one.data, one.logprob) for one in response.top_logprobs)
     return (Likelihood(own.text, own.data, own.logprob, others),)
