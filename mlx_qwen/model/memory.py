@@ -51,12 +51,12 @@ def prefill_bytes(text: TextConfig, tokens: int, context: int, *, kv_bits: int |
 def score_bytes(text: TextConfig, tokens: int, context: int, *, kv_bits: int | None = None) -> int:
     """One layer's attention scores [heads, tokens, context] in bf16; none where MLX's fused kernel computes them.
 
-    Unpacked keys and values are attended to in blocks of queries that bound the scores.
+    Queries are attended to in blocks that bound the scores.
     """
     if text.head_dim in _FUSED_HEAD_SIZES and kv_bits is None:
         return 0
     scores = _ITEM * text.num_attention_heads * tokens * context
-    return scores if kv_bits is not None else min(scores, MOST_SCORE_BYTES)
+    return min(scores, MOST_SCORE_BYTES)
 
 
 def _attention(text: TextConfig, tokens: int) -> int:
