@@ -28,17 +28,25 @@ def copied_files(source: Path) -> list[Path]:
 def check_links(source: Path) -> None:
     """Raise CheckpointError when a file that a conversion reads is a link to somewhere outside the model.
 
-    Links within the folder are fine, and in the Hub's cache those to the repository's blobs.
+    Links within the folder are fine, in the Hub's cache those to the repository's blobs, and from anywhere those to the
+    blobs of one repository in that cache.
     """
     folder = source.resolve()
     root = folder.parent.parent if folder.parent.name == "snapshots" else folder
     read = [*copied_files(source), *source.glob("*.safetensors"), *(source / name for name in _READ_TOO)]
+    blobs = {path.resolve().parent for path in read if path.is_symlink() and _is_blob(path.resolve())}
+    cache = blobs.pop() if len(blobs) == 1 else root
     for path in read:
-        if path.is_symlink() and root not in (leads_to := path.resolve()).parents:
+        if path.is_symlink() and not {root, cache} & set((leads_to := path.resolve()).parents):
             raise CheckpointError(
                 f"{path} is a link to {leads_to}, outside of {root}. Expected the file itself: put it there, if you "
                 "trust where the folder comes from."
             )
+
+
+def _is_blob(path: Path) -> bool:
+    """Whether a file is one of a model in the Hub's cache, as `models--owner--name/blobs` holds them."""
+    return path.parent.name == "blobs" and path.parent.parent.name.startswith("models--")
 
 
 def source_lines(folder: Path) -> list[str]:

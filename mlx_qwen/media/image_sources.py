@@ -82,7 +82,16 @@ def decode(data: bytes, name: str) -> Image.Image | None:
 
 
 def as_rgb(image: Image.Image, name: str) -> Image.Image:
-    """An open image of any mode as upright RGB; raises PromptError as `open_image` does."""
+    """An open image of any mode as upright RGB; raises PromptError as `open_image` does.
+
+    A JPEG of more pixels than pillow reads is shrunk by halves while it is decoded.
+    """
+    most = Image.MAX_IMAGE_PIXELS
+    while image.format == "JPEG" and most is not None and image.width * image.height > most:
+        before = image.size
+        image.draft("RGB", (image.width // 2, image.height // 2))
+        if image.size == before:
+            break
     check_size(image.width, image.height, name)
     try:
         upright = ImageOps.exif_transpose(image)

@@ -222,3 +222,32 @@ def test_a_disk_that_refuses_large_files_is_one_clear_error(checkpoint: Checkpoi
     assert "ConversionError" in done.stderr
     assert "takes no files as large as 5 GB" in done.stderr
     assert not list(tmp_path.rglob("config.json"))
+
+
+def linked_into(folder: Path, source: Path, blobs: dict[str, Path]) -> Path:
+    """A folder of links to files of `source`, which lie at the places that `blobs` gives for their names."""
+    folder.mkdir()
+    for file in source.iterdir():
+        place = blobs.get(file.name, blobs[""])
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place / file.name)
+        (folder / file.name).symlink_to(place / file.name)
+    return folder
+
+
+def test_a_folder_of_links_to_the_blobs_of_one_repository_is_read(source: Path, tmp_path: Path) -> None:
+    blobs = tmp_path / "hub" / "models--a--b" / "blobs"
+    convert(linked_into(tmp_path / "linked", source, {"": blobs}), tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_links_to_the_blobs_of_two_repositories_or_to_other_folders_are_not(source: Path, tmp_path: Path) -> None:
+    one, other = (tmp_path / "hub" / f"models--a--{name}" / "blobs" for name in "bc")
+    elsewhere = tmp_path / "hub" / "private" / "blobs"
+    for index, places in enumerate(
+        ({"": one, "config.json": other}, {"": elsewhere}, {"": one, "README.md": elsewhere})
+    ):
+        (source / "README.md").write_text("words")
+        folder = linked_into(tmp_path / f"linked{index}", source, places)
+        with pytest.raises(CheckpointError, match="is a link to"):
+            convert(folder, tmp_path / "out")

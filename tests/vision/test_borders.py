@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -225,3 +226,16 @@ def test_a_rate_that_is_none_is_refused(fps: object) -> None:
 
 def test_a_picture_of_one_pixel_is_still_one() -> None:
     assert open_image(Image.new("RGB", (1, 1))).size == (1, 1)
+
+
+def test_a_photo_of_too_many_pixels_is_shrunk_while_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    drawing(128, 96).save(buffer, "JPEG", quality=95)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 128 * 96 - 1)
+    found = open_image(buffer.getvalue())
+    assert found.size == (64, 48)
+    expected = drawing(128, 96).resize((64, 48), Image.Resampling.BOX)
+    difference = np.abs(np.asarray(found).astype(int) - np.asarray(expected).astype(int))
+    assert difference.mean() < 6
+    with pytest.raises(PromptError, match="more than 12,287"):
+        open_image(drawing(128, 96))
