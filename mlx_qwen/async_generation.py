@@ -9,11 +9,13 @@ from mlx_qwen.declared import takes
 from mlx_qwen.engine.async_stream import AsyncStream
 from mlx_qwen.engine.engine import engine_of
 from mlx_qwen.generation import check_loaded
+from mlx_qwen.keywords import OptionKeywords, options_and_settings
 from mlx_qwen.model import Model
-from mlx_qwen.options import EngineSettings, GenerationOptions, OptionKeywords, options_and_settings
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import Prompt, PromptInputs
 from mlx_qwen.requests import Request, ResponseMaker, own, prepare_request
+from mlx_qwen.settings import EngineSettings
 
 
 @takes(GenerationOptions, EngineSettings)

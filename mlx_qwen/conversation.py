@@ -9,15 +9,17 @@ from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.declared import check_value, takes
 from mlx_qwen.generation import check_loaded
 from mlx_qwen.json_types import Message, Messages
+from mlx_qwen.keywords import OptionKeywords, options_and_settings
 from mlx_qwen.media.grids import Kind
 from mlx_qwen.media.patches import Patches
 from mlx_qwen.model import Model
-from mlx_qwen.options import EngineSettings, GenerationOptions, OptionKeywords, options_and_settings
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import prompt_inputs
 from mlx_qwen.prompt.media_parts import Media, media_kind, message_media
 from mlx_qwen.prompt.placed import describe, prepare
 from mlx_qwen.requests import stream_answer
+from mlx_qwen.settings import EngineSettings
 
 _ADDRESS = re.compile("(https?|file|data):", re.IGNORECASE)
 

@@ -13,8 +13,8 @@ from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.errors import PromptError
 from mlx_qwen.loading import load
 from mlx_qwen.model import Model
-from mlx_qwen.options import EngineSettings
 from mlx_qwen.prompt import Processor
+from mlx_qwen.settings import EngineSettings
 from mlx_qwen.value_types import shown
 
 

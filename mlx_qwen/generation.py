@@ -7,13 +7,15 @@ from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.declared import takes
 from mlx_qwen.engine.caching import kv_cache_summary
 from mlx_qwen.errors import PromptError
+from mlx_qwen.keywords import OptionKeywords, options_and_settings
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import HybridCache
-from mlx_qwen.options import EngineSettings, GenerationOptions, OptionKeywords, options_and_settings
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import Prompt, prompt_inputs
 from mlx_qwen.prompt.placed import describe
 from mlx_qwen.requests import stream_answer, write_batch
+from mlx_qwen.settings import EngineSettings
 from mlx_qwen.value_types import shown
 
 

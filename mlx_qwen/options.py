@@ -1,11 +1,10 @@
-"""Everything that a caller can choose about an answer, and about the engine that writes it: each declared once."""
+"""Everything that a caller can choose about an answer, each declared once."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from mlx_qwen.declared import check_keywords, check_values, chosen, documented, option
+from mlx_qwen.declared import documented, option
 from mlx_qwen.errors import PromptError
 from mlx_qwen.json_types import Tools, tool_name
 from mlx_qwen.media.limits import MediaLimits
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 # As in mlx-lm: log-probabilities [1, V] to a token [1]; and all tokens so far [n] with logits [1, V] to logits [1, V].
 Sampler: TypeAlias = Callable[["mx.array"], "mx.array"]
 LogitsProcessor: TypeAlias = Callable[["mx.array", "mx.array"], "mx.array"]
-Progress: TypeAlias = Callable[[int, int], None]
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 # Most tokens of reasoning at an effort that is bounded.
@@ -55,10 +53,6 @@ def _are_variables(variables: Mapping[str, object]) -> bool:
     return not {"messages", "tools", "add_generation_prompt"} & set(variables)
 
 
-def _is_depth(depth: str | int | bool) -> bool:
-    return depth == "auto" or isinstance(depth, bool) or str(depth) in map(str, range(8))
-
-
 def _chosen_tool(choice: str | Mapping[str, object] | None) -> str:
     """A choice or a function's name, out of any of the forms."""
     if choice is None or isinstance(choice, str):
@@ -67,14 +61,6 @@ def _chosen_tool(choice: str | Mapping[str, object] | None) -> str:
     if name is None:
         raise PromptError(f"tool_choice is {shown(choice)}; expected a name in it: {{'type': 'function', ...}}.")
     return name
-
-
-def _refused_window(size: int) -> bool:
-    raise PromptError(
-        f"max_kv_size is {size}, but these models keep all that they read: a window of keys and values would lose the "
-        "beginning, and three of four layers have a memory of fixed size anyway. Leave it out. To use less memory: "
-        "kv_bits=8 or 4, a shorter prompt, or a lower max_tokens; `mlx-qwen plan` says what fits."
-    )
 
 
 @documented
@@ -332,175 +318,3 @@ class GenerationOptions(MediaLimits):
         own = {field.name: getattr(self, field.name) for field in fields(SamplingParameters)}
         chosen = {name: value for name, value in own.items() if value is not None}
         return replace(GREEDY if temperature == 0 else recommended, **chosen)
-
-
-@documented
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """How the engine works, whatever is asked of it: keywords of `generate` that are no request's own.
-
-    Raises PromptError for values that cannot be used.
-
-    Attributes:
-        {options}
-    """
-
-    kv_bits: int | None = option(
-        None, help="8 or 4 packs keys and values of the attention layers.", choices=(4, 8), flag="--kv-bits"
-    )
-    max_kv_size: int | None = option(
-        None,
-        help="known from other runtimes, and refused: these models keep all that they read. To use less memory: "
-        "kv_bits, a shorter prompt, or a lower max_tokens.",
-        check=_refused_window,
-        flag="--max-kv-size",
-    )
-    prefill_step_size: int = option(
-        2048,
-        help="prompt tokens that are read at once; fewer where memory asks for it.",
-        least=1,
-        flag="--prefill-step-size",
-    )
-    mtp: str | int | bool = option(
-        "auto",
-        help="how many tokens the MTP layer guesses ahead for each pass: as many as pay (auto), or 0 to 7. It never "
-        "changes an answer.",
-        expected="'auto', False, or a number from 0 to 7",
-        check=_is_depth,
-        flag="--mtp",
-        metavar="auto|0-7",
-    )
-    draft_model: object = option(
-        None,
-        help="a smaller model of the same vocabulary, which guesses tokens ahead in place of the MTP layer: a path, a "
-        "repository, or what load gives. It reads text only, and never changes an answer.",
-        expected="a path or repository of a smaller model, or one from load",
-        check=lambda model: isinstance(model, str | Path) or hasattr(model, "make_cache"),
-        flag="--draft-model",
-        metavar="PATH|REPO",
-    )
-    prompt_lookup: bool = option(
-        False,
-        help="guess tokens ahead by copying from the text so far, wherever its last words stood there before, as long "
-        "as that pays. It never changes an answer.",
-        flag="--prompt-lookup",
-    )
-    num_draft_tokens: int | None = option(
-        None,
-        help="how many tokens to guess ahead for each pass, whoever guesses; without it, as many as pay.",
-        least=1,
-        most=7,
-        flag="--num-draft-tokens",
-    )
-    prefix_cache: bool = option(
-        True,
-        help="whether to go on from what was read before, and to keep what is read now.",
-        flag="--prefix-cache/--no-prefix-cache",
-    )
-    prefix_cache_bytes: int | None = option(
-        None,
-        help="bytes of memory that what was read before may take, an eighth of the machine's unless told otherwise; "
-        "the least recently used goes first.",
-        least=0,
-        flag="--prefix-cache-bytes",
-    )
-    prefix_cache_dir: str | Path | None = option(
-        None,
-        help="a folder in which what was read before is kept for later runs too; several processes and models may "
-        "share it.",
-        flag="--prefix-cache-dir",
-        metavar="FOLDER",
-    )
-    prefix_cache_dir_bytes: int | None = option(
-        None,
-        help="bytes that this folder may take: 16 GiB, or half of what is free on its disk, unless told otherwise.",
-        least=1,
-        flag="--prefix-cache-dir-bytes",
-    )
-    progress: Progress | bool = option(
-        False,
-        help="called with (done, total) prompt tokens, or True for a line on stderr, in a notebook an output.",
-        expected="True, False or a function of (done, total)",
-    )
-
-    def __post_init__(self) -> None:
-        check_values(self)
-
-    @property
-    def drafts(self) -> int | None:
-        """How many tokens the MTP layer, or the draft model in its place, guesses ahead; None for as many as pay."""
-        chosen = self.mtp is not True and self.mtp != "auto" and self.draft_model is None
-        return int(self.mtp) if chosen else self.num_draft_tokens
-
-
-class SettingKeywords(TypedDict, total=False):
-    """The fields of `EngineSettings`, for type checkers."""
-
-    kv_bits: int | None
-    max_kv_size: int | None
-    prefill_step_size: int
-    mtp: str | int | bool
-    draft_model: object
-    prompt_lookup: bool
-    num_draft_tokens: int | None
-    prefix_cache: bool
-    prefix_cache_bytes: int | None
-    prefix_cache_dir: str | Path | None
-    prefix_cache_dir_bytes: int | None
-    progress: Progress | bool
-
-
-class OptionKeywords(SettingKeywords, total=False):
-    """What `generate` takes by name, for type checkers: the fields of `GenerationOptions` and of `EngineSettings`."""
-
-    max_tokens: int
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    repetition_penalty: float | None
-    logit_bias: Mapping[int, float] | None
-    xtc_probability: float | None
-    xtc_threshold: float | None
-    seed: int | None
-    logprobs: int | None
-    tools: Tools | None
-    tool_choice: str | Mapping[str, object] | None
-    parallel_tool_calls: bool
-    schema: Mapping[str, object] | type | None
-    response_format: Mapping[str, object] | None
-    regex: str | None
-    grammar: str | None
-    enable_thinking: bool | None
-    thinking_budget: int | None
-    close_loops: bool
-    reasoning_effort: Effort | None
-    preserve_thinking: bool | None
-    chat_template_kwargs: Mapping[str, object] | None
-    continue_final_message: bool
-    stop: str | Sequence[str] | None
-    stop_in_reasoning: bool
-    sampler: Sampler | None
-    logits_processors: Sequence[LogitsProcessor] | None
-    images: Sequence["ImageSource"] | None
-    videos: Sequence["VideoSource"] | None
-    max_pixels: int | None
-    min_pixels: int | None
-    total_pixels: int | None
-    fps: float | None
-    min_frames: int | None
-    max_frames: int | None
-    source_fps: float | None
-
-
-def options_and_settings(
-    keywords: Mapping[str, object], options: GenerationOptions | None = None, settings: EngineSettings | None = None
-) -> tuple[GenerationOptions, EngineSettings]:
-    """The two values that keywords make, where they are given in place of those of `options` and `settings`.
-
-    Raises PromptError for a keyword that is unknown, or whose value cannot be used.
-    """
-    check_keywords(keywords, GenerationOptions, EngineSettings)
-    return chosen(GenerationOptions, keywords, options), chosen(EngineSettings, keywords, settings)

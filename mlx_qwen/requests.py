@@ -32,12 +32,13 @@ from mlx_qwen.model import Model
 from mlx_qwen.model.cache import HybridCache, kv_packing
 from mlx_qwen.model.multimodal import Pixels
 from mlx_qwen.model.qwen import NO_VISION
-from mlx_qwen.options import EngineSettings, GenerationOptions, Progress
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.effort import thinking_budget
 from mlx_qwen.prompt.inputs import Prompt, PromptInputs, check_fits, prompt_inputs, room_for_answer
 from mlx_qwen.prompt.placed import Placed, feature_count
 from mlx_qwen.recommended import GREEDY, SamplingParameters, recommended_sampling, stated_sampling
+from mlx_qwen.settings import EngineSettings, Progress
 from mlx_qwen.status_line import StatusLine
 
 

@@ -10,11 +10,12 @@ from mlx_qwen.cli.printer import AnswerPrinter
 from mlx_qwen.engine.caching import kv_cache_summary
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import HybridCache
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import Prompt, prompt_inputs
 from mlx_qwen.prompt.placed import describe
 from mlx_qwen.requests import stream_answer
+from mlx_qwen.settings import EngineSettings
 
 
 def answer_prompt(

@@ -6,7 +6,8 @@ import click
 
 from mlx_qwen.cli.options import chosen_model, model_flags
 from mlx_qwen.cli.reading import read_prompt
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
+from mlx_qwen.settings import EngineSettings
 
 
 @click.command()

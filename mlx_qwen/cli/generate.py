@@ -8,7 +8,7 @@ import click
 from mlx_qwen.cli.options import chosen_model, generation_flags, model_flags
 from mlx_qwen.cli.reading import read_prompt
 from mlx_qwen.cli.words import ManyValuesCommand
-from mlx_qwen.options import OptionKeywords, options_and_settings
+from mlx_qwen.keywords import OptionKeywords, options_and_settings
 
 if TYPE_CHECKING:
     from mlx_qwen.prompt.inputs import Prompt

@@ -7,7 +7,8 @@ import click
 
 from mlx_qwen.cli.flags import Flag, flags_of, with_flags
 from mlx_qwen.cli.reading import GrammarFile, SchemaText, ToolsFile
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
+from mlx_qwen.settings import EngineSettings
 
 
 def model_flags(function: Callable[..., None]) -> Callable[..., None]:

@@ -8,8 +8,10 @@ import click
 from mlx_qwen.cli.flags import Flag, flags_of, with_flags
 from mlx_qwen.declared import chosen
 from mlx_qwen.errors import PromptError
-from mlx_qwen.options import EngineSettings, GenerationOptions, options_and_settings
+from mlx_qwen.keywords import options_and_settings
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.server.settings import ServerSettings
+from mlx_qwen.settings import EngineSettings
 
 _KEY = "MLX_QWEN_API_KEY"
 # What belongs to a request alone.

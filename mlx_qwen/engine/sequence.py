@@ -23,7 +23,7 @@ from mlx_qwen.model.state import State
 
 if TYPE_CHECKING:
     from mlx_qwen.engine.prefix_files import PrefixFiles
-    from mlx_qwen.options import Progress
+    from mlx_qwen.settings import Progress
 
 # How far an answer may run ahead of whoever reads it.
 MOST_UNREAD = 32

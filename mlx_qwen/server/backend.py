@@ -10,7 +10,7 @@ from mlx_qwen.async_generation import prepare_async, responses_async
 from mlx_qwen.engine.engine import engine_of
 from mlx_qwen.errors import PromptError
 from mlx_qwen.model import Model
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import PromptInputs, prompt_inputs
 from mlx_qwen.requests import Request
@@ -18,6 +18,7 @@ from mlx_qwen.server.models import Loaded, Models
 from mlx_qwen.server.refusals import Refusal
 from mlx_qwen.server.settings import ServerSettings
 from mlx_qwen.server.work import Ask, Likelihood, ModelCard, Piece, Progress
+from mlx_qwen.settings import EngineSettings
 
 _KNOWN = {field.name for field in fields(GenerationOptions)}
 

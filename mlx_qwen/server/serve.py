@@ -12,11 +12,12 @@ from contextlib import contextmanager
 import uvicorn
 
 from mlx_qwen.errors import PromptError
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.server.app import Server
 from mlx_qwen.server.backend import EngineBackend
 from mlx_qwen.server.record import LOG
 from mlx_qwen.server.settings import ServerSettings
+from mlx_qwen.settings import EngineSettings
 
 # Seconds for answers to end after a signal; then connections are cut.
 _PATIENCE = 5

@@ -12,9 +12,9 @@ from mlx_qwen.cli.chat.paths import are_files, destination, sources
 from mlx_qwen.cli.chat.typed import option_names, typed_option
 from mlx_qwen.conversation import Conversation
 from mlx_qwen.errors import PromptError
+from mlx_qwen.keywords import options_and_settings
 from mlx_qwen.loading import load
 from mlx_qwen.media.grids import Kind
-from mlx_qwen.options import options_and_settings
 from tests.vision.drawing import drawing
 
 NAMES = [

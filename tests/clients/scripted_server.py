@@ -16,11 +16,12 @@ from pathlib import Path
 
 from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sequence import Sequence
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.server import backend
 from mlx_qwen.server.serve import serve
 from mlx_qwen.server.settings import ServerSettings
+from mlx_qwen.settings import EngineSettings
 
 _USER, _RESULT, _END = "<|im_start|>user\n", "<tool_response>", "<|im_end|>"
 _REASONING = "The script says what comes next.\n</think>\n\n"

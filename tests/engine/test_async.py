@@ -14,8 +14,9 @@ from mlx_qwen.engine.prefix import PrefixIndex
 from mlx_qwen.engine.sequence import MOST_UNREAD
 from mlx_qwen.errors import MLXQwenError, PromptError
 from mlx_qwen.generation import generate, stream_generate
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.requests import Request
+from mlx_qwen.settings import EngineSettings
 from tests.engine.conftest import Loaded
 
 ASKED = {"temperature": 0, "max_tokens": 12}

@@ -18,9 +18,10 @@ from mlx_qwen.engine.sampling import TokenSampler
 from mlx_qwen.engine.sequence import Endless, Sequence
 from mlx_qwen.engine.step import Batch
 from mlx_qwen.loading import load_model
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.recommended import SamplingParameters
 from mlx_qwen.requests import prepare_request
+from mlx_qwen.settings import EngineSettings
 
 Seconds = Callable[[int], float]
 
@@ -177,7 +178,7 @@ def test_what_was_measured_decides_only_where_no_answer_was_promised_again(
     chosen: dict[str, object], measured: bool
 ) -> None:
     model, processor = mlx_qwen.load()
-    options, settings = mlx_qwen.options.options_and_settings(chosen)
+    options, settings = mlx_qwen.keywords.options_and_settings(chosen)
     assert isinstance(options, GenerationOptions) and isinstance(settings, EngineSettings)
     request = prepare_request(model, processor, "hello", options, settings)
     assert request.sequence.drafts.is_measured == measured

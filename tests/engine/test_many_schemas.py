@@ -18,9 +18,10 @@ from mlx_qwen.engine.engine import Engine
 from mlx_qwen.errors import PromptError
 from mlx_qwen.loading import load_model
 from mlx_qwen.model import Model
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.requests import Request, prepare_request
+from mlx_qwen.settings import EngineSettings
 from tests.support import checkpoints
 from tests.support.json_schemas import COUNT, FIFTY, TEXT, WORD, Schema, listed, record
 

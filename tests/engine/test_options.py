@@ -12,9 +12,10 @@ from mlx_qwen.conversation import Conversation
 from mlx_qwen.errors import CheckpointError, PromptError
 from mlx_qwen.generation import batch_generate, generate, stream_generate
 from mlx_qwen.loading import load, load_model
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.recommended import GREEDY, SamplingParameters, recommended_sampling
 from mlx_qwen.requests import sampling_parameters
+from mlx_qwen.settings import EngineSettings
 from tests.engine.conftest import Loaded, make_processor
 from tests.support.configs import text_config
 

@@ -15,9 +15,11 @@ import pytest
 import metal_kernels
 import mlx_qwen
 import mlx_qwen.convert
+from mlx_qwen.keywords import OptionKeywords, SettingKeywords
 from mlx_qwen.media.image_sources import ImageSource
 from mlx_qwen.media.video_sources import VideoSource
-from mlx_qwen.options import EngineSettings, GenerationOptions, OptionKeywords, SettingKeywords
+from mlx_qwen.options import GenerationOptions
+from mlx_qwen.settings import EngineSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -155,7 +157,7 @@ def test_type_checkers_see_the_options_that_are_declared_with_their_types() -> N
 def test_an_option_is_named_where_it_is_declared_and_once_more_for_type_checkers() -> None:
     """Adding an option is one field and its line in a TypedDict, without which no type checker knows keywords."""
     written: dict[str, list[str]] = {name: [] for name in OPTIONS | SETTINGS}
-    faces = ["options.py", "media/limits.py", "generation.py", "conversation.py"]
+    faces = ["options.py", "settings.py", "keywords.py", "media/limits.py", "generation.py", "conversation.py"]
     faces += [
         f"cli/{name}.py"
         for name in ("options", "flags", "generate", "chat/__init__", "chat/talk", "chat/typed", "answering")
@@ -169,7 +171,8 @@ def test_an_option_is_named_where_it_is_declared_and_once_more_for_type_checkers
                 written[word].append(face)
     limits = {"max_pixels", "min_pixels", "total_pixels", "fps", "min_frames", "max_frames", "source_fps"}
     for name, places in written.items():
-        expected = ["options.py", "media/limits.py" if name in limits else "options.py"]
+        home = "settings.py" if name in SETTINGS else "media/limits.py" if name in limits else "options.py"
+        expected = [home, "keywords.py"]
         # The command line's two commands differ in how many tokens they write unless told otherwise.
         expected += ["cli/options.py"] if name == "max_tokens" else []
         assert sorted(places) == sorted(expected), name

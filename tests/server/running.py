@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mlx_qwen.answer import AnswerDelta, ToolCallDelta
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.server.app import Server
 from mlx_qwen.server.backend import EngineBackend
 from mlx_qwen.server.refusals import Refusal
 from mlx_qwen.server.serve import Listener, listening
 from mlx_qwen.server.settings import ServerSettings
 from mlx_qwen.server.work import Ask, Backend, ModelCard, Piece, Progress
+from mlx_qwen.settings import EngineSettings
 
 # A piece, seconds to wait before the next one, or an error.
 Step = Piece | float | Exception

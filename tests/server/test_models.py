@@ -9,11 +9,12 @@ import pytest
 
 from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import CheckpointError, PromptError
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.server.backend import EngineBackend
 from mlx_qwen.server.refusals import Refusal
 from mlx_qwen.server.settings import ServerSettings
 from mlx_qwen.server.work import Ask
+from mlx_qwen.settings import EngineSettings
 from tests.server.running import serving
 
 CHAT = "/v1/chat/completions"

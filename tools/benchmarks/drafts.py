@@ -10,9 +10,10 @@ from mlx_qwen.engine.depth import MOST_DRAFTS
 from mlx_qwen.engine.engine import engine_of
 from mlx_qwen.loading import load
 from mlx_qwen.model import Model
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.requests import prepare_request
+from mlx_qwen.settings import EngineSettings
 
 # The tasks of each kind of prompt, and how many passes a token are aimed at.
 KINDS = {

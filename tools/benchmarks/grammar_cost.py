@@ -13,9 +13,10 @@ from mlx_qwen.engine.engine import engine_of
 from mlx_qwen.engine.grammar import Masks
 from mlx_qwen.loading import load
 from mlx_qwen.model import Model
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.requests import prepare_request
+from mlx_qwen.settings import EngineSettings
 
 _RECORD = {
     "type": "object",

@@ -12,9 +12,10 @@ from mlx_qwen.demo import demo_folder
 from mlx_qwen.engine.engine import Engine
 from mlx_qwen.engine.prefix import PrefixIndex
 from mlx_qwen.model import Model
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.requests import prepare_request
+from mlx_qwen.settings import EngineSettings
 from tools.benchmarks.agent_script import answer_ids, offered, script
 
 Key = Sequence[int]

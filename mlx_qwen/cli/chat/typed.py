@@ -6,7 +6,8 @@ from contextlib import suppress
 
 from mlx_qwen.declared import declared
 from mlx_qwen.errors import PromptError
-from mlx_qwen.options import EngineSettings, GenerationOptions
+from mlx_qwen.options import GenerationOptions
+from mlx_qwen.settings import EngineSettings
 from mlx_qwen.value_types import fits
 
 _WORDS = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
