@@ -106,6 +106,10 @@ UNUSABLE: list[tuple[str, object]] = [
     ("prompt_lookup", "yes"),
     ("num_draft_tokens", 8),
     ("prefix_cache", 1),
+    ("prefix_cache_bytes", -1),
+    ("prefix_cache_dir", 5),
+    ("prefix_cache_dir_bytes", 0),
+    ("max_kv_size", "all"),
     ("progress", "yes"),
     ("progress", None),
 ]
