@@ -14,6 +14,7 @@ _NEAREST = 16
 _MOST_CUTS = 6
 _LEAST_GRID_CUTS = 2
 _BEFORE_END = 64
+_QUESTION_GRID = 1024
 
 
 class Span(NamedTuple):
@@ -53,8 +54,9 @@ class Messages(NamedTuple):
 def anchors(ids: Sequence[int], marks: Marks | None, *, media: Sequence[Span] = (), after: int = 0) -> list[int]:
     """How many tokens to read before each checkpoint, ascending: all above `after`, the prompt's length the last.
 
-    They are the end of the first system message (its tools are in it); the start and the end of the last question;
-    the start of the last message, which is the generation prompt; a grid that is the same for every prompt; and in a
+    They are the end of the first system message (its tools are in it); the start and the end of the last question, and
+    in one of more than 1,024 tokens the last multiple of that, from its start, that lies 64 or more before its end; the
+    start of the last message, which is the generation prompt; a grid that is the same for every prompt; and in a
     prompt without messages a place near its end. One that follows another by less than 16 tokens is left out, and
     none lies within an image or video. About 6 of them are not the prompt's end: the grid of 8,192 tokens is made
     coarser by doubling, so that it keeps places that other prompts have.
@@ -95,7 +97,11 @@ def _places(ids: Sequence[int], marks: Marks | None) -> list[int]:
         return [len(ids) - _BEFORE_END]
     found = [messages.places[-1]]
     found += [] if messages.system_end is None else [messages.system_end]
-    return found + list(messages.question or ())
+    if messages.question is not None:
+        start, end = messages.question
+        # Agents put notes before what is asked, and write later questions behind the same ones.
+        found += [start, start + max(end - start - _BEFORE_END, 0) // _QUESTION_GRID * _QUESTION_GRID, end]
+    return found
 
 
 def _messages(ids: Sequence[int], marks: Marks) -> Messages:

@@ -68,6 +68,18 @@ def test_a_question_leaves_checkpoints_after_the_system_message_and_after_the_qu
     assert prompt.held() == [system, asked, processor.decode(prompt.ids)]
 
 
+def test_questions_behind_the_same_long_notes_share_a_checkpoint_near_their_end(processor: Processor) -> None:
+    notes = " ".join(f"The row number {number} is sown." for number in range(300))
+    prompts = [
+        Rendered(processor, [SYSTEM, {"role": "user", "content": notes + str(question["content"])}])
+        for question in (QUESTION, SECOND)
+    ]
+    one, other = (prompt.ids for prompt in prompts)
+    common = next(at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    shared = set(anchors(one, prompts[0].marks)) & set(anchors(other, prompts[1].marks))
+    assert common - 1200 < max(place for place in shared if place <= common)
+
+
 def test_a_later_question_leaves_checkpoints_before_and_after_it(processor: Processor) -> None:
     prompt = Rendered(processor, [SYSTEM, QUESTION, ANSWER, SECOND])
     whole = processor.decode(prompt.ids)
