@@ -76,8 +76,15 @@ CASES = {
         _codex,
         (".codex/config.toml", f'model = "other"\nopenai_base_url = "{_DEAD}"\n'),
     ),
+    # It adds the line with the schema itself where that is missing.
     "opencode": Case(
-        ("run",), ("run", "--continue"), _opencode, (".config/opencode/opencode.json", '{"model": "other/other"}')
+        ("run",),
+        ("run", "--continue"),
+        _opencode,
+        (
+            ".config/opencode/opencode.json",
+            '{"$schema": "https://opencode.ai/config.json", "model": "other/other"}',
+        ),
     ),
     "qwen": Case(
         _QWEN,
