@@ -66,7 +66,8 @@ def _models() -> Iterator[tuple[str, Model, Model]]:
         model.mtp = MTP(config.text)
         mx.eval(model.mtp.parameters())
         yield name, model, smaller
-    yield "bundled", load(demo_folder())[0], load(demo_folder())[0]
+    for dtype, name in ((mx.float32, "bundled in fp32"), (mx.bfloat16, "bundled in bf16")):
+        yield name, load(demo_folder(), dtype=dtype)[0], load(demo_folder(), dtype=dtype)[0]
 
 
 def _drafters(smaller: Model) -> Mapping[str, Change]:
