@@ -41,9 +41,9 @@ def unpublished(folder: Path) -> dict[str, str]:
 
 
 def test_what_is_streamed_is_what_is_converted_from_a_folder(sharded: Path, tmp_path: Path, hub: MakeHub) -> None:
-    convert(sharded, tmp_path / "local")
+    convert(sharded, tmp_path / "local", recipe="mixed-4-8")
     fake = hub(sharded)
-    convert(REPOSITORY, tmp_path / "streamed", stream_from_hub=True)
+    convert(REPOSITORY, tmp_path / "streamed", recipe="mixed-4-8", stream_from_hub=True)
     assert unpublished(tmp_path / "streamed") == unpublished(tmp_path / "local")
     assert REPOSITORY in (tmp_path / "streamed" / "README.md").read_text()
     assert fake.served_weights() >= weight_bytes(sharded)
@@ -131,7 +131,8 @@ def test_packed_modules_of_the_hub_need_no_request_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     foreign, _ = foreign_checkpoint(checkpoint("moe"), tmp_path, settings, encoder)
-    local = convert(foreign, tmp_path / "local")
+    fixed: dict[str, int | str] = {"embed_tokens|lm_head": 8}
+    local = convert(foreign, tmp_path / "local", bits_for=fixed)
     hub(foreign)
     read, asked = repository.Repository.read, []
 
@@ -141,10 +142,10 @@ def test_packed_modules_of_the_hub_need_no_request_each(
 
     with monkeypatch.context() as patch:
         patch.setattr(repository.Repository, "read", counting)
-        dry = convert(REPOSITORY, tmp_path / "dry", dry_run=True)
+        dry = convert(REPOSITORY, tmp_path / "dry", bits_for=fixed, dry_run=True)
     assert len(asked) <= 2, "the header, in two parts"
     assert dry.kept_codes == local.kept_codes != ()
-    convert(REPOSITORY, tmp_path / "streamed", stream_from_hub=True)
+    convert(REPOSITORY, tmp_path / "streamed", bits_for=fixed, stream_from_hub=True)
     assert unpublished(tmp_path / "streamed") == unpublished(tmp_path / "local")
 
 
