@@ -97,7 +97,7 @@ class EngineSettings:
         None,
         help="a folder in which what was read before is kept for later runs too; several processes and models may "
         "share it.",
-        flag="--prefix-cache-dir",
+        flag=("--prefix-cache-dir", "--cache-dir"),
         metavar="FOLDER",
     )
     prefix_cache_dir_bytes: int | None = option(

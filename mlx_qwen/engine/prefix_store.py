@@ -92,6 +92,12 @@ class PrefixStore:
         for files in self._folders.values():
             files.drop()
 
+    def close(self) -> None:
+        """Write what is left to the folders, and let go of them; only when no sequence is there any more."""
+        for files in self._folders.values():
+            files.close()
+        self._folders.clear()
+
     def shed(self, nbytes: int, used: Iterable[Chain]) -> None:
         """Hold no more than `nbytes` in memory for now, beside the chains in use: answers need the rest."""
         if self.index is not None:

@@ -63,6 +63,12 @@ class EngineBackend:
             ]
             return PreparedRequest(ask.model or hosted.name, (model, processor), inputs, requests, stack.pop_all())
 
+    def close(self) -> None:
+        """Ends what is still being written to a folder of prefixes."""
+        for hosted in self.models.hosted:
+            if hosted.loaded is not None:
+                engine_of(hosted.loaded[0]).store.close()
+
     def _chosen(self, ask: Ask) -> GenerationOptions:
         """The request's choices over the server's."""
         unknown = next((name for name in ask.choices if name not in _KNOWN), None)

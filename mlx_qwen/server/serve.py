@@ -48,7 +48,10 @@ def serve(
     backend = EngineBackend(sources, settings, options, engine)
     bound = listening(settings)
     show_log()
-    asyncio.run(_run(backend, settings, bound, say))
+    try:
+        asyncio.run(_run(backend, settings, bound, say))
+    finally:
+        backend.close()
 
 
 async def _run(

@@ -306,3 +306,18 @@ def test_a_long_prefill_has_lines_of_its_own(caplog, monkeypatch):
     lines = [line.getMessage() for line in caplog.records]
     assert lines[0] == "/v1/messages reading the prompt: 3,000 of 9,000 tokens"
     assert len(lines) == 3
+
+
+def test_what_was_read_is_there_after_a_restart_where_a_folder_keeps_it(tmp_path):
+    asked = {"prompt": " ".join(str(number) for number in range(150)), "max_tokens": 2, "temperature": 0}
+    cached = []
+    for _ in range(2):
+        with command("--cache-dir", str(tmp_path)) as (process, url):
+            usage = httpx.post(url + TEXT, json=asked, timeout=100).json()["usage"]
+            cached.append(usage["prompt_tokens_details"]["cached_tokens"])
+            until(lambda: any(file.is_file() for file in tmp_path.rglob("*")), seconds=60)
+            time.sleep(2)  # for what is still being written
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+    assert cached[0] == 0
+    assert cached[1] > 200
