@@ -9,6 +9,7 @@ from typing import TextIO
 
 import click
 
+from mlx_qwen.cli.failures import is_device_failure, told
 from mlx_qwen.errors import MLXQwenError
 
 # What `mlx-qwen --help` says of each command: its module's docstring would cost the import.
@@ -58,6 +59,10 @@ class LazyGroup(click.Group):
                 raise
             _drop_unwritten_output()
             raise click.ClickException(str(error)) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_device_failure(error):
+                raise
+            raise click.ClickException(told(error)) from error
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
 

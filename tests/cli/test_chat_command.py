@@ -10,8 +10,12 @@ from click.testing import CliRunner, Result
 from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.cli import main
 from mlx_qwen.cli.printer import AnswerPrinter
-from mlx_qwen.conversation import Conversation
+from mlx_qwen.conversation import Conversation, Turn
+from mlx_qwen.engine.engine import Engine
+from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.step import Batch
 from mlx_qwen.generation import generate
+from mlx_qwen.json_types import Message
 from mlx_qwen.loading import load
 from mlx_qwen.model import Model
 from mlx_qwen.options import GenerationOptions
@@ -122,6 +126,43 @@ def test_an_interrupted_answer_stays_in_the_conversation(folder: Path, monkeypat
         {"role": "user", "content": "Again"},
     ]
     assert generate(*load(folder), history, temperature=0, max_tokens=8, enable_thinking=False) == "".join(pushed[3:])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[METAL] Insufficient\nMemory"), MemoryError("std::bad_alloc")])
+def test_a_device_that_fails_is_one_line_and_the_conversation_is_as_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    histories: list[list[Message]] = []
+    original_ask, original_pass, passes = Conversation.ask, Engine._pass, 0
+
+    def noted(self: Conversation, question: str) -> Turn:
+        histories.append([*self.turns])
+        return original_ask(self, question)
+
+    def failing(self: Engine, batch: Batch) -> list[tuple[Sequence, Emission]]:
+        nonlocal passes
+        passes += len(histories) == 2
+        if len(histories) == 2 and passes == 3:
+            raise error
+        return original_pass(self, batch)
+
+    monkeypatch.setattr(Conversation, "ask", noted)
+    monkeypatch.setattr(Engine, "_pass", failing)
+    result = chat(folder, "Hello", "Fail", "Again", arguments=("--mtp", "0"))
+    assert result.exit_code == 0
+    assert result.stderr.count("Error: The device failed: ") == 1
+    assert " ".join(str(error).split()) in result.stderr
+    assert passes == 3
+    assert len(histories[1]) == 2
+    assert histories[2] == histories[1]
+
+
+def test_a_fault_of_the_program_is_no_device_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(self: Engine, batch: Batch) -> list[tuple[Sequence, Emission]]:
+        raise NotImplementedError
+
+    monkeypatch.setattr(Engine, "_pass", faulty)
+    assert isinstance(chat(folder, "Hello").exception, NotImplementedError)
 
 
 def test_kv_bits_says_which_layers_are_packed(folder: Path) -> None:

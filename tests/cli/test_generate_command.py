@@ -15,6 +15,9 @@ from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.cli import COMMANDS, main
 from mlx_qwen.cli.printer import AnswerPrinter
 from mlx_qwen.cli.reading import check_whole
+from mlx_qwen.engine.engine import Engine
+from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.step import Batch
 from mlx_qwen.errors import PromptError
 from mlx_qwen.generation import generate, stream_generate
 from mlx_qwen.loading import load
@@ -251,6 +254,25 @@ def test_ctrl_c_prints_the_statistics_so_far_and_exits_with_130(folder: Path, mo
     assert result.exit_code == 130
     assert "Generation: 3 tokens" in result.stderr
     assert result.stdout == "".join(pushed) + "\n"
+
+
+def test_a_device_that_fails_is_one_line_and_exit_code_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, passes = Engine._pass, []
+
+    def failing(self: Engine, batch: Batch) -> list[tuple[Sequence, Emission]]:
+        passes.append(batch)
+        if len(passes) == 9:
+            raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
+        return original(self, batch)
+
+    whole = expected(folder, [{"role": "user", "content": "Hello"}])
+    monkeypatch.setattr(Engine, "_pass", failing)
+    result = run("generate", "--model", folder, "-p", "Hello", "--quiet", "--mtp", "0", *GREEDY)
+    assert (result.exit_code, len(passes)) == (1, 9)
+    assert result.stdout.strip()
+    assert whole.startswith(result.stdout.strip("\n"))
+    assert [line[:26] for line in result.stderr.splitlines()] == ["Error: The device failed: "]
+    assert "Insufficient Memory" in result.stderr
 
 
 def test_help_lists_the_commands_without_importing_mlx() -> None:

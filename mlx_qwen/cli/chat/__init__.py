@@ -69,6 +69,7 @@ def _reader() -> "tuple[Reader, bool]":
 def _converse(reader: "Reader", talk: "Talk") -> None:
     """Reads questions and commands until the end; no error ends the conversation, nor Ctrl-C on a terminal."""
     from mlx_qwen.cli.chat.commands import obey
+    from mlx_qwen.cli.failures import is_device_failure, told
     from mlx_qwen.errors import MLXQwenError
 
     while True:
@@ -84,3 +85,7 @@ def _converse(reader: "Reader", talk: "Talk") -> None:
             click.echo()
         except MLXQwenError as error:
             click.echo(f"Error: {error}", err=True)
+        except (RuntimeError, MemoryError) as error:
+            if not is_device_failure(error):
+                raise
+            click.echo(f"Error: {told(error)}", err=True)

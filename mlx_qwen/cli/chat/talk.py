@@ -43,8 +43,10 @@ class Talk:
             raise PromptError("The last answer calls no function.")
         self._results.append(text)
         if len(self._results) == len(calls):
-            results, self._results = self._results, []
+            results = self._results
+            self._results = results[:-1]  # where there is no answer, the last one can be given again
             self._answer(lambda: self.conversation.give_results(results))
+            self._results = []
 
     def statistics(self, text: str = "") -> str:
         """Tokens, speed and memory of the last answer; raises PromptError before the first."""
@@ -60,8 +62,8 @@ class Talk:
         return str(self._last.answer().get("reasoning_content", "")).strip() if self._last is not None else ""
 
     def _answer(self, begin: Callable[[], Turn]) -> None:
-        """Shows an answer and keeps it; when Ctrl-C stops it, what had come."""
-        printer, turn, stopped = self._printer(), None, False
+        """Shows an answer and keeps it; when Ctrl-C stops it, what had come, and of one that fails nothing."""
+        printer, turn, stopped, failed = self._printer(), None, False, False
         with unechoed(), Interrupts() as ctrl_c:
             try:
                 turn = begin()
@@ -70,16 +72,20 @@ class Talk:
                         printer.push(response)
             except KeyboardInterrupt:
                 stopped = True
+            except Exception:
+                failed = True
+                raise
             finally:
                 with suppress(KeyboardInterrupt), ctrl_c.step():
-                    self._keep(turn)
+                    self._keep(turn, failed=failed)
                     printer.finish(stopped=stopped)
         if self.verbose and turn is not None and turn.last is not None:
             click.echo(turn.last.statistics(), err=True)
 
-    def _keep(self, turn: Turn | None) -> None:
+    def _keep(self, turn: Turn | None, *, failed: bool) -> None:
         if turn is not None:
             turn.close()
+        if turn is not None and not failed:
             self.conversation.remember(turn)
             self._last = turn if turn.tokens else self._last
 
