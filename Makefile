@@ -26,7 +26,7 @@ build/clients/.installed: tests/clients/package.json
 	@command -v npm >/dev/null || { echo "make clients needs npm, of Node.js 20 or newer." >&2; exit 1; }
 	mkdir -p build/clients
 	cp tests/clients/package.json build/clients/
-	cd build/clients && npm install --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error
+	cd build/clients && npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	@touch $@
 
 lint: $(VENV)/.dev
