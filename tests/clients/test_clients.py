@@ -76,7 +76,7 @@ CASES = {
         _codex,
         (".codex/config.toml", f'model = "other"\nopenai_base_url = "{_DEAD}"\n'),
     ),
-    # It adds the line with the schema itself where that is missing.
+    # This and Qwen Code would add the schema and the version themselves where they are missing.
     "opencode": Case(
         ("run",),
         ("run", "--continue"),
@@ -92,7 +92,7 @@ CASES = {
         _qwen,
         (
             ".qwen/settings.json",
-            '{"model": {"name": "other"}, "memory": {"enableManagedAutoMemory": false}, '
+            '{"$version": 4, "model": {"name": "other"}, "memory": {"enableManagedAutoMemory": false}, '
             f'"security": {{"auth": {{"selectedType": "openai", "baseUrl": "{_DEAD}"}}}}}}',
         ),
     ),
