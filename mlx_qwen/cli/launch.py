@@ -28,10 +28,10 @@ from mlx_qwen.launch.serving import HOST, PORT, find, name_of
 def command(
     ctx: click.Context, client: str, arguments: tuple[str, ...], model: str | None, port: int, *, show: bool
 ) -> None:
-    """Run a coding agent on a model of this machine: mlx-qwen launch claude -- --continue
+    """Run a coding agent, such as Claude Code or Codex, on a model of this machine.
 
-    What stands behind -- are the client's own arguments. It gets the server's address and the model by its environment,
-    arguments and a temporary file; its own settings stay as they are.
+    What stands behind -- are the client's own arguments: mlx-qwen launch claude -- --continue. It gets the server's
+    address and the model by its environment, arguments and a temporary file; its own settings stay as they are.
     """
     if show:
         served = find(model, port=port) or Served(f"http://{HOST}:{port}", name_of(model))

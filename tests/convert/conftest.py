@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from mlx_qwen.checkpoint import remote as repository
+from mlx_qwen.convert.progress import Progress
 from mlx_qwen.convert.work import write as weights
 from tests.conftest import CheckpointFactory
 from tests.support.hub import REPOSITORY, FakeHub, MakeHub, serve
@@ -20,18 +21,19 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Interrupt:
     """`interrupt_after(n)`: Ctrl-C while piece n + 1 of the next conversion is counted; 0 lets it finish."""
     monkeypatch.setattr(weights, "RECORD_BYTES", 1)
     produced: list[object] = []
-    advance = weights.Progress.advance
 
     def install(n: int) -> None:
         produced.clear()
 
-        def counting(line: weights.Progress, nbytes: int) -> None:
-            if n and len(produced) == n:
-                raise KeyboardInterrupt
-            produced.append(nbytes)
-            advance(line, nbytes)
+        class Counting(Progress):
+            def advance(self, nbytes: int) -> None:
+                if n and len(produced) == n:
+                    raise KeyboardInterrupt
+                produced.append(nbytes)
+                super().advance(nbytes)
 
-        monkeypatch.setattr(weights.Progress, "advance", counting)
+        # Of writing only: what is measured before it is no piece.
+        monkeypatch.setattr(weights, "Progress", Counting)
 
     return install
 

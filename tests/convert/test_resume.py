@@ -37,9 +37,9 @@ def large_config() -> ModelConfig:
 
 
 def convert_to(source: Path, target: Path) -> None:
-    """What the killed processes run: an ordinary conversion that puts its progress on the disk a little more often."""
+    """What the killed processes run: bits by name, so that kills find it writing, and progress recorded more often."""
     weights.RECORD_BYTES = 4 << 20
-    convert(source, target, quantizer="rtn", progress=False)
+    convert(source, target, recipe="mixed-4-8", quantizer="rtn", progress=False)
 
 
 def test_killed_twenty_times_and_resumed_it_writes_the_same_bytes(tmp_path: Path) -> None:

@@ -72,19 +72,19 @@ def test_room_is_checked_for_the_output_and_two_shards(
     dry: str, sharded: Path, tmp_path: Path, hub: MakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = hub(sharded)
-    size = convert(sharded, tmp_path / "local").output_bytes
+    size = convert(sharded, tmp_path / "local", recipe="mixed-4-8").output_bytes
     usage = shutil.disk_usage(tmp_path)._replace(free=size + 50_000)
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ConversionError, match="are free in"):
-        convert(REPOSITORY, tmp_path / "out", stream_from_hub=True, dry_run=dry == "dry run")
+        convert(REPOSITORY, tmp_path / "out", recipe="mixed-4-8", stream_from_hub=True, dry_run=dry == "dry run")
     assert fake.served_weights() < weight_bytes(sharded) / 2
 
 
 def test_a_dry_run_reads_only_headers(checkpoint: CheckpointFactory, tmp_path: Path, hub: MakeHub) -> None:
     source = checkpoint("dense", dtype="bfloat16", with_mtp=True)
     fake = hub(source)
-    dry = convert(REPOSITORY, tmp_path / "out", dry_run=True)
-    whole = convert(source, tmp_path / "local")
+    dry = convert(REPOSITORY, tmp_path / "out", recipe="mixed-4-8", dry_run=True)
+    whole = convert(source, tmp_path / "local", recipe="mixed-4-8")
     assert (dry.output_bytes, dry.parameters) == (whole.output_bytes, whole.parameters)
     assert 0 < fake.served_weights() < weight_bytes(source) / 4
     assert weight_bytes(tmp_path / "cache") == 0
@@ -164,16 +164,16 @@ def test_groups_that_are_not_what_the_config_says_of_them_are_found(
 
 
 def test_a_download_that_breaks_off_is_gone_on_with(sharded: Path, tmp_path: Path, hub: MakeHub) -> None:
-    convert(sharded, tmp_path / "local")
+    convert(sharded, tmp_path / "local", recipe="mixed-4-8")
     fake = hub(sharded)
     fake.breaks_after = weight_bytes(sharded) * 2 // 3
     with pytest.raises(ConversionError, match="goes on where this one stopped"):
-        convert(REPOSITORY, tmp_path / "out", stream_from_hub=True)
+        convert(REPOSITORY, tmp_path / "out", recipe="mixed-4-8", stream_from_hub=True)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob("out.partial/*/config.json"))
     before = fake.served_weights()
     fake.breaks_after = None
-    convert(REPOSITORY, tmp_path / "out", stream_from_hub=True)
+    convert(REPOSITORY, tmp_path / "out", recipe="mixed-4-8", stream_from_hub=True)
     assert unpublished(tmp_path / "out") == unpublished(tmp_path / "local")
     assert fake.served_weights() - before < weight_bytes(sharded)
 
@@ -192,9 +192,9 @@ def test_an_interruption_does_not_wait_for_the_download(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(weights.Progress, "advance", interrupt)
-        convert(REPOSITORY, tmp_path / "out", stream_from_hub=True)
-    convert(REPOSITORY, tmp_path / "out", stream_from_hub=True)
-    convert(sharded, tmp_path / "local")
+        convert(REPOSITORY, tmp_path / "out", recipe="mixed-4-8", stream_from_hub=True)
+    convert(REPOSITORY, tmp_path / "out", recipe="mixed-4-8", stream_from_hub=True)
+    convert(sharded, tmp_path / "local", recipe="mixed-4-8")
     assert unpublished(tmp_path / "out") == unpublished(tmp_path / "local")
 
 
