@@ -44,7 +44,7 @@ class CallWriter:
         shown = text.rstrip("\n")
         breaks, self._breaks = self._breaks, len(text) - len(shown)
         if shown:
-            self._show("\n" * breaks + shown)
+            self.show("\n" * breaks + shown)
         else:
             self._breaks += breaks
 
@@ -52,7 +52,7 @@ class CallWriter:
         """The value is whole. Where its closing tag is missing (`loose`), no line break at its end belongs to it."""
         kept = 0 if loose else (self._breaks or 0) - 1
         if kept > 0:
-            self._show("\n" * kept)
+            self.show("\n" * kept)
         text = "".join(self._pieces)
         self.given[self._key] = text if self._is_text else self.parameters.value(self._key, text)
         self._write('"' if self._is_text else json_text(self.given[self._key]))
@@ -63,7 +63,14 @@ class CallWriter:
         self._write("}" if self.given else "{}")
         return ToolCall(self._name, self.given)
 
-    def _show(self, text: str) -> None:
+    def put(self, key: str, value: Json) -> None:
+        """An argument that came as JSON, whole."""
+        value = self.parameters.checked({key: value})[key]
+        self._write(f"{', ' if self.given else '{'}{json_text(key)}: {json_text(value)}")
+        self.given[key] = value
+
+    def show(self, text: str) -> None:
+        """More of the value, letter for letter."""
         self._pieces.append(text)
         if self._is_text:
             self._write(json_text(text)[1:-1])

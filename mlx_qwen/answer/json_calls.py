@@ -13,6 +13,7 @@ class JsonText:
 
     def __init__(self) -> None:
         self.in_string = False
+        self.strings = 0
         self._escaped = False
         self._open: list[str] = []
         self._pieces: list[str] = []
@@ -30,6 +31,7 @@ class JsonText:
                     escaped_until = at + 2
                 elif sign == '"':
                     self.in_string = False
+                    self.strings += 1
             elif sign == '"':
                 self.in_string = True
             elif sign in "[{":

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from mlx_qwen.answer.call_writer import CallWriter
 from mlx_qwen.answer.deltas import ToolCallDelta, json_text, merged
+from mlx_qwen.answer.json_arguments import JsonArguments
 from mlx_qwen.answer.json_calls import JsonText
 from mlx_qwen.answer.open_value import OpenValue, Verdict
 from mlx_qwen.answer.outside import OutsideText
@@ -22,8 +23,8 @@ class ToolCallParser:
 
     `tools` are the function descriptions that the model was given: their JSON schemas type the values, and say which
     names in a value's text are tags. Values of parameters without a schema stay strings. A call begins to arrive with
-    its first parameter; tags may be missing or doubled. What is no call is given back as text. Raises PromptError for a
-    schema that makes no sense.
+    its first parameter, in JSON with its first whole argument; tags may be missing or doubled. What is no call is given
+    back as text. Raises PromptError for a schema that makes no sense.
     """
 
     def __init__(self, tools: Tools | None = None) -> None:
@@ -44,6 +45,9 @@ class ToolCallParser:
         self._aside = False
         self._json: JsonText | None = None
         self._json_is_broken = False
+        self._arguments = JsonArguments(self._writer)
+        # In a string behind another block's opening tag: its place in `_held`, and how many strings came before.
+        self._inner: tuple[int, int] | None = None
 
     def push(self, text: str) -> str:
         """Takes the next piece and returns the text that is certainly outside of any call."""
@@ -155,10 +159,13 @@ class ToolCallParser:
         if prose:
             self._outside.add(prose)
         self._raw = [tag.raw for tag in held if tag.kind is not Kind.TEXT or not prose]
+        self._call = self._writer(self._name)
+
+    def _writer(self, name: str) -> CallWriter:
         self._outside.call_came()
         self._in_block = True
-        self._call = CallWriter(self._begun, self._name, self._tools.parameters(self._name), self._deltas)
         self._begun += 1
+        return CallWriter(self._begun - 1, name, self._tools.parameters(name), self._deltas)
 
     def _begin_parameter(self, tag: Tag) -> None:
         name = tag.name
@@ -231,6 +238,7 @@ class ToolCallParser:
 
     def _begin_json(self, tag: Tag) -> None:
         self._json, self._take = JsonText(), self._in_json
+        self._arguments, self._inner = JsonArguments(self._writer), None
         self._again([tag])
 
     def _in_json(self, tag: Tag) -> None:
@@ -238,11 +246,25 @@ class ToolCallParser:
         if self._ends_json(tag, in_string=self._json.in_string):
             self._end_json(self._json.calls(), [tag])
             return
+        if tag.kind is Kind.OPEN_BLOCK and self._inner is None:
+            self._inner = len(self._held), self._json.strings
         self._held.append(tag)
         rest = self._json.push(tag.raw)
         if rest is not None:
-            self._held[-1] = Tag(Kind.TEXT, tag.raw.removesuffix(rest))
+            self._held[-1] = tag = Tag(Kind.TEXT, tag.raw.removesuffix(rest))
+        self._follow(tag)
+        if rest is not None:
             self._end_json(self._json.calls(), [Tag(Kind.TEXT, rest)] if rest else [])
+
+    def _follow(self, tag: Tag) -> None:
+        """Tells the arguments that came; from another block's tag on only when the string around it has ended."""
+        assert self._json is not None, "begun by _begin_json"
+        if self._inner is None:
+            self._arguments.push(tag.raw)
+        elif self._json.strings > self._inner[1]:
+            for one in self._held[self._inner[0] :]:
+                self._arguments.push(one.raw)
+            self._inner = None
 
     def _ends_json(self, tag: Tag, *, in_string: bool) -> bool:
         """No tag stands outside of strings; in one, the block's end on a new line shows that a quote is missing."""
@@ -254,6 +276,9 @@ class ToolCallParser:
 
     def _end_json(self, calls: list[ToolCall], rest: list[Tag]) -> None:
         """The JSON has ended, with calls in it or not; `rest` comes behind it."""
+        if self._arguments.writer is not None:
+            self._end_json_call(calls, rest)
+            return
         for call in calls:
             arguments = self._tools.parameters(call.name).checked(call.arguments)
             self.calls.append(ToolCall(call.name, arguments))
@@ -270,6 +295,17 @@ class ToolCallParser:
         self._held, self._json_is_broken = held[:cut], True
         self._give_back()
         self._again(held[cut:])
+
+    def _end_json_call(self, calls: list[ToolCall], rest: list[Tag]) -> None:
+        """As `_end_json`, of a call that was begun; where the JSON is broken, what is not in the call is text."""
+        inner = self._held[self._inner[0] :] if self._inner is not None and not calls else []
+        call, text = self._arguments.end(calls)
+        self.calls.append(call)
+        if text.strip():
+            self._outside.add(text)
+        self._json_is_broken = self._json_is_broken or not calls
+        self._held, self._take = [], self._behind_call
+        self._again([*inner, *rest])
 
     def _settle(self, *, ended: bool) -> None:
         """The text is over; what is open is closed, or was no call."""
@@ -290,7 +326,10 @@ class ToolCallParser:
         elif self._take == self._behind_call:
             self._held, self._take = [], self._in_text
         elif self._json and self._take == self._in_json:
-            self._end_json(self._json.calls(), [])
+            if ended:
+                self._end_json(self._json.calls(), [])
+            else:
+                self._give_back()
         else:
             self._give_back()
 

@@ -1,5 +1,6 @@
 """Every piece of text is told apart as it comes; the deltas summed are the whole answer, wherever the text is cut."""
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -33,7 +34,14 @@ PIECES = (
     "</parameter>",
     "</parameter/>",
     '{"name": "read", "arguments": {"path": "',
+    '{"name": "write", "arguments": {"path": "a", "content": "',
     '"}}',
+    '", "mode": "',
+    ', "mode": 5',
+    "}",
+    "\\n",
+    "\\ud83d",
+    "\\ude00",
     "STOP",
     "STO",
     "<",
@@ -107,6 +115,42 @@ def test_a_name_comes_as_soon_as_it_stands_and_text_in_pieces() -> None:
     assert answer.answer("stop").content == "I write."
 
 
+def test_a_call_in_json_stands_with_its_first_whole_argument_and_text_comes_in_pieces() -> None:
+    answer = AnswerStream(inside_thinking=False, tools=TOOLS)
+    assert answer.push('<tool_call>\n{"name": "write", "arguments": {"path": "a').tool_calls == ()
+    assert answer.push('", ').tool_calls == (ToolCallDelta(0, "write", '{"path": "a"'),)
+    assert answer.push('"content": "A \\"word').tool_calls == (ToolCallDelta(0, None, ', "content": "A \\"word'),)
+    assert answer.push("\\").tool_calls == (ToolCallDelta(0, None, ""),)
+    assert answer.push('" \\ud83d').tool_calls == (ToolCallDelta(0, None, '\\" '),)
+    assert answer.push("\\ude00 <function=read> ").tool_calls == (ToolCallDelta(0, None, "😀 <function=read> "),)
+    assert answer.push('", "mode": "').tool_calls == (ToolCallDelta(0, None, '"'),)
+    assert answer.push('5"').tool_calls == ()
+    assert answer.push("}}").tool_calls == (ToolCallDelta(0, None, ', "mode": 5}'),)
+    assert answer.push("\n</tool_call>").tool_calls == ()
+    answer.finish()
+    expected = {"path": "a", "content": 'A "word" 😀 <function=read> ', "mode": 5}
+    assert answer.answer("stop").tool_calls[0].arguments == expected
+
+
+VALUES = st.recursive(
+    st.text() | st.integers() | st.none() | st.sampled_from([f"x\n{READ_A}\ny", "\\", '"', "😀"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text(max_size=4), VALUES, max_size=4), st.booleans(), st.integers(1, 9))
+def test_any_arguments_in_json_come_back_as_pythons_own_reader_gives_them(
+    arguments: dict[str, object], ascii_only: bool, size: int
+) -> None:
+    body = json.dumps({"name": "any", "arguments": arguments}, ensure_ascii=ascii_only)
+    text = f"<tool_call>\n{body}\n</tool_call>"
+    deltas, whole = stream((text[at : at + size] for at in range(0, len(text), size)), tools=None)
+    assert [(one.name, one.arguments) for one in whole.tool_calls] == [("any", arguments)]
+    assert parsed(summed(deltas)[3]) == [("any", arguments)]
+
+
 def test_an_answer_with_calls_ends_by_them_unless_the_limit_cut_it() -> None:
     assert stream([READ_A])[1].finish_reason == "tool_calls"
     assert stream(["Hello"])[1].finish_reason == "stop"
@@ -160,7 +204,9 @@ def test_a_late_end_is_kept_where_nothing_closed_the_block_and_in_values() -> No
     assert limited.tool_calls[0].arguments == {"path": "</think>"}
 
 
-@pytest.mark.parametrize("parts", ["content", "text value", "other value", "held value", "json", "reasoning", "open"])
+@pytest.mark.parametrize(
+    "parts", ["content", "text value", "other value", "held value", "json", "reasoning", "open", "json text"]
+)
 def test_the_work_grows_with_the_text_and_not_with_its_square(parts: str) -> None:
     words = "some words, " * 4
     shapes: dict[str, Callable[[int], str]] = {
@@ -169,6 +215,9 @@ def test_the_work_grows_with_the_text_and_not_with_its_square(parts: str) -> Non
         "other value": lambda n: call("write", parameter("mode", words * n)),
         "held value": lambda n: call("write", parameter("content", f"</parameter> {words * n}")),
         "json": lambda n: '<tool_call>\n{"name": "read", "arguments": {"path": "' + words * n + '"}}\n</tool_call>',
+        "json text": lambda n: (
+            f'<tool_call>{{"name": "write", "arguments": {{"path": "a", "content": "{words * n}"}}}}'
+        ),
         "reasoning": lambda n: f"<think>\n{READ_A}{words * n}",
         "open": lambda n: f"<tool_call>\n<function=write>\n<parameter=content>\n{words}" * n,
     }

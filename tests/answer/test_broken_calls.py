@@ -149,6 +149,38 @@ def test_json_that_is_no_call_is_text_and_swallows_none(body: str, line: str) ->
     assert whichever_way(f"{text} then\n{READ_B}") == (f"{text} then", [B])
 
 
+STANDS = '<tool_call>\n{"name": "write", "arguments": {"path": "1", '
+
+
+@pytest.mark.parametrize(
+    ("rest", "added", "words"),
+    [
+        ("<b>}}\n</tool_call>", {}, "<b>}}"),
+        ('"content": "b\n</tool_call>', {"content": "b\n"}, ""),
+        ('"content": "b \\x c"}}\n</tool_call>', {"content": "b "}, '\\x c"}}'),
+        ('"mode": 2}, words}\n</tool_call>', {"mode": 2}, ", words}"),
+        ('"mode": "2"\n', {"mode": 2}, ""),
+        ('"content": "b', {"content": "b\n"}, ""),
+    ],
+)
+def test_json_that_breaks_behind_a_whole_argument_is_closed_and_the_rest_is_text(
+    rest: str, added: dict[str, Json], words: str
+) -> None:
+    content, calls = whichever_way(f"{STANDS}{rest}\n{READ_A}")
+    assert calls == [("write", {"path": "1", **added}), A]
+    assert content.strip() == words
+
+
+def test_a_call_in_json_that_the_limit_cut_is_text() -> None:
+    for text in (
+        STANDS,
+        f'{STANDS}"content": "half',
+        f'{STANDS}"mode": 3',
+        '<tool_call>{"name": "read", "arguments": {}',
+    ):
+        assert whichever_way(text, ended=False) == (text, [])
+
+
 @pytest.mark.parametrize(
     "schema",
     [
