@@ -17,6 +17,7 @@ from mlx_qwen.engine.engine import Engine, Limits
 from mlx_qwen.engine.prefix import PrefixIndex, prefix_key
 from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import TokenSampler
+from mlx_qwen.engine.scheduler import Scheduler
 from mlx_qwen.engine.sequence import MOST_UNREAD, Endless, Sequence
 from mlx_qwen.errors import MLXQwenError, PromptError
 from mlx_qwen.generation import generate, stream_generate
@@ -179,19 +180,19 @@ def test_an_error_ends_the_answers_it_concerns_and_no_others(model: Model) -> No
     assert [emission.token for emission in engine.stream(sound)] == alone(model, ids(2, 5))
 
 
-@pytest.mark.parametrize("part", ["_begin", "_read", "_write", "_drop_cancelled"])
+@pytest.mark.parametrize("part", ["_begin", "read", "write", "drop_cancelled"])
 def test_an_error_of_the_engines_own_reaches_everyone_who_waits_and_the_next_answer_is_right(
     model: Model, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    engine, original = Engine(model, Limits(most_rows=2)), getattr(Engine, part)
+    engine, original = Engine(model, Limits(most_rows=2)), getattr(Scheduler, part)
     several = [sequence(model, ids(seed, 5), count=9) for seed in range(4)]
 
-    def failing(self: Engine, *given: object) -> object:
+    def failing(self: Scheduler, *given: object) -> object:
         if any(one in several for one in [*self._waiting, *self._writing, *given]):
             raise RuntimeError("a fault of the engine's own")
         return original(self, *given)
 
-    monkeypatch.setattr(Engine, part, failing)
+    monkeypatch.setattr(Scheduler, part, failing)
     for one in several:
         engine.submit(one)
     for one in several:

@@ -96,7 +96,9 @@ def running_on(device: Device) -> Iterator[Report]:
             patch.object(mx, "async_eval", device.evaluated),
             patch.object(mx.metal, "is_available", lambda: True),
             patch.object(mx, "set_wired_limit", lambda size: 0),
-            patch.object(mx, "device_info", lambda: {"device_name": "Apple M0", "max_recommended_working_set_size": 1}),
+            patch.object(
+                mx, "device_info", lambda: {"device_name": "Apple M0", "max_recommended_working_set_size": 16 << 30}
+            ),
             patch.object(mx, "default_device", lambda: mx.Device(mx.gpu)),
         ):
             yield report
