@@ -11,7 +11,7 @@ from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.cli import main
 from mlx_qwen.cli.printer import AnswerPrinter
 from mlx_qwen.conversation import Conversation, Turn
-from mlx_qwen.engine.engine import Engine
+from mlx_qwen.engine.scheduler import Scheduler
 from mlx_qwen.engine.sequence import Emission, Sequence
 from mlx_qwen.engine.step import Batch
 from mlx_qwen.generation import generate
@@ -133,13 +133,13 @@ def test_a_device_that_fails_is_one_line_and_the_conversation_is_as_before(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     histories: list[list[Message]] = []
-    original_ask, original_pass, passes = Conversation.ask, Engine._pass, 0
+    original_ask, original_pass, passes = Conversation.ask, Scheduler._pass, 0
 
     def noted(self: Conversation, question: str) -> Turn:
         histories.append([*self.turns])
         return original_ask(self, question)
 
-    def failing(self: Engine, batch: Batch) -> list[tuple[Sequence, Emission]]:
+    def failing(self: Scheduler, batch: Batch) -> list[tuple[Sequence, Emission]]:
         nonlocal passes
         passes += len(histories) == 2
         if len(histories) == 2 and passes == 3:
@@ -147,7 +147,7 @@ def test_a_device_that_fails_is_one_line_and_the_conversation_is_as_before(
         return original_pass(self, batch)
 
     monkeypatch.setattr(Conversation, "ask", noted)
-    monkeypatch.setattr(Engine, "_pass", failing)
+    monkeypatch.setattr(Scheduler, "_pass", failing)
     result = chat(folder, "Hello", "Fail", "Again", arguments=("--mtp", "0"))
     assert result.exit_code == 0
     assert result.stderr.count("Error: The device failed: ") == 1
@@ -158,10 +158,10 @@ def test_a_device_that_fails_is_one_line_and_the_conversation_is_as_before(
 
 
 def test_a_fault_of_the_program_is_no_device_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def faulty(self: Engine, batch: Batch) -> list[tuple[Sequence, Emission]]:
+    def faulty(self: Scheduler, batch: Batch) -> list[tuple[Sequence, Emission]]:
         raise NotImplementedError
 
-    monkeypatch.setattr(Engine, "_pass", faulty)
+    monkeypatch.setattr(Scheduler, "_pass", faulty)
     assert isinstance(chat(folder, "Hello").exception, NotImplementedError)
 
 

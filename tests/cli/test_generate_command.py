@@ -15,7 +15,7 @@ from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.cli import COMMANDS, main
 from mlx_qwen.cli.printer import AnswerPrinter
 from mlx_qwen.cli.reading import check_whole
-from mlx_qwen.engine.engine import Engine
+from mlx_qwen.engine.scheduler import Scheduler
 from mlx_qwen.engine.sequence import Emission, Sequence
 from mlx_qwen.engine.step import Batch
 from mlx_qwen.errors import PromptError
@@ -257,16 +257,16 @@ def test_ctrl_c_prints_the_statistics_so_far_and_exits_with_130(folder: Path, mo
 
 
 def test_a_device_that_fails_is_one_line_and_exit_code_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, passes = Engine._pass, []
+    original, passes = Scheduler._pass, []
 
-    def failing(self: Engine, batch: Batch) -> list[tuple[Sequence, Emission]]:
+    def failing(self: Scheduler, batch: Batch) -> list[tuple[Sequence, Emission]]:
         passes.append(batch)
         if len(passes) == 9:
             raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
         return original(self, batch)
 
     whole = expected(folder, [{"role": "user", "content": "Hello"}])
-    monkeypatch.setattr(Engine, "_pass", failing)
+    monkeypatch.setattr(Scheduler, "_pass", failing)
     result = run("generate", "--model", folder, "-p", "Hello", "--quiet", "--mtp", "0", *GREEDY)
     assert (result.exit_code, len(passes)) == (1, 9)
     assert result.stdout.strip()
