@@ -103,7 +103,12 @@ class TensorInfo:
 
     def load(self, dtype: npt.DTypeLike, count: int, offset: int) -> npt.NDArray[np.generic]:
         """`count` items from byte `offset` of the file on, or as many as it has."""
-        return np.fromfile(self.file, dtype=dtype, count=count, offset=offset)
+        try:
+            return np.fromfile(self.file, dtype=dtype, count=count, offset=offset)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.file} can no longer be read ({error}). Put it back, or give yourself the right to read it."
+            ) from error
 
     def read_columns(self, start: int, stop: int) -> mx.array:
         """Read columns start:stop of a matrix, from pages of the file that the system may drop again."""

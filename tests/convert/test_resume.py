@@ -21,7 +21,7 @@ from mlx_qwen.convert import convert
 from mlx_qwen.convert.work import write as weights
 from mlx_qwen.convert.writing.journal import Journal, Record, locked
 from mlx_qwen.convert.writing.staging import staged
-from mlx_qwen.errors import ConversionError
+from mlx_qwen.errors import CheckpointError, ConversionError
 from tests.conftest import CheckpointFactory
 from tests.convert.conftest import Interrupt
 from tests.support.foreign import edit_tensors
@@ -264,3 +264,18 @@ def pieces_recorded(target: Path) -> int:
     journal = target.with_name(f"{target.name}.partial") / "journal"
     lines = journal.read_text().splitlines() if journal.exists() else []
     return max((json.loads(line).get("pieces", 0) for line in lines if line.endswith("}")), default=0)
+
+
+def test_a_source_that_vanishes_midway_is_no_fault_of_the_target(
+    checkpoint: CheckpointFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(checkpoint("dense"), tmp_path / "source")
+    produce = weights.produce
+
+    def removing(piece: weights.Piece, *how: object) -> object:
+        (source / "model.safetensors").unlink(missing_ok=True)
+        return produce(piece, *how)
+
+    monkeypatch.setattr(weights, "produce", removing)
+    with pytest.raises(CheckpointError, match=r"source/model\.safetensors can no longer be read"):
+        convert(source, tmp_path / "out")
