@@ -22,6 +22,10 @@ class _Callable(ModuleType):
 
     __call__ = staticmethod(convert)
 
+    def __dir__(self) -> list[str]:
+        """What is meant for users, without helpers that happen to be imported here."""
+        return sorted([*__all__, *(name for name in super().__dir__() if name.startswith("__"))])
+
     @property
     def __signature__(self) -> Signature:
         return signature(convert)

@@ -102,3 +102,9 @@ def test_a_path_that_is_none_is_one_clear_error(given: tuple[object, object]) ->
 def test_a_plan_says_so_too(keywords: dict[str, object], said: str) -> None:
     with pytest.raises(PlanningError, match=re.escape(said)):
         plan("4B", **keywords)  # type: ignore[arg-type]
+
+
+def test_the_package_lists_what_is_meant_for_users_and_no_imported_helper() -> None:
+    import mlx_qwen.convert as package
+
+    assert [name for name in dir(package) if not name.startswith("__")] == sorted(package.__all__)
