@@ -31,13 +31,14 @@ def _by_pattern(ctx: click.Context, param: click.Parameter, values: tuple[str, .
 @click.option(
     "--fit",
     metavar="MEMORY",
-    help="Memory of the Mac to run on, such as 24GB; bits as measured, room left for --context.",
+    help="Memory of the Mac to run on, such as 24GB (2^30 bytes each, as memory is sold; sizes of files count 10^9); "
+    "bits as measured, room left for --context.",
 )
 @click.option("--context", type=int, help="Tokens that --fit leaves room for.  [default: 32768, or the model's limit]")
 @flags_of(
     ConversionOptions,
     quantize={"default": None, "help": "Pack most matrices, or none.  [default: pack, but not with --dtype alone]"},
-    bits_for={"multiple": True, "callback": _by_pattern},
+    bits_for={"multiple": True, "type": str, "callback": _by_pattern},
     verify_text={"type": click.Path(path_type=Path, exists=True, dir_okay=False)},
 )
 @click.option("--verbose", is_flag=True, help="Show every tensor, not only the kinds.")
