@@ -227,7 +227,10 @@ def _sync_folder(folder: Path) -> None:
 
 def advice(error: OSError, target: Path) -> str:
     """What to tell somebody whose conversion to `target` ended with `error`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    work = work_folder(target)
+    if error.errno in (errno.EACCES, errno.EPERM) and error.filename and work in Path(str(error.filename)).parents:
+        step = f"Give yourself the right to read and write {error.filename}"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         step = "The disk is full: free some space, or choose another --mlx-path"
     elif error.errno == errno.EFBIG:
         step = "The disk takes no files as large as 5 GB: choose an --mlx-path on another"
@@ -235,6 +238,5 @@ def advice(error: OSError, target: Path) -> str:
         step = "Choose an --mlx-path in a folder that you may write to"
     else:
         step = "Check the disks and try again"
-    work = work_folder(target)
     kept = f"{work} holds what is done: the same command goes on from there" if work.exists() else "nothing was left"
     return f"{target} was not written ({error}). {step}; {kept}."

@@ -77,6 +77,7 @@ def command(
         options["target_size"] = _room(hf_path, fit, context, options["revision"])
 
     from mlx_qwen.convert import convert
+    from mlx_qwen.convert.writing.staging import real_target, work_folder
 
     def announce(description: Description) -> None:
         click.echo(f"{description.table(tensors=verbose)}\n", err=not options["dry_run"])
@@ -85,9 +86,12 @@ def command(
     try:
         report = convert(hf_path, mlx_path, **options)
     except KeyboardInterrupt:
+        work = work_folder(real_target(mlx_path.expanduser()))
         click.echo(
-            f"\nInterrupted: the same command goes on from here. What is done lies in {mlx_path}.partial; remove that "
-            "folder if you do not want to go on.",
+            f"\nInterrupted: the same command goes on from here. What is done lies in {work}; remove that folder if "
+            "you do not want to go on."
+            if work.is_dir() and not options["dry_run"]
+            else "\nInterrupted before anything was written.",
             err=True,
         )
         raise

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlx_qwen.cli import main
+from mlx_qwen.convert import conversion
 from mlx_qwen.convert.progress import Progress
 from mlx_qwen.convert.work import write as weights
 from tests.conftest import CheckpointFactory
@@ -99,3 +100,15 @@ def test_progress_is_silent_where_there_is_no_terminal(checkpoint: CheckpointFac
     result = run("--hf-path", checkpoint("dense"), "--mlx-path", tmp_path / "out")
     assert "Converting" not in result.output
     assert digests(tmp_path / "out")
+
+
+def test_an_interruption_before_anything_was_written_promises_nothing(
+    checkpoint: CheckpointFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*what: object, **how: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversion, "plan_job", interrupt)
+    result = run("--hf-path", checkpoint("dense"), "--mlx-path", tmp_path / "out")
+    assert "Interrupted before anything was written." in result.stderr
+    assert "goes on" not in result.stderr

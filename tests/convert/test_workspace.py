@@ -1,5 +1,6 @@
 """The folder of an unfinished conversion: nobody's files are lost with it, whenever a conversion ends."""
 
+import errno
 import itertools
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from mlx_qwen.convert import convert
 from mlx_qwen.convert.writing import journal
 from mlx_qwen.convert.writing.journal import Journal, Record, locked
-from mlx_qwen.convert.writing.staging import check_workspace, staged
+from mlx_qwen.convert.writing.staging import advice, check_workspace, staged
 from mlx_qwen.errors import ConversionError
 from tests.conftest import CheckpointFactory
 from tests.convert.conftest import Interrupt
@@ -194,3 +195,11 @@ def test_a_journal_cut_off_in_its_first_line_begins_anew(tmp_path: Path) -> None
         with suppress(KeyboardInterrupt), staged(tmp_path / "out", "work"):
             raise KeyboardInterrupt
         assert (work / "journal").read_bytes() in (first_line, first_line[:cut] + b"\n" + first_line)
+
+
+def test_a_file_of_the_workspace_that_may_not_be_written_is_named_beside_what_is_done(tmp_path: Path) -> None:
+    work = tmp_path / "out.partial"
+    work.mkdir()
+    said = advice(PermissionError(errno.EACCES, "Permission denied", str(work / "journal")), tmp_path / "out")
+    assert f"Give yourself the right to read and write {work / 'journal'}; {work} holds what is done" in said
+    assert "--mlx-path" not in said, "another one would not go on from there"
