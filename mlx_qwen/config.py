@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from mlx_qwen.checkpoint.adapters import adapter_advice
 from mlx_qwen.errors import ConfigError
 from mlx_qwen.fields import Fields
 from mlx_qwen.json_files import read_json_object
@@ -119,6 +120,7 @@ class ModelConfig:
             gguf = any(path.glob("*.gguf")) * " Its GGUF files are llama.cpp's: use the repository they were made from."
             raise ConfigError(
                 f"{path} has no config.json. Expected a model folder as Hugging Face or MLX tools write it.{gguf}"
+                f"{adapter_advice(path)}"
             )
         return cls.from_dict(_with_modelopt(read_json_object(file, ConfigError), path / "hf_quant_config.json"))
 
