@@ -130,7 +130,7 @@ def test_the_wired_limit_is_raised_for_the_answer_and_restored(loaded: Loaded, m
         return limits[-2]
 
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
-    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 5000})
+    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 5_000_000_000})
     monkeypatch.setattr(mx, "set_wired_limit", set_limit)
     generate(loaded.model, loaded.processor, PROMPT, temperature=0, max_tokens=2)
-    assert limits == [1000, 5000, 1000]
+    assert limits == [1000, 5_000_000_000, 1000]

@@ -17,7 +17,7 @@ def wheel_names(wheel: Path) -> set[str]:
 
 def sources(folder: str, installed_as: str) -> set[str]:
     root = ROOT / folder
-    kinds = ("*.py", "*.pyi", "*.metal", "*.h", "py.typed", "*.safetensors", "*.json", "*.jinja", "*.txt")
+    kinds = ("*.py", "*.pyi", "*.metal", "*.h", "py.typed", "*.safetensors", "*.json", "*.jinja", "*.html", "*.txt")
     return {f"{installed_as}/{file.relative_to(root).as_posix()}" for kind in kinds for file in root.rglob(kind)}
 
 
