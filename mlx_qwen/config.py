@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from mlx_qwen.checkpoint.adapters import adapter_advice
 from mlx_qwen.errors import ConfigError
 from mlx_qwen.fields import Fields
-from mlx_qwen.json_files import read_json_object
+from mlx_qwen.json_files import adapter_advice, read_json_object
 from mlx_qwen.rope_config import RopeConfig, rope_config, vision_theta
 
 Json = dict[str, Any]

@@ -8,6 +8,11 @@ from mlx_qwen.errors import CheckpointError, MLXQwenError
 
 # The largest published indexes take 20 MB.
 MOST_BYTES = 200 << 20
+_ADAPTER_CONFIG = "adapter_config.json"
+MERGING = (
+    "Merge it first, with `peft` and transformers: PeftModel.from_pretrained(base, adapter).merge_and_unload(), then "
+    "save_pretrained(folder) and the base's tokenizer; give that folder."
+)
 
 
 def read_json_object(file: Path, error: type[MLXQwenError] = CheckpointError) -> dict[str, Any]:
@@ -25,3 +30,17 @@ def read_json_object(file: Path, error: type[MLXQwenError] = CheckpointError) ->
     if not isinstance(content, dict):
         raise error(f"{file} holds a {type(content).__name__}, expected a JSON object. Download it again.")
     return content
+
+
+def adapter_advice(folder: Path) -> str:
+    """What to say of a folder without config.json that holds an adapter alone; empty for any other."""
+    if not (folder / _ADAPTER_CONFIG).is_file():
+        return ""
+    return f" It is an adapter, not a model{base_of_adapter(folder)}. {MERGING}"
+
+
+def base_of_adapter(folder: Path) -> str:
+    """The model that an adapter in `folder` names as its base, as the end of a sentence; empty where none is named."""
+    file = folder / _ADAPTER_CONFIG
+    base = read_json_object(file, CheckpointError).get("base_model_name_or_path") if file.is_file() else None
+    return f"; its base is {base}" if isinstance(base, str) and base else ""
