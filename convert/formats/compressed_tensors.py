@@ -142,10 +142,12 @@ def _packed(base: str, words: TensorInfo, settings: Json, tensors: Tensors) -> P
     stated = _stated_bits(settings) if is_elsewhere(shape) else None
     N, K = (rows, width * 32 // stated) if stated else (int(size) for size in np.array(shape.read()))
     bits = width * 32 // max(K, 1)
-    if bits not in _BITS or width != -(-K * bits // 32):
+    said = {each for weights in _weights(settings) if isinstance(each := weights.get("num_bits"), int)} or {*_BITS}
+    if bits not in said & {*_BITS} or width != -(-K * bits // 32):
         raise CheckpointError(
-            f"{words.name} has shape {list(words.shape)} for {N} × {K} weights, which makes {bits} bits; expected 2 to "
-            "8 without gaps between words. Use another checkpoint of the same model."
+            f"{words.name} has shape {list(words.shape)} for {N} × {K} weights, which makes {bits} bits; expected "
+            f"{' or '.join(map(str, sorted(said)))} as config.json says, of 2 to 8 without gaps between words. Use "
+            "another checkpoint of the same model."
         )
     expect_shape(words, (N, width), base)
     expect_shape(scales, (N, groups), base)

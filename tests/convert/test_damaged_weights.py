@@ -84,12 +84,12 @@ def test_whatever_tensor_it_is(name: str, source: Path, tmp_path: Path) -> None:
 
 def test_five_tensors_are_named_and_that_there_are_more(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ConversionError) as caught:
-        convert(spoil(source, *(PROJECTION.format(i) for i in range(4))), tmp_path / "out")
+        convert(spoil(source, *(PROJECTION.format(i) for i in range(4))), tmp_path / "out", recipe="mixed-4-8")
     assert str(caught.value).count("up_proj") == 4
     assert "and more" not in str(caught.value)
     spoil(source, *(PROJECTION.format(i).replace("up", "gate") for i in range(4)))
     with pytest.raises(ConversionError) as caught, pytest.warns(UserWarning, match="starts afresh"):
-        convert(source, tmp_path / "out")
+        convert(source, tmp_path / "out", recipe="mixed-4-8")
     assert str(caught.value).count("_proj.weight") == 5
     assert "and more" in str(caught.value)
 
@@ -146,7 +146,7 @@ def test_a_calibration_meets_no_damaged_weight(
     (tmp_path / "text.txt").write_text(WORDS)
     source = add_tokenizer(shutil.copytree(checkpoint("dense", tied=tied), tmp_path / "source"))
     with pytest.raises(ConversionError, match=rf"damaged: .*{name}\."):
-        convert(spoil(source, name), tmp_path / "out", calibration=tmp_path / "text.txt")
+        convert(spoil(source, name), tmp_path / "out", recipe="mixed-4-8", calibration=tmp_path / "text.txt")
     # Layers before the damaged one run as they are stored and as they are written.
     assert set(observed) == ({0, 1} if name == PROJECTION.format(2) else set())
 
@@ -181,17 +181,17 @@ def test_a_damaged_shard_in_the_cache_is_downloaded_again_once_it_is_removed_as_
     sharded: Path, tmp_path: Path, hub: MakeHub
 ) -> None:
     hub(sharded)
-    convert(REPOSITORY, tmp_path / "whole")
+    convert(REPOSITORY, tmp_path / "whole", recipe="mixed-4-8")
     shard = sorted((tmp_path / "cache").rglob("*.safetensors"))[2]
     stored = mx.load(str(shard))
     assert isinstance(stored, dict)
     mx.save_safetensors(str(tmp_path / "nan.safetensors"), {name: array * mx.nan for name, array in stored.items()})
     shutil.copyfile(tmp_path / "nan.safetensors", shard)
     with pytest.raises(ConversionError, match=rf"{shard.name} is damaged") as caught:
-        convert(REPOSITORY, tmp_path / "out")
+        convert(REPOSITORY, tmp_path / "out", recipe="mixed-4-8")
     told = re.search(r"Remove (\S+), and then give the same command", str(caught.value))
     assert told is not None
     Path(told[1]).unlink()
     with pytest.warns(UserWarning, match="starts afresh"):
-        convert(REPOSITORY, tmp_path / "out")
+        convert(REPOSITORY, tmp_path / "out", recipe="mixed-4-8")
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")

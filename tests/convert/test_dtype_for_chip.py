@@ -48,7 +48,7 @@ def test_a_weight_that_overflows_float16_is_named_and_bfloat16_taken(
 ) -> None:
     folder = shutil.copytree(source, tmp_path / "source")
     edit_tensors(folder, lambda tensors: tensors[PROJECTION].view(-1)[1234].fill_(value))  # type: ignore[arg-type]
-    found = describe(folder, dtype="auto", chip="M1")
+    found = describe(folder, dtype="auto", chip="M1", recipe="mixed-4-8")
     assert found.dtype == "bfloat16"
     assert "layers.0.mlp.up_proj.weight holds" in found.remarks[0]
 

@@ -138,7 +138,7 @@ FORMATS: dict[str, tuple[dict[str, object], Encoder]] = {
     "int4 asymmetric": (PACK, packed(symmetric=False)),
     "int4 act-order": (PACK, packed(symmetric=False, act_order=True)),
     "int4 by channel": (PACK, packed(group_size=-1)),
-    "int8 packed": (PACK, packed(8, 64)),
+    "int8 packed": (settings("pack-quantized", num_bits=8, type="int"), packed(8, 64)),
     "int8": (settings("int-quantized"), int8(symmetric=True)),
     "int8 asymmetric": (settings("int-quantized"), int8(symmetric=False)),
     "fp8 by tensor": (settings("float-quantized"), fp8("tensor")),

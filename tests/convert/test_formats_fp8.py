@@ -198,7 +198,7 @@ def test_an_unknown_method_names_the_known_ones(folders: tuple[Path, Path], tmp_
     config = json.loads((folders[0] / "config.json").read_text())
     config["quantization_config"]["quant_method"] = "hqq"
     (folders[0] / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"'hqq', expected one of fp8"):
+    with pytest.raises(CheckpointError, match=r"'hqq', which is not read here. Expected one of fp8"):
         convert(folders[0], tmp_path / "out")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import mlx_qwen
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.engine import engine as engine_module
+from mlx_qwen.engine import scheduler
 from mlx_qwen.engine.costs import Costs
 from mlx_qwen.engine.depth import MOST_DRAFTS, Chooser, Drafts
 from mlx_qwen.engine.engine import Engine
@@ -17,6 +17,7 @@ from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import TokenSampler
 from mlx_qwen.engine.sequence import Endless, Sequence
 from mlx_qwen.engine.step import Batch
+from mlx_qwen.keywords import options_and_settings
 from mlx_qwen.loading import load_model
 from mlx_qwen.options import GenerationOptions
 from mlx_qwen.recommended import SamplingParameters
@@ -141,7 +142,7 @@ def answering(checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) 
         with monkeypatch.context() as patch:
             patch.setattr(Batch, "decode", decoded)
             patch.setattr(Batch, "verify", verified)
-            patch.setattr(engine_module, "perf_counter", lambda: now[0])
+            patch.setattr(scheduler, "perf_counter", lambda: now[0])
             ids = [5, 6, 7, 8]
             sampler = TokenSampler(
                 SamplingParameters(temperature=1.0, top_k=2), prompt=mx.array(ids), vocab_size=299, seed=seed
@@ -178,7 +179,7 @@ def test_what_was_measured_decides_only_where_no_answer_was_promised_again(
     chosen: dict[str, object], measured: bool
 ) -> None:
     model, processor = mlx_qwen.load()
-    options, settings = mlx_qwen.keywords.options_and_settings(chosen)
+    options, settings = options_and_settings(chosen)
     assert isinstance(options, GenerationOptions) and isinstance(settings, EngineSettings)
     request = prepare_request(model, processor, "hello", options, settings)
     assert request.sequence.drafts.is_measured == measured
