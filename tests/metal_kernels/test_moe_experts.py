@@ -168,12 +168,12 @@ def test_what_the_kernels_do_not_take_is_counted_and_right(N, replaced, because)
     assert stats()["expert_down_combine"] == OpStats(kernel=1)
 
 
-def test_seventeen_rows_are_too_many_for_a_launch_of_single_products():
-    weights, routing = sparse_weights(), random_routing(17, 2, 5)
+def test_more_rows_than_any_machine_chooses_are_too_many_for_a_launch_of_single_products():
+    weights, routing = sparse_weights(), random_routing(129, 2, 5)
     with emulated() as report:
-        expert_gate_up(normal(17, 128), routing.indices, weights)
+        expert_gate_up(normal(129, 128), routing.indices, weights)
     assert report.count() == 0
-    assert stats() == {"expert_gate_up": OpStats(reference={"more than 16 rows or 16 experts a row": 1})}
+    assert stats() == {"expert_gate_up": OpStats(reference={"more than 128 rows or 16 experts a row": 1})}
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from mlx_qwen.cli import main
-from mlx_qwen.errors import PromptError
 from mlx_qwen.model import Model
 from mlx_qwen.options import GenerationOptions
 from mlx_qwen.prompt import Processor
 from mlx_qwen.prompt.inputs import prompt_inputs
-from mlx_qwen.prompt.placed import describe
+from mlx_qwen.prompt.placed import describe, feature_count
 from tests.vision.drawing import drawing
 from tests.vision.films import animation, film
 
@@ -28,13 +27,16 @@ def described(processor: Processor, *images: object) -> list[str]:
 
 
 @pytest.mark.parametrize("pad", [PAD, "<|video_pad|>"])
-def test_placeholders_in_a_chats_text_are_refused_even_if_the_sum_is_right(
-    seeing: tuple[Model, Processor], pad: str
-) -> None:
+def test_placeholders_that_people_type_beside_a_picture_are_text(seeing: tuple[Model, Processor], pad: str) -> None:
+    _, processor = seeing
     part = {"image": CAT} if pad == PAD else {"video": [CAT]}
-    messages = [{"role": "user", "content": [part, f"what is {pad * 8}?"]}]
-    with pytest.raises(PromptError, match=r"has 9 \w+ placeholders and 1 \w+ were given, expected one for each"):
-        prompt_inputs(seeing[1], messages, GenerationOptions())
+    inputs = prompt_inputs(processor, [{"role": "user", "content": [part, f"what is {pad * 8}?"]}], GenerationOptions())
+    (placed,) = inputs.media
+    tokens = {name: processor.tokenizer.token_to_id(name) for name in (PAD, "<|video_pad|>")}
+    assert inputs.ids[placed.start] == tokens[pad]
+    assert inputs.ids.count(tokens[pad]) == feature_count(processor, placed.patches)
+    assert sum(inputs.ids.count(token) for token in tokens.values()) == inputs.ids.count(tokens[pad])
+    assert pad * 8 in processor.tokenizer.decode(inputs.ids, skip_special_tokens=False)
 
 
 def test_a_text_may_hold_its_placeholders_repeated_already(seeing: tuple[Model, Processor]) -> None:
