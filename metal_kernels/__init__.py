@@ -5,6 +5,6 @@ a model calls, ``reference.py`` is the definition. ``MLX_QWEN_KERNELS`` picks wh
 one did.
 """
 
-from metal_kernels._backend import Backend, OpStats, backend, reset_stats, stats
+from metal_kernels._backend import Backend, OpStats, backend, machine_chooses, reset_stats, stats
 
-__all__ = ["Backend", "OpStats", "backend", "reset_stats", "stats"]
+__all__ = ["Backend", "OpStats", "backend", "machine_chooses", "reset_stats", "stats"]

@@ -60,6 +60,11 @@ def backend() -> Backend:
     )
 
 
+def machine_chooses() -> bool:
+    """Whether kernels run as far as this machine has shown that they should: not when ``MLX_QWEN_KERNELS`` insists."""
+    return backend() is Backend.METAL and os.environ.get(ENVIRONMENT_VARIABLE) != Backend.METAL.value
+
+
 def count_kernel(op: str) -> None:
     """Count one call of ``op`` that runs as a kernel."""
     _kernel_calls[op] += 1
@@ -76,7 +81,7 @@ def takes_kernel(op: str, unsupported: str | None) -> bool:
     What this machine has left out runs as the reference, unless ``MLX_QWEN_KERNELS`` is ``metal``.
     """
     because = "reference backend" if backend() is Backend.REFERENCE else unsupported
-    if because is None and os.environ.get(ENVIRONMENT_VARIABLE) != Backend.METAL.value:
+    if because is None and machine_chooses():
         because = choices().left_out.get(op)
     if because is None:
         count_kernel(op)

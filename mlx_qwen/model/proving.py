@@ -7,22 +7,23 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 import metal_kernels
-from metal_kernels import Backend, backend
-from metal_kernels._backend import ENVIRONMENT_VARIABLE
+from metal_kernels import machine_chooses
 from metal_kernels._choices import Choices, choices, choose, chosen
-from metal_kernels.calls import AttentionSizes, ExpertSizes
-from metal_kernels.tuning import Clock, Row, Tuned, failing, seconds_of, tune, without
-from metal_kernels.tuning_cases import ModelSizes
 from mlx_qwen.model.mlp import SparseMoE
 from mlx_qwen.model.qwen import Model
 from mlx_qwen.model.rope import rotary
 from mlx_qwen.remembered import recall, remember
 from mlx_qwen.status_line import StatusLine
 from mlx_qwen.version import installed
+
+if TYPE_CHECKING:
+    from metal_kernels.tuning import Clock, Row, Tuned
+    from metal_kernels.tuning_cases import ModelSizes
 
 TUNE = "MLX_QWEN_TUNE"
 _FOLDER = "kernels"
@@ -42,13 +43,10 @@ def settle_kernels(model: Model) -> None:
     choose(replace(known, left_out={**choices().left_out, **known.left_out}))
 
 
-def machine_chooses() -> bool:
-    """Whether kernels run, and nobody has said that they must."""
-    return backend() is Backend.METAL and os.environ.get(ENVIRONMENT_VARIABLE) != Backend.METAL.value
-
-
-def prove(model: Model, *, clock: Clock | None = None) -> Tuned:
+def prove(model: Model, *, clock: "Clock | None" = None) -> "Tuned":
     """Measure every kernel at the model's sizes, say which are left out and why, and remember the choices."""
+    from metal_kernels.tuning import seconds_of, tune
+
     line, clock = StatusLine(), clock or seconds_of
 
     def show(done: int, of: int) -> None:
@@ -57,9 +55,7 @@ def prove(model: Model, *, clock: Clock | None = None) -> Tuned:
     tuned = tune(sizes_of(model), clock=clock, report=show)
     tuned = _with_replay(model, tuned, clock)
     line.finish(keep=False)
-    for kernel, why in tuned.choices.left_out.items():
-        _say(kernel, why)
-    remember(_name(model), asdict(tuned.choices))
+    _note(model, tuned.choices, tuned.choices.left_out)
     return tuned
 
 
@@ -67,14 +63,14 @@ def leave_out_failing(model: Model) -> bool:
     """After an error in the midst of an answer: leave out the kernels that fail now; whether there are any."""
     if not machine_chooses():
         return False
+    from metal_kernels.tuning import failing, without
+
     sizes = sizes_of(model)
     failed = failing(sizes)
     if not failed:
         return False
     choose(without(choices(), failed, sizes.widest_key))
-    for kernel, why in failed.items():
-        _say(kernel, why)
-    remember(_name(model), asdict(choices()))
+    _note(model, choices(), failed)
     return True
 
 
@@ -89,8 +85,11 @@ def recalled(model: Model) -> Choices | None:
     return Choices(**found) if texts and counts else None
 
 
-def sizes_of(model: Model) -> ModelSizes:
+def sizes_of(model: Model) -> "ModelSizes":
     """The sizes that shape the kernels of a model's layers."""
+    from metal_kernels.calls import AttentionSizes, ExpertSizes
+    from metal_kernels.tuning_cases import ModelSizes
+
     text = model.config.text
     linear = [layer for layer in model.layers if layer.is_linear]
     sparse = next((layer.mlp for layer in model.layers if isinstance(layer.mlp, SparseMoE)), None)
@@ -128,7 +127,7 @@ def machine() -> str:
     return f"{chip}, {system}, MLX {installed('mlx')}, kernels {_source_hash()}"
 
 
-def table(rows: tuple[Row, ...]) -> str:
+def table(rows: "tuple[Row, ...]") -> str:
     """What was measured, a line a kernel."""
     lines = [f"{'kernel':<34}{'runs as':<34}{'difference':<12}{'kernel':<12}plain MLX"]
     for row in rows:
@@ -139,8 +138,10 @@ def table(rows: tuple[Row, ...]) -> str:
     return "\n".join(lines)
 
 
-def _with_replay(model: Model, tuned: Tuned, clock: Clock) -> Tuned:
+def _with_replay(model: Model, tuned: "Tuned", clock: "Clock") -> "Tuned":
     """Whether decoding by replayed graphs is the quicker way."""
+    from metal_kernels.tuning import Row
+
     with chosen(tuned.choices):
         state = model.step(mx.array([[0, 1, 2, 3]]), model.make_cache().state).state
         mx.eval(state.arrays())
@@ -151,13 +152,15 @@ def _with_replay(model: Model, tuned: Tuned, clock: Clock) -> Tuned:
             took[replay] = clock(label, "kernel", lambda: [model.step(mx.array([[4]]), state).hidden])
     replays = took[True] <= took[False]
     row = Row("decoding", "replayed graphs" if replays else "layer by layer", kernel_ms=1e3 * min(took.values()))
-    return Tuned(replace(tuned.choices, replay=replays), (*tuned.rows, row))
+    return replace(tuned, choices=replace(tuned.choices, replay=replays), rows=(*tuned.rows, row))
 
 
-def _say(kernel: str, why: str) -> None:
-    print(
-        f"mlx-qwen: the kernel {kernel} is left out on this machine ({why}); plain MLX does its work.", file=sys.stderr
-    )
+def _note(model: Model, made: Choices, left_out: Mapping[str, str]) -> None:
+    """Remember the choices, and say which kernels were left out just now."""
+    for kernel, why in left_out.items():
+        line = f"mlx-qwen: the kernel {kernel} is left out on this machine ({why}); plain MLX does its work."
+        print(line, file=sys.stderr)
+    remember(_name(model), asdict(made))
 
 
 def _name(model: Model) -> str:

@@ -47,7 +47,7 @@ def test_tuning_prints_what_was_measured_and_remembers_it(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     device = Device(computes_wrongly=frozenset({"_gated_delta_replay"}))
-    monkeypatch.setattr("mlx_qwen.model.proving.seconds_of", device.clock)
+    monkeypatch.setattr("metal_kernels.tuning.seconds_of", device.clock)
     monkeypatch.setattr("mlx_qwen.cli.doctor._probed", lambda repeats: True)
     with running_on(device):
         result = CliRunner().invoke(main, ["doctor", "--tune", "--model", str(chat_folder)])

@@ -35,7 +35,7 @@ def test_the_kernels_are_tried_once_and_what_was_found_is_remembered(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = Device(builds_badly=frozenset({"_swiglu_rows"}))
-    monkeypatch.setattr("mlx_qwen.model.proving.seconds_of", device.clock)
+    monkeypatch.setattr("metal_kernels.tuning.seconds_of", device.clock)
     with running_on(device):
         prove(model, clock=device.clock)
         tried = len(device.launched)
