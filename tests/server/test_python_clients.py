@@ -12,8 +12,6 @@ import pytest
 from anthropic import beta_tool
 from pydantic import BaseModel
 
-from tests.server.running import serving
-
 MODEL = "mlx-qwen-demo"
 HELLO = "Hello! I am a tiny demo model. I know sums, lists, pictures with shapes, and tools."
 HI = [{"role": "user", "content": "Hello"}]
@@ -28,22 +26,6 @@ class Sum(BaseModel):
 
     left: int
     right: int
-
-
-@pytest.fixture(scope="module")
-def url():
-    with serving() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(url):
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def claude(url):
-    return anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
 
 
 def test_openais_client_runs_a_tool_loop(client):

@@ -4,8 +4,6 @@ import anthropic
 import openai
 import pytest
 
-from tests.server.running import serving
-
 HELLO = "Hello! I am a tiny demo model. I know sums, lists, pictures with shapes, and tools."
 WEATHER = {
     "name": "get_weather",
@@ -13,22 +11,6 @@ WEATHER = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
 QUESTIONS = {"words": ("Hello", HELLO), "a call": ("How is the weather in Paris?", None)}
-
-
-@pytest.fixture(scope="module")
-def url():
-    with serving() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(url):
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def claude(url):
-    return anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
 
 
 @pytest.mark.parametrize("kind", QUESTIONS)
