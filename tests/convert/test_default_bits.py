@@ -1,7 +1,6 @@
 """Without further words a conversion has 4.5 to 5 bits a weight, spent where each matrix's error calls for them."""
 
 import re
-import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,10 +9,10 @@ import pytest
 from mlx_qwen.checkpoint.layout import Quantization
 from mlx_qwen.checkpoint.released import SIZES, reduced
 from mlx_qwen.convert import convert, describe
-from mlx_qwen.convert.description import Description
 from mlx_qwen.convert.planning import plan
 from mlx_qwen.convert.recipes.kinds import Kind, joined_with
 from tests.conftest import CheckpointFactory
+from tests.support.conversions import HURT_LAYER, chosen, hurt_source, out_proj_bits
 from tests.support.mlx_folders import main_arrays
 from tools.benchmarks.synthetic import write_random_checkpoint
 
@@ -42,10 +41,6 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-def chosen(description: Description) -> dict[str, Quantization | None]:
-    return {tensor.name: tensor.quantization for tensor in description.tensors if tensor.kind.is_matrix}
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_every_released_size_has_less_than_five_bits_a_weight(size: str) -> None:
     assert 4.55 <= plan(size, memory="64GB").weights.text_bits <= 4.61
@@ -69,17 +64,8 @@ def test_the_same_source_always_gives_the_same_bits_and_joined_matrices_the_same
 
 
 def test_a_matrix_that_rounding_hurts_more_gets_more_bits(source: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(source, tmp_path / "source")
-    layer = "language_model.layers.{}.linear_attn.out_proj.weight"
-    tensors = mx.load(str(copy / "model.safetensors"))
-    assert isinstance(tensors, dict)
-    # One large weight a group makes the steps between codes large, and the others' errors with them.
-    outliers = mx.where(mx.arange(tensors[f"model.{layer.format(1)}"].shape[1]) % 64 == 0, 8, 1)
-    tensors[f"model.{layer.format(1)}"] *= outliers.astype(mx.bfloat16)
-    mx.save_safetensors(str(copy / "model.safetensors"), tensors)
-    bits = {name: kind.bits for name, kind in chosen(describe(copy)).items() if kind}
-    names = {i: f"language_model.model.{layer.format(i).partition('.')[2]}" for i in range(8)}
-    assert bits[names[1]] > max(bits[names[i]] for i in (0, 2, 4, 5, 6))
+    bits = out_proj_bits(describe(hurt_source(source, tmp_path / "source")))
+    assert bits[HURT_LAYER] > max(bits[i] for i in (0, 2, 4, 5, 6))
 
 
 def test_the_mtp_layer_and_routers_have_eight_bits(checkpoint: CheckpointFactory) -> None:

@@ -1,7 +1,6 @@
 """A size that is asked for is met from below, with bits where they avoid most harm."""
 
 import json
-import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,13 +11,14 @@ from mlx_qwen.checkpoint.layout import Plan, Quantization, plan_checkpoint
 from mlx_qwen.checkpoint.released import reduced
 from mlx_qwen.checkpoint.shards import checkpoint_tensors
 from mlx_qwen.config import ModelConfig
-from mlx_qwen.convert import Description, convert, describe
+from mlx_qwen.convert import convert, describe
 from mlx_qwen.convert.choices.sensitivity import harm_weights, measure, sampled_rows
 from mlx_qwen.convert.options import size_in_bytes
 from mlx_qwen.convert.recipes.kinds import joined_with
 from mlx_qwen.errors import ConversionError
 from mlx_qwen.loading import load_model
 from tests.conftest import CheckpointFactory
+from tests.support.conversions import HURT_LAYER, chosen, hurt_source, out_proj_bits
 from tests.support.foreign import logits
 from tools.benchmarks.synthetic import write_random_checkpoint
 
@@ -46,10 +46,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def planned(folder: Path) -> Plan:
     return plan_checkpoint(ModelConfig.from_directory(folder), checkpoint_tensors(folder))
-
-
-def chosen(description: Description) -> dict[str, Quantization | None]:
-    return {tensor.name: tensor.quantization for tensor in description.tensors if tensor.kind.is_matrix}
 
 
 def weight_files(folder: Path) -> int:
@@ -141,17 +137,8 @@ def test_what_the_user_fixed_stays_and_the_rest_meets_the_size(source: Path, tmp
 
 
 def test_bits_go_to_the_matrix_that_rounding_hurts_more(source: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(source, tmp_path / "source")
-    layer = "language_model.layers.{}.linear_attn.out_proj.weight"
-    tensors = mx.load(str(copy / "model.safetensors"))
-    assert isinstance(tensors, dict)
-    # One large weight a group makes the steps between codes large, and the others' errors with them.
-    outliers = mx.where(mx.arange(tensors[f"model.{layer.format(1)}"].shape[1]) % 64 == 0, 8, 1)
-    tensors[f"model.{layer.format(1)}"] *= outliers.astype(mx.bfloat16)
-    mx.save_safetensors(str(copy / "model.safetensors"), tensors)
-    bits = {name: kind.bits for name, kind in chosen(describe(copy, target_size="5MB")).items() if kind}
-    others = [bits[f"language_model.model.{layer.format(i).partition('.')[2]}"] for i in (0, 2, 4, 5, 6)]
-    assert bits[f"language_model.model.{layer.format(1).partition('.')[2]}"] > max(others)
+    bits = out_proj_bits(describe(hurt_source(source, tmp_path / "source"), target_size="5MB"))
+    assert bits[HURT_LAYER] > max(bits[i] for i in (0, 2, 4, 5, 6))
 
 
 def test_harm_is_the_weighted_error_of_rounding(source: Path) -> None:
