@@ -1,12 +1,12 @@
 """How much of a machine's memory a model may take."""
 
-import os
 import re
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from mlx_qwen.errors import PlanningError
+from mlx_qwen.model.memory import machine_bytes
 
 from .chips import CHIP_NAMES, Chip, chip_named, this_chip
 
@@ -65,6 +65,5 @@ def _known_chip(name: str) -> Chip:
 def _this_machine() -> Machine:
     info = mx.device_info()
     if not mx.metal.is_available():
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Machine(memory, memory, None)
+        return Machine(machine_bytes(), machine_bytes(), None)
     return Machine(int(info["memory_size"]), int(info["max_recommended_working_set_size"]), this_chip())

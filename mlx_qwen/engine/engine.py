@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlx_qwen.engine.draft_model import DraftModel
 from mlx_qwen.engine.guessing import Guessers
-from mlx_qwen.engine.memory import MemoryPlan, machine_bytes
+from mlx_qwen.engine.memory import MemoryPlan
 from mlx_qwen.engine.prefix import PrefixIndex
 from mlx_qwen.engine.prefix_store import PrefixStore
 from mlx_qwen.engine.scheduler import Outgoing, Scheduler
@@ -20,6 +20,7 @@ from mlx_qwen.engine.settling import Settling
 from mlx_qwen.engine.thread import wake
 from mlx_qwen.engine.wired import WiredMemory
 from mlx_qwen.model import Model
+from mlx_qwen.model.memory import machine_bytes
 
 _STEPS_BETWEEN_CLEARING = 256
 # How often a piece of what was read is handed to the disk while answers are being written.

@@ -1,6 +1,5 @@
 """How much memory answers may take: what a sequence needs, what there is, and how much of a prompt is read at once."""
 
-import os
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -11,7 +10,7 @@ from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.errors import PromptError
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import KV_BITS, kv_packing
-from mlx_qwen.model.memory import prefill_bytes
+from mlx_qwen.model.memory import machine_bytes, prefill_bytes
 from mlx_qwen.model.state import state_nbytes
 
 _STEP = 256
@@ -74,11 +73,6 @@ def usable_bytes() -> int:
     if mx.metal.is_available():
         return int(mx.device_info()["max_recommended_working_set_size"])
     return machine_bytes() * 9 // 10
-
-
-def machine_bytes() -> int:
-    """The machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def sequence_bytes(

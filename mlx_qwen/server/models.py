@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import MLXQwenError, PromptError
 from mlx_qwen.loading import load
 from mlx_qwen.model import Model
+from mlx_qwen.model.memory import machine_bytes
 from mlx_qwen.prompt import Processor
 from mlx_qwen.server.record import LOG
 from mlx_qwen.server.refusals import Refusal
@@ -75,7 +75,7 @@ class Models:
     def __init__(self, sources: Sequence[str], settings: ServerSettings, *, loaded: Callable[[Model], None]) -> None:
         self.hosted = [_hosted(source) for source in sources] or [_hosted(demo_folder(), name=DEMO)]
         self._aliases = [alias.partition("=")[::2] for alias in settings.alias]
-        self._budget = settings.memory * 1e9 if settings.memory else 0.75 * _machine_bytes()
+        self._budget = settings.memory * 1e9 if settings.memory else 0.75 * machine_bytes()
         self._one_at_a_time = asyncio.Lock()
         self._unload_after = settings.unload_after
         self._on_load = loaded
@@ -207,7 +207,3 @@ def _unload(hosted: Hosted) -> None:
     hosted.loaded = None
     gc.collect()
     mx.clear_cache()
-
-
-def _machine_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
