@@ -48,7 +48,17 @@ def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """Nothing is remembered in the user's cache folder, and nothing that is there is found."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        if "METAL_EMULATOR_CACHE" not in os.environ:  # what is compiled once serves every test
+            patch.setenv("METAL_EMULATOR_CACHE", str(tmp_path_factory.mktemp("metal-emulator")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _cache_folder_of_this_test(
+    _own_cache_folder: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one test lets a model find out, as what its MTP layer reads, no other test recalls."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session", autouse=True)

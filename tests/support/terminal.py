@@ -17,6 +17,7 @@ from pathlib import Path
 # Far more than anything takes, as the machine may be busy; nothing waits for it unless something is wrong.
 PATIENCE = 120.0
 _CODE = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[=>78()][B0]?")
+_PROMPT = re.escape("\x1b[?2004h")  # from here on, pasted text is marked as such
 # Takes the terminal, without which Ctrl-C reaches nobody, and runs the command behind some code of the test's.
 _COMMAND = """
 import fcntl, sys, termios
@@ -72,22 +73,31 @@ class Terminal:
             if select.select([], [self._own], [], 1)[1]:
                 data = data[os.write(self._own, data[:1024]) :]
 
+    def interrupt(self) -> str:
+        """Press Ctrl-C at a prompt until there is a new one; what was printed up to there.
+
+        Python's readline takes no notice of a signal between its prompt and its first wait for a key.
+        """
+        limit = time.monotonic() + PATIENCE
+        while time.monotonic() < limit:
+            self.type("\x03")
+            if (passed := self._passed(_PROMPT, 5)) is not None:
+                return passed
+        raise AssertionError(f"Ctrl-C brought no prompt; the last is {self.output[self._seen :][-600:]!r}")
+
     def paste(self, text: str) -> None:
         """Send a text as terminals send what is pasted."""
         self.type(f"\x1b[200~{text}\x1b[201~")
 
     def wait_for(self, pattern: str) -> str:
         """Read until the pattern occurs behind what the last call found; what was printed up to its end."""
-        limit = time.monotonic() + PATIENCE
-        while (found := re.compile(pattern).search(self.output, self._seen)) is None:
-            if time.monotonic() > limit or not self._read(1):
-                raise AssertionError(f"{pattern!r} did not come; the last is {self.output[self._seen :][-600:]!r}")
-        passed, self._seen = self.output[self._seen : found.end()], found.end()
+        if (passed := self._passed(pattern, PATIENCE)) is None:
+            raise AssertionError(f"{pattern!r} did not come; the last is {self.output[self._seen :][-600:]!r}")
         return passed
 
     def wait_for_prompt(self) -> str:
         """Read until a line can be typed; what was printed up to there."""
-        return self.wait_for(re.escape("\x1b[?2004h"))  # from here on, pasted text is marked as such
+        return self.wait_for(_PROMPT)
 
     def end(self) -> int:
         """Read until the process ends; its exit code."""
@@ -99,6 +109,14 @@ class Terminal:
     def screen(self) -> str:
         """All lines that were printed, those that scrolled away too."""
         return screen(self.output, rows=self._rows, columns=self._columns)
+
+    def _passed(self, pattern: str, seconds: float) -> str | None:
+        limit = time.monotonic() + seconds
+        while (found := re.compile(pattern).search(self.output, self._seen)) is None:
+            if time.monotonic() > limit or not self._read(1):
+                return None
+        passed, self._seen = self.output[self._seen : found.end()], found.end()
+        return passed
 
     def _read(self, seconds: float) -> bool:
         """Take what was printed within some seconds; False at the end."""
