@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable
 
 from mlx_qwen.answer.call_writer import CallWriter
 from mlx_qwen.answer.deltas import ToolCallDelta, json_text, merged
-from mlx_qwen.answer.json_arguments import JsonArguments
-from mlx_qwen.answer.json_calls import JsonText
+from mlx_qwen.answer.json_block import JsonBlock
 from mlx_qwen.answer.open_value import OpenValue, Verdict
 from mlx_qwen.answer.outside import OutsideText
 from mlx_qwen.answer.tags import Kind, Tag, TagReader
@@ -43,11 +42,8 @@ class ToolCallParser:
         self._value: OpenValue
         self._in_block = False
         self._aside = False
-        self._json: JsonText | None = None
+        self._json: JsonBlock | None = None
         self._json_is_broken = False
-        self._arguments = JsonArguments(self._writer)
-        # In a string behind another block's opening tag: its place in `_held`, and how many strings came before.
-        self._inner: tuple[int, int] | None = None
 
     def push(self, text: str) -> str:
         """Takes the next piece and returns the text that is certainly outside of any call."""
@@ -237,47 +233,20 @@ class ToolCallParser:
                 self._again([Tag(Kind.TEXT, text)] if tag.kind is Kind.TEXT else [tag])
 
     def _begin_json(self, tag: Tag) -> None:
-        self._json, self._take = JsonText(), self._in_json
-        self._arguments, self._inner = JsonArguments(self._writer), None
+        self._json, self._take = JsonBlock(self._writer, broken=self._json_is_broken), self._in_json
         self._again([tag])
 
     def _in_json(self, tag: Tag) -> None:
         assert self._json is not None, "begun by _begin_json"
-        if self._ends_json(tag, in_string=self._json.in_string):
-            self._end_json(self._json.calls(), [tag])
-            return
-        if tag.kind is Kind.OPEN_BLOCK and self._inner is None:
-            self._inner = len(self._held), self._json.strings
-        self._held.append(tag)
-        rest = self._json.push(tag.raw)
+        rest = self._json.take(tag)
         if rest is not None:
-            self._held[-1] = tag = Tag(Kind.TEXT, tag.raw.removesuffix(rest))
-        self._follow(tag)
-        if rest is not None:
-            self._end_json(self._json.calls(), [Tag(Kind.TEXT, rest)] if rest else [])
+            self._end_json(self._json, rest)
 
-    def _follow(self, tag: Tag) -> None:
-        """Tells the arguments that came; from another block's tag on only when the string around it has ended."""
-        assert self._json is not None, "begun by _begin_json"
-        if self._inner is None:
-            self._arguments.push(tag.raw)
-        elif self._json.strings > self._inner[1]:
-            for one in self._held[self._inner[0] :]:
-                self._arguments.push(one.raw)
-            self._inner = None
-
-    def _ends_json(self, tag: Tag, *, in_string: bool) -> bool:
-        """No tag stands outside of strings; in one, the block's end on a new line shows that a quote is missing."""
-        if tag.kind is Kind.TEXT or not in_string:
-            return tag.kind is not Kind.TEXT
-        if self._json_is_broken:
-            return tag.kind in (Kind.CLOSE_BLOCK, Kind.OPEN_BLOCK)
-        return tag.kind is Kind.CLOSE_BLOCK and tag.on_new_line
-
-    def _end_json(self, calls: list[ToolCall], rest: list[Tag]) -> None:
+    def _end_json(self, json: JsonBlock, rest: list[Tag]) -> None:
         """The JSON has ended, with calls in it or not; `rest` comes behind it."""
-        if self._arguments.writer is not None:
-            self._end_json_call(calls, rest)
+        calls = json.calls()
+        if json.arguments.writer is not None:
+            self._end_json_call(json, calls, rest)
             return
         for call in calls:
             arguments = self._tools.parameters(call.name).checked(call.arguments)
@@ -290,16 +259,16 @@ class ToolCallParser:
             self._again(rest)
             return
         # It is text up to the next tag of a block, behind which calls may follow.
-        held, kinds = [*self._held, *rest], (Kind.CLOSE_BLOCK, Kind.OPEN_BLOCK)
+        held, kinds = [*self._held, *json.tags, *rest], (Kind.CLOSE_BLOCK, Kind.OPEN_BLOCK)
         cut = next((at for at, tag in enumerate(held) if at and tag.kind in kinds), len(held))
         self._held, self._json_is_broken = held[:cut], True
         self._give_back()
         self._again(held[cut:])
 
-    def _end_json_call(self, calls: list[ToolCall], rest: list[Tag]) -> None:
+    def _end_json_call(self, json: JsonBlock, calls: list[ToolCall], rest: list[Tag]) -> None:
         """As `_end_json`, of a call that was begun; where the JSON is broken, what is not in the call is text."""
-        inner = self._held[self._inner[0] :] if self._inner is not None and not calls else []
-        call, text = self._arguments.end(calls)
+        inner = [] if calls else json.another_block()
+        call, text = json.arguments.end(calls)
         self.calls.append(call)
         if text.strip():
             self._outside.add(text)
@@ -327,8 +296,9 @@ class ToolCallParser:
             self._held, self._take = [], self._in_text
         elif self._json and self._take == self._in_json:
             if ended:
-                self._end_json(self._json.calls(), [])
+                self._end_json(self._json, [])
             else:
+                self._held += self._json.tags
                 self._give_back()
         else:
             self._give_back()
