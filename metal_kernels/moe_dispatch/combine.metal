@@ -13,21 +13,20 @@ void combine(
     SharedScore shared_score,
     device T* combined,
     uint3 position) {
-  using T4 = metal::vec<T, 4>;
   const ulong K = outputs_shape[1];
   const ulong column = 4 * position.x;
   const ulong token = position.y;
   float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
   for (int slot = 0; slot < k; ++slot) {
     const float score = scores[token * k + slot];
-    const T4 row = *(const device T4*)(outputs + places[token * k + slot] * K + column);
+    const device T* row = outputs + places[token * k + slot] * K + column;
+#pragma unroll
     for (int i = 0; i < 4; ++i) total[i] += score * float(row[i]);
   }
   const float score = shared_score[token];
-  const T4 row = *(const device T4*)(shared + token * K + column);
-  T4 sum;
-  for (int i = 0; i < 4; ++i) sum[i] = T(total[i] + score * float(row[i]));
-  *(device T4*)(combined + token * K + column) = sum;
+  const device T* row = shared + token * K + column;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) combined[token * K + column + i] = T(total[i] + score * float(row[i]));
 }
 
 }  // namespace mlx_qwen

@@ -88,12 +88,10 @@ struct Matrix<T, 0, group> {
   }
 
   float product(ulong row, uint column, thread const float* values, float) const {
-    const device metal::vec<T, 4>* elements = (const device metal::vec<T, 4>*)(weight + row * columns + column);
-    const metal::vec<T, 4> first = elements[0];
-    const metal::vec<T, 4> second = elements[1];
+    const device T* elements = weight + row * columns + column;
     float result = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) result += values[i] * float(first[i]) + values[4 + i] * float(second[i]);
+    for (int i = 0; i < step; ++i) result += values[i] * float(elements[i]);
     return result;
   }
 };
