@@ -10,6 +10,7 @@ quantized; `plan` says whether a model fits a machine. Every error that is raise
 
 from importlib import import_module
 
+from mlx_qwen.command_buffers import set_limits
 from mlx_qwen.errors import (
     CheckpointError,
     ConfigError,
@@ -19,6 +20,9 @@ from mlx_qwen.errors import (
     PromptError,
 )
 from mlx_qwen.version import __version__
+
+# MLX reads them with its first operation.
+set_limits()
 
 # Where the public names live that are imported when they are first used: `mlx-qwen --help` need not wait for MLX.
 _HOMES = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_qwen.errors import PlanningError
-from mlx_qwen.model.memory import machine_bytes
+from mlx_qwen.machine import machine_bytes
 
 from .chips import CHIP_NAMES, Chip, chip_named, this_chip
 

@@ -15,6 +15,7 @@ from metal_kernels import OpStats
 from mlx_qwen.bench.process import Timed, Turn
 from mlx_qwen.bench.runtimes import RUNTIMES
 from mlx_qwen.bench.timing import OURS
+from mlx_qwen.command_buffers import as_users_have_it
 from mlx_qwen.errors import MLXQwenError
 
 KERNELS_OFF = f"{OURS}, kernels off"
@@ -116,13 +117,25 @@ def has_kernels() -> bool:
 
 def _turn(name: str, folder: Path, sizes: Sequence[int], count: int) -> Turn:
     runtime = name if name in RUNTIMES else OURS
-    environment = {**os.environ, **({_SWITCH: "reference"} if name == KERNELS_OFF else {})}
+    if name in (OURS, KERNELS_OFF):
+        environment = {**os.environ, **({_SWITCH: "reference"} if name == KERNELS_OFF else {})}
+    else:
+        environment = as_users_have_it()
+    return run_turn(runtime, folder, sizes, count, environment)
+
+
+def run_turn(runtime: str, folder: Path, sizes: Sequence[int], count: int, environment: Mapping[str, str]) -> Turn:
+    """What `mlx_qwen.bench.process` measures in a process with this environment.
+
+    Raises:
+        MLXQwenError: the runtime failed.
+    """
     arguments = [runtime, str(folder), str(count), *map(str, sizes)]
     command = [sys.executable, "-m", "mlx_qwen.bench.process", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise MLXQwenError(f"{name} could not run this model: {lines[-1][:500]}")
+        raise MLXQwenError(f"{runtime} could not run this model: {lines[-1][:500]}")
     found = json.loads(done.stdout.splitlines()[-1])
     prompts = [Timed(**timed) for timed in found["prompts"]]
     kernels = {operation: OpStats(**calls) for operation, calls in found["kernels"].items()}

@@ -7,6 +7,8 @@ import sys
 
 import click
 
+from mlx_qwen.command_buffers import facts as buffer_facts
+from mlx_qwen.command_buffers import users_own
 from mlx_qwen.version import installed
 
 _FAILED = 1
@@ -45,12 +47,19 @@ def command(repeats: int, tune: bool, model: str | None) -> None:
 
 def _tuned(path: str | None) -> None:
     """Print what was measured at a model's sizes, and how its kernels run from now on."""
+    from mlx_qwen.bench.command_buffers import buffer_table, tune_command_buffers
+    from mlx_qwen.checkpoint.hub import resolve
+    from mlx_qwen.demo import demo_folder
     from mlx_qwen.loading import load
     from mlx_qwen.model.proving import machine, prove, table
 
     model, _ = load(path, tune=False)
     tuned = prove(model)
-    click.echo(f"\nAt the sizes of {path or 'the bundled demo'} on {machine()}:\n{table(tuned.rows)}")
+    click.echo(f"\nAt the sizes of {path or 'the bundled demo'} on {machine()}:\n{table(tuned.rows)}\n")
+    if own := users_own():
+        click.echo(f"Command buffers were not tried: {' and '.join(own)} set by you hold.")
+    elif tried := tune_command_buffers(demo_folder() if path is None else resolve(path)):
+        click.echo(buffer_table(tried))
 
 
 def _machine() -> list[tuple[str, str]]:
@@ -77,7 +86,7 @@ def _machine() -> list[tuple[str, str]]:
         limit = subprocess.run(["sysctl", "-n", "iogpu.wired_limit_mb"], capture_output=True, text=True, check=False)
         megabytes = limit.stdout.strip() or "unknown"
         facts.append(("wired limit", "the system's own" if megabytes == "0" else f"{megabytes} MB"))
-    return facts
+    return facts + buffer_facts()
 
 
 def _probed(repeats: int) -> bool:

@@ -19,8 +19,8 @@ from mlx_qwen.engine.sequence import Emission, Sequence
 from mlx_qwen.engine.settling import Settling
 from mlx_qwen.engine.thread import wake
 from mlx_qwen.engine.wired import WiredMemory
+from mlx_qwen.machine import machine_bytes
 from mlx_qwen.model import Model
-from mlx_qwen.model.memory import machine_bytes
 
 _STEPS_BETWEEN_CLEARING = 256
 # How often a piece of what was read is handed to the disk while answers are being written.

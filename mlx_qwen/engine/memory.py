@@ -8,9 +8,10 @@ from mlx.utils import tree_flatten
 from mlx_qwen.config import TextConfig
 from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.errors import PromptError
+from mlx_qwen.machine import machine_bytes
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import KV_BITS, kv_packing
-from mlx_qwen.model.memory import machine_bytes, prefill_bytes
+from mlx_qwen.model.memory import prefill_bytes
 from mlx_qwen.model.state import state_nbytes
 
 _STEP = 256

@@ -1,6 +1,4 @@
-"""Bytes that keys and values of a prompt take, what is alive while a piece of it is read, and what a machine has."""
-
-import os
+"""Bytes that keys and values of a prompt take, and what is alive while a piece of it is read."""
 
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.attention import MOST_SCORE_BYTES
@@ -12,11 +10,6 @@ _STEP = 256
 _ITEM, _FP32 = 2, 4
 # Head sizes for which MLX attends to many queries without scores in memory, unless told otherwise.
 _FUSED_HEAD_SIZES = (64, 80, 128)
-
-
-def machine_bytes() -> int:
-    """The machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def kv_bytes(text: TextConfig, tokens: int, *, kv_bits: int | None = None) -> int:

@@ -16,8 +16,8 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import MLXQwenError, PromptError
 from mlx_qwen.loading import load
+from mlx_qwen.machine import machine_bytes
 from mlx_qwen.model import Model
-from mlx_qwen.model.memory import machine_bytes
 from mlx_qwen.prompt import Processor
 from mlx_qwen.server.record import LOG
 from mlx_qwen.server.refusals import Refusal

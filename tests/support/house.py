@@ -40,6 +40,8 @@ HOUSE = {
             "version",
             "forked",
             "remembered",
+            "machine",
+            "command_buffers",
         ),
         ("errors",),
     ),
