@@ -127,6 +127,7 @@ def _done(
                 name=target.name,
                 text=text,
                 progress=options.progress,
+                adapter_path=options.adapter_path,
             )
     url = None if repository is None else upload_folder(target, repository)
     return _report(job, target, written, cost, quality=quality, url=url)

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mlx_qwen.checkpoint.adapters import warn_of_adapter
 from mlx_qwen.checkpoint.layout import Plan, plan_checkpoint
 from mlx_qwen.checkpoint.settled import is_said_to_be_tied
+from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.config import ModelConfig
 
 from .choices.choose import choose
@@ -24,9 +26,10 @@ from .needs import memory_needed
 from .outputs import Output, Outputs, plan_outputs
 from .quantize.texts import calibration_windows
 from .settings import AUTO, Settings
-from .source.folder import copied_files
+from .source.folder import copied_files, source_lines
 from .source.loadable import check_loadable
 from .source.origin import Origin
+from .source.reading import read_source
 from .work.calibration import Calibration
 from .work.damage import damaged_source
 from .work.pieces import DamagedPieceError
@@ -39,7 +42,7 @@ from .writing.staging import Workspace, write_text
 class Survey:
     """What the headers of a source say, and `remarks` on what it lacks.
 
-    `windows` are token ids [n, T] of a calibration text, None without one.
+    `windows` are token ids [n, T] of a calibration text, None without one. `adapter` is the folder of what is merged.
     """
 
     origin: Origin
@@ -47,6 +50,7 @@ class Survey:
     plan: Plan
     windows: npt.NDArray[np.int64] | None
     remarks: tuple[str, ...]
+    adapter: Path | None = None
 
     @property
     def source(self) -> Path:
@@ -93,7 +97,8 @@ class Job:
         """Equal for jobs that write the same bytes."""
         windows = self.survey.windows
         calibration = [] if windows is None else [hashlib.sha256(windows.tobytes()).hexdigest()]
-        return fingerprint([*self.survey.origin.lines(), *calibration], self.outputs)
+        adapter = [] if self.survey.adapter is None else source_lines(self.survey.adapter)
+        return fingerprint([*self.survey.origin.lines(), *calibration, *adapter], self.outputs)
 
     @property
     def output_bytes(self) -> int:
@@ -115,6 +120,7 @@ class Job:
             repository=survey.origin.repository,
             description=self.description,
             has_vision=plan.has_vision,
+            adapter=survey.adapter,
         )
         try:
             written = write_weights(space, self.outputs, survey.origin.remote, progress, calibration)
@@ -140,12 +146,17 @@ def survey_source(origin: Origin, settings: Settings) -> Survey:
     Raises ConfigError, CheckpointError and ConversionError as `convert` does.
     """
     config = ModelConfig.from_directory(origin.folder)
-    tensors = decodable(config, origin.tensors(), settings.keeps)
-    plan = plan_checkpoint(config, tensors, origin.companion())
-    text = settings.calibration
+    if settings.adapter_path is None:
+        warn_of_adapter(origin.folder, origin.names)
+
+    def planned(tensors: dict[str, TensorInfo]) -> Plan:
+        return plan_checkpoint(config, decodable(config, tensors, settings.keeps), origin.companion())
+
+    read = read_source(origin.folder, config, origin.tensors(), planned, settings.adapter_path)
+    plan, text = read.plan, settings.calibration
     remarks = check_loadable(origin.folder, plan.config)
     windows = None if text is None else calibration_windows(text, origin.folder, config)
-    return Survey(origin, plan.config, plan, windows, remarks)
+    return Survey(origin, plan.config, plan, windows, read.remarks + remarks, read.adapter)
 
 
 def plan_job(

@@ -105,6 +105,13 @@ class DescriptionOptions:
         help="unpack a quantized source, exactly, and insist that it is one.",
         flag=("--dequantize", "-d"),
     )
+    adapter_path: str | Path | None = option(
+        None,
+        help="adapter of a fine-tuning to merge into the source while it is converted, in fp32: a folder or Hub "
+        "repository as PEFT (LoRA, rsLoRA, DoRA) or mlx-lm write it. Tokenizer and template stay the source's.",
+        flag="--adapter-path",
+        metavar="FOLDER|REPO",
+    )
     revision: str | None = option(None, help="branch, tag or commit of the Hub repository.", flag="--revision")
     progress: bool | None = option(None, help="show a line of progress. By default on a terminal and in a notebook.")
 
@@ -194,6 +201,7 @@ class DescriptionKeywords(TypedDict, total=False):
     calibration: str | Path | None
     quantize: bool
     dequantize: bool
+    adapter_path: str | Path | None
     revision: str | None
     progress: bool | None
 
@@ -224,7 +232,7 @@ def check_settings(options: DescriptionOptions | None = None) -> Settings:
                 f"{' and '.join(given)} only {matter} when quantizing, which is turned off. Leave {them} out, or "
                 "quantize."
             )
-        return Settings(None, options.dtype, options.dequantize, chip=options.chip)
+        return Settings(None, options.dtype, options.dequantize, chip=options.chip, adapter_path=options.adapter_path)
     _check_apart(given)
     size = options.target_size
     named_or_fitted = options.recipe is not None or size is not None
@@ -244,6 +252,7 @@ def check_settings(options: DescriptionOptions | None = None) -> Settings:
         chip=options.chip,
         quantizer=_quantizer(options.quantizer, options.calibration),
         calibration=_calibration(options.quantizer, options.calibration),
+        adapter_path=options.adapter_path,
     )
 
 

@@ -23,7 +23,7 @@ class Settings:
     `target_size` in bytes or `target_bits` a weight (all weights but vision and MTP), the recipe's `default` only says
     what group size is meant until bits are chosen to fit.
     `chip` is the one that "auto" chooses a dtype for, None for this machine's. `calibration` is set for the
-    `quantizer` "gptq" alone.
+    `quantizer` "gptq" alone. The adapter of `adapter_path` is merged into the source.
     """
 
     recipe: Recipe | None
@@ -36,6 +36,7 @@ class Settings:
     chip: str | None = None
     quantizer: Quantizer = "search"
     calibration: str | Path | None = None
+    adapter_path: str | Path | None = None
 
     @property
     def quantization(self) -> Quantization | None:

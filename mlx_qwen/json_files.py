@@ -8,11 +8,7 @@ from mlx_qwen.errors import CheckpointError, MLXQwenError
 
 # The largest published indexes take 20 MB.
 MOST_BYTES = 200 << 20
-_ADAPTER_CONFIG = "adapter_config.json"
-MERGING = (
-    "Merge it first, with `peft` and transformers: PeftModel.from_pretrained(base, adapter).merge_and_unload(), then "
-    "save_pretrained(folder) and the base's tokenizer; give that folder."
-)
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def read_json_object(file: Path, error: type[MLXQwenError] = CheckpointError) -> dict[str, Any]:
@@ -34,13 +30,30 @@ def read_json_object(file: Path, error: type[MLXQwenError] = CheckpointError) ->
 
 def adapter_advice(folder: Path) -> str:
     """What to say of a folder without config.json that holds an adapter alone; empty for any other."""
-    if not (folder / _ADAPTER_CONFIG).is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         return ""
-    return f" It is an adapter, not a model{base_of_adapter(folder)}. {MERGING}"
+    return f" It is an adapter, not a model{base_of_adapter(folder)}. {merging_advice(folder)}"
+
+
+def merging_advice(folder: Path) -> str:
+    """How an adapter in `folder` is merged into its model."""
+    base = _named_base(folder)
+    return (
+        f"Merge it first: `mlx-qwen convert --hf-path {base or '<its base>'} --adapter-path {folder}` does while it "
+        "converts, or `peft` with PeftModel.from_pretrained(base, adapter).merge_and_unload() and "
+        "save_pretrained(new_folder)."
+    )
 
 
 def base_of_adapter(folder: Path) -> str:
     """The model that an adapter in `folder` names as its base, as the end of a sentence; empty where none is named."""
-    file = folder / _ADAPTER_CONFIG
-    base = read_json_object(file, CheckpointError).get("base_model_name_or_path") if file.is_file() else None
-    return f"; its base is {base}" if isinstance(base, str) and base else ""
+    base = _named_base(folder)
+    return f"; its base is {base}" if base else ""
+
+
+def _named_base(folder: Path) -> str | None:
+    """The model that adapter_config.json names: PEFT as base_model_name_or_path, mlx-lm as model."""
+    file = folder / ADAPTER_CONFIG
+    settings = read_json_object(file, CheckpointError) if file.is_file() else {}
+    base = settings.get("base_model_name_or_path") or settings.get("model")
+    return base if isinstance(base, str) else None

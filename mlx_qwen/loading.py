@@ -6,6 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_qwen.checkpoint import mtp_reads
+from mlx_qwen.checkpoint.adapters import warn_of_adapter
 from mlx_qwen.checkpoint.foreign import CONVERTED, unreadable
 from mlx_qwen.checkpoint.hub import resolve
 from mlx_qwen.checkpoint.identity import model_identity
@@ -71,6 +72,7 @@ def load_model(folder: Path, config: ModelConfig, *, dtype: mx.Dtype | None = No
     """The model of a folder whose config is already read; see `load`."""
     note_computing()
     plan = plan_model(folder, config)
+    warn_of_adapter(folder)
     config = plan.config
     model = Model(config, with_mtp=plan.has_mtp, with_vision=plan.has_vision)
     _settle_mtp(model, folder, plan)

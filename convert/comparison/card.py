@@ -51,6 +51,7 @@ def verify_conversion(
     name: str,
     text: Path | None = None,
     progress: bool | None = None,
+    adapter_path: str | Path | None = None,
 ) -> Comparison:
     """Compare `source` with the complete conversion in `folder`, and write what that shows into the folder's card.
 
@@ -60,12 +61,13 @@ def verify_conversion(
         source: in any format that `convert` reads.
         folder: with config.json, weights, tokenizer and README.md, wherever it is until it gets its final name.
         reference, name: what source and conversion are called.
-        text, progress: as in `compare`.
+        text, progress, adapter_path: as in `compare`.
 
     Raises:
         As `compare`.
     """
-    comparison = replace(compare(source, folder, text=text, progress=progress), a=reference, b=name)
+    comparison = compare(source, folder, text=text, progress=progress, adapter_path=adapter_path)
+    comparison = replace(comparison, a=reference, b=name)
     plot, card = folder / PLOT_NAME, folder / "README.md"
     save_plot(comparison, plot)
     with plot.open("rb") as file:

@@ -40,6 +40,12 @@ class ComparisonOptions:
         "memory and add their own rounding to both.",
         flag="--dtype",
     )
+    adapter_path: str | Path | None = option(
+        None,
+        help="adapter to merge into the first checkpoint, as it was into the second when that was converted.",
+        flag="--adapter-path",
+        metavar="FOLDER|REPO",
+    )
     progress: bool | None = option(None, help="show a line of progress. By default on a terminal and in a notebook.")
 
     def __post_init__(self) -> None:
@@ -60,4 +66,5 @@ class ComparisonKeywords(TypedDict, total=False):
     tokens: int
     window: int
     dtype: DType
+    adapter_path: str | Path | None
     progress: bool | None

@@ -59,7 +59,7 @@ def compare(a: str | Path, b: str | Path, **options: Unpack[ComparisonKeywords])
     folder_a, folder_b = resolve(a), resolve(b)
     kind = FLOATS[asked.dtype].mlx
     with ExitStack() as stack:
-        model_a = stack.enter_context(open_decoded(folder_a, dtype=kind))
+        model_a = stack.enter_context(open_decoded(folder_a, dtype=kind, adapter_path=asked.adapter_path))
         model_b = stack.enter_context(open_decoded(folder_b, dtype=kind))
         _check_architectures(model_a, model_b)
         processor_a = Processor.from_directory(folder_a, model_a.config)

@@ -45,11 +45,11 @@ Format = Callable[[Json, Tensors], Mapping[str, Matrix | Stack]]
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded(TensorInfo):
+class Computed(TensorInfo):
     """An array of 4-byte items that `readers` compute, one reader for each of its equal shares of rows.
 
     It stands for a stored tensor, so that the planning and cutting of plain checkpoints serve for these too; `nbytes`
-    counts what is stored.
+    counts what is stored, in `holders`.
     """
 
     readers: tuple[RowReader, ...]
@@ -70,7 +70,7 @@ class Encoded(TensorInfo):
         """Always: nothing of the file is read as it stands."""
         return True
 
-    def entry(self, index: int) -> "Encoded":
+    def entry(self, index: int) -> "Computed":
         """Expert `index` of a stacked array."""
         nbytes = self.nbytes // self.shape[0]
         return replace(self, shape=self.shape[1:], nbytes=nbytes, readers=self.readers[index : index + 1])
@@ -85,6 +85,11 @@ class Encoded(TensorInfo):
             for i in range(first // share, -(-last // share))
         ]
         return mx.concatenate(rows).reshape(-1, *inner, self.shape[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(Computed):
+    """One whose stored tensors are in a format of another runtime."""
 
 
 def encoded(

@@ -39,10 +39,18 @@ def copy_files(source: Path, folder: Path) -> None:
             os.fsync(file.fileno())
 
 
-def model_card(source: Path, *, repository: str | None, description: Description, has_vision: bool) -> str:
+def model_card(
+    source: Path,
+    *,
+    repository: str | None,
+    description: Description,
+    has_vision: bool,
+    adapter: Path | None = None,
+) -> str:
     """README.md: the front matter of the source's card with what changed, and a body saying what was done.
 
-    `repository` is the Hub id that `source` was downloaded from, None for a folder of the user's own.
+    `repository` is the Hub id that `source` was downloaded from, None for a folder of the user's own; `adapter` the
+    folder of what was merged.
     """
     data = _front_matter(source / "README.md")
     data.library_name = "mlx"
@@ -50,10 +58,12 @@ def model_card(source: Path, *, repository: str | None, description: Description
     data.tags = list(dict.fromkeys([*(data.tags or []), "mlx"]))
     if repository is not None:
         data.base_model = repository
-        if description.recipe is not None:
+        if description.recipe is not None and adapter is None:
             data["base_model_relation"] = "quantized"
     name = source.resolve().name if repository is None else repository.split("/")[-1]
     origin = name if repository is None else f"[{repository}](https://huggingface.co/{repository})"
+    if adapter is not None:
+        origin += f" and the adapter {adapter.resolve().name}, merged,"
     body = _BODY.format(
         name=name,
         origin=origin,

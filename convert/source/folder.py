@@ -6,10 +6,14 @@ from pathlib import Path
 from mlx_qwen.checkpoint.headers import MOST_HEADER_BYTES, PREFIX_BYTES
 from mlx_qwen.checkpoint.shards import INDEX_NAME
 from mlx_qwen.errors import CheckpointError
+from mlx_qwen.json_files import ADAPTER_CONFIG
 
 _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 _PREFIXES = ("LICENSE", "LICENCE", "NOTICE")
-_REWRITTEN = ("config.json", "README.md", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_REWRITTEN = (
+    *("config.json", "README.md", "quantize_config.json", "quant_config.json", "hf_quant_config.json"),
+    ADAPTER_CONFIG,  # merged, or left out: the output has none
+)
 _READ_TOO = ("config.json", "README.md", INDEX_NAME)
 
 

@@ -37,6 +37,11 @@ class Origin:
     shelf: Shelf | None = None
     is_to_come: bool = False
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The files of weights that are yet to come."""
+        return frozenset() if self.shelf is None else self.shelf.names
+
     def tensors(self) -> dict[str, TensorInfo]:
         """The tensors of the main files; raises CheckpointError as `checkpoint_tensors` does."""
         return checkpoint_tensors(self.folder, self.shelf)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import mlx.core as mx
 
+from mlx_qwen.checkpoint.adapters import check_merged
 from mlx_qwen.checkpoint.leftovers import sorted_out
 from mlx_qwen.checkpoint.mismatch import mismatch
 from mlx_qwen.checkpoint.names import MTP_PREFIX, VISION_PREFIX, Role, TensorSpec, tensor_specs
@@ -126,10 +127,11 @@ def plan_checkpoint(
     The vision tower and the MTP layer may be absent as a whole. Raises CheckpointError when tensors are missing,
     unknown or misshapen, with the names grouped and the likely cause.
     """
+    check_merged(tensors)
     named = _named({**tensors, **(companion or {})}, config)
     layout = detect_layout(config, named)
     config, named = settled(config, named)
-    pool, specs = _Pool(named), tensor_specs(config)
+    pool, specs = Pool(named), tensor_specs(config)
     targets, missing = [], []
     for spec in specs:
         target = pool.target(spec, shift=layout is Layout.HUGGING_FACE and spec.role is Role.SHIFTED_NORM)
@@ -141,7 +143,7 @@ def plan_checkpoint(
     ignored, unknown = sorted_out(pool.left, pool.tensors, (spec.name for spec in specs), config)
     if missing or unknown:
         raise CheckpointError(mismatch(config, missing, unknown))
-    _check_shapes(targets)
+    check_shapes(targets)
     return Plan(config, layout, tuple(targets), tuple(ignored))
 
 
@@ -173,7 +175,7 @@ def detect_layout(config: ModelConfig, tensors: dict[str, TensorInfo]) -> Layout
     )
 
 
-class _Pool:
+class Pool:
     """The stored tensors under their MLX names; what no target takes is left over."""
 
     def __init__(self, tensors: dict[str, TensorInfo]) -> None:
@@ -181,6 +183,7 @@ class _Pool:
         self.left = set(tensors)
 
     def target(self, spec: TensorSpec, *, shift: bool) -> Target | None:
+        """What makes the tensor `spec`, None where nothing does."""
         info = self._take(spec.name)
         if info is not None:
             return self._whole(spec, info, shift)
@@ -260,7 +263,8 @@ def _expect_shape(info: TensorInfo, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_shapes(targets: Iterable[Target]) -> None:
+def check_shapes(targets: Iterable[Target]) -> None:
+    """Raise CheckpointError for a tensor whose shape or dtype is not what its place in the model needs."""
     for target in targets:
         info, shape = target.sources[0].tensor, target.spec.shape
         if target.quantization is not None:

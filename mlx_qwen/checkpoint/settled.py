@@ -41,7 +41,7 @@ def _with_head(config: ModelConfig, tensors: dict[str, TensorInfo]) -> tuple[Mod
             if info is not None:
                 tensors[f"{embedding}{part}"] = tensors.pop(f"{head}{part}")
         return _tied(config, True), tensors
-    if all(_are_equal(heads[part], embeddings[part]) for part in _PARTS):
+    if all(are_equal(heads[part], embeddings[part]) for part in _PARTS):
         return _tied(config, True), {name: info for name, info in tensors.items() if not name.startswith(head)}
     warnings.warn(
         "config.json says that the head is tied to the embeddings, but the checkpoint has a head of its own, which is "
@@ -55,7 +55,7 @@ def _tied(config: ModelConfig, tied: bool) -> ModelConfig:
     return replace(config, text=replace(config.text, tie_word_embeddings=tied))
 
 
-def _are_equal(a: TensorInfo | None, b: TensorInfo | None) -> bool:
+def are_equal(a: TensorInfo | None, b: TensorInfo | None) -> bool:
     """Whether two stored tensors hold the same bytes; what is not on this machine counts as different."""
     if a is None or b is None or a.is_computed or b.is_computed:
         return a is b

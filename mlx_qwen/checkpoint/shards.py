@@ -12,7 +12,6 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_qwen.checkpoint.adapters import check_merged
 from mlx_qwen.checkpoint.headers import PREFIX_BYTES, HeaderError, Stored, header_length, parse_header
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.json_files import read_json_object
@@ -198,7 +197,6 @@ def checkpoint_tensors(folder: Path, shelf: Shelf | None = None) -> dict[str, Te
             f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}. Download the missing files."
         )
     tensors = _merged(shelf, shards)
-    check_merged(tensors, folder)
     if weight_map is not None:
         _check_index(weight_map, tensors)
     return {**_stray_mtp(shelf, shards, tensors), **tensors}
