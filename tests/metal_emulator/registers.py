@@ -50,6 +50,14 @@ def unavailable() -> str | None:
     return None if "amdgcn" in targets else f"{' '.join(plain_clang())} has no amdgcn target: pip install ziglang"
 
 
+def clang_version() -> int:
+    """The major version of the clang that counts."""
+    text = subprocess.run([*plain_clang(), "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"clang version (\d+)", text)
+    assert found is not None, "clang says its version"
+    return int(found[1])
+
+
 def limit(threadgroup: tuple[int, int, int]) -> int:
     """Registers that each thread of a threadgroup of this size can have."""
     return next(registers for threads, registers in _LIMITS.items() if prod(threadgroup) <= threads)

@@ -2,35 +2,41 @@
 
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import cache
 from math import prod
 from typing import Any
 from unittest.mock import patch
 
 import mlx.core as mx
 
+from metal_kernels.calls import ExpertSizes, SparseCalls, sparse_weights
 from metal_kernels.gated_delta.rule.prefill import gated_delta_prefill
 from metal_kernels.parity_cases import probes
 from tests.metal_emulator import EmulatedKernel, emulated
-from tests.metal_emulator.registers import count, limit
-from tests.metal_emulator.signature import KernelSource, Signature, make_signature
+from tests.metal_emulator.registers import Registers, count, limit
+from tests.metal_emulator.signature import make_signature
 from tests.metal_kernels.gated_delta.mixer_calls import call, layer_inputs
 from tests.metal_kernels.gated_delta.rule_oracle import random_inputs
+from tests.metal_kernels.mlx_kernels import mlx_kernels
+from tests.metal_kernels.specialisation import Specialisation
 
-
-@dataclass(frozen=True)
-class Specialisation:
-    """A kernel as one call compiles it."""
-
-    source: KernelSource
-    signature: Signature
-    threadgroup: tuple[int, int, int]
-
-    @property
-    def name(self) -> str:
-        """The kernel's name and its template arguments."""
-        return self.source.name.removeprefix("mlx_qwen_") + self.signature.template_arguments
+_MIXER = "gated_delta_mixer<bfloat16_t, {}, 128, 128, 4, 2, 16, 0, {}>"
+# What each line of the table counts: patterns of one kernel's name each.
+ROWS = {
+    "mixer, heads of 128: 1 / 8 tokens": [_MIXER.format(T, 0) for T in (1, 8)],
+    "the same with a tape: 1 / 4 / 8 tokens": [_MIXER.format(T, 1) for T in (1, 4, 8)],
+    "replay, heads of 128": ["gated_delta_replay<.*, 128, 128, .*>"],
+    "prefill, chunked: keys of 64 / 128": [f"gated_delta_prefill_chunked<{Dk}, .*>" for Dk in (64, 128)],
+    "prefill, sequential: keys of 64 / 128": [f"gated_delta_prefill_sequential<{Dk}, .*>" for Dk in (64, 128)],
+    "prefill, sequential: keys of 256 (no released model)": ["gated_delta_prefill_sequential<256, .*>"],
+    "gate and up: 4 / 8 bits": [f"expert_gate_up<bfloat16_t, {bits}, .*>" for bits in (4, 8)],
+    "down and combine: 4 / 8 bits": [f"expert_down_combine<bfloat16_t, 4, {bits}, .*>" for bits in (4, 8)],
+    "attention prologue, 32 heads": ["attention_prologue<bfloat16_t, 32, .*>"],
+    "attention epilogue": ["attention_epilogue<.*>"],
+    "norm / norm of a sum": ["rms_norm<.*>", "add_rms_norm<.*>"],
+    "router / sort / combine / swiglu": ["route<.*>", "sort_by_expert", "combine<.*>", "swiglu_rows<.*>"],
+}
 
 
 def specialisations(run: Callable[[], object]) -> dict[str, Specialisation]:
@@ -62,6 +68,9 @@ def _calls() -> None:
         gated_delta_prefill(*arrays, form="sequential")
         if Dk <= 128:
             gated_delta_prefill(*arrays, form="chunked")
+    for bits in (4, 8):
+        sizes = ExpertSizes(experts=4, chosen=4, inner=128, shared_inner=128, bits=bits)
+        SparseCalls(sizes, 128, 1, mx.bfloat16, sparse_weights(sizes, 128, mx.bfloat16)).layer()
 
 
 def shipped() -> dict[str, Specialisation]:
@@ -74,12 +83,39 @@ def shipped() -> dict[str, Specialisation]:
     return {made.name: made for made in chosen.values()}
 
 
+@cache
+def counted(made: Specialisation) -> Registers:
+    """Registers at the limit of the kernel's threadgroup."""
+    return count(made.source, made.signature, made.threadgroup, limit(made.threadgroup))
+
+
+def table(kernels: Mapping[str, Specialisation]) -> list[str]:
+    """The lines of the table in docs/kernels.md, one for each of `ROWS`, and MLX's own kernels."""
+    lines = ["| kernel | threads | registers | limit | spilled |", "|---|---|---|---|---|"]
+    own = {label: [_only(kernels, pattern) for pattern in patterns] for label, patterns in ROWS.items()}
+    for label, several in [*own.items(), *((label, [made]) for label, made in mlx_kernels().items())]:
+        found = [counted(made) for made in several]
+        columns = (
+            [prod(made.threadgroup) for made in several],
+            [each.count for each in found],
+            [limit(made.threadgroup) for made in several],
+        )
+        spilled = max(each.spilled for each in found)
+        lines.append(f"| {label} | {' | '.join(' / '.join(map(str, _once(c))) for c in columns)} | {spilled} B |")
+    return lines
+
+
+def _only(kernels: Mapping[str, Specialisation], pattern: str) -> Specialisation:
+    (found,) = (made for name, made in kernels.items() if re.fullmatch(pattern, name))
+    return found
+
+
+def _once(column: list[int]) -> list[int]:
+    return column[:1] if len(set(column)) == 1 else column
+
+
 def main() -> None:
-    print("| kernel | threads | registers | limit | spilled |\n|---|---|---|---|---|")
-    for name, made in shipped().items():
-        most = limit(made.threadgroup)
-        found = count(made.source, made.signature, made.threadgroup, most)
-        print(f"| `{name}` | {prod(made.threadgroup)} | {found.count} | {most} | {found.spilled} B |", flush=True)
+    print(*table(shipped()), sep="\n")
 
 
 if __name__ == "__main__":

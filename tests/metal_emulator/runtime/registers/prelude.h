@@ -61,6 +61,8 @@ EMULATOR_OF_LANES(simd_shuffle)
 EMULATOR_OF_LANES(simd_shuffle_xor)
 EMULATOR_OF_LANES(simd_broadcast)
 EMULATOR_OF_LANES(simd_prefix_exclusive_sum)
+EMULATOR_OF_LANES(simd_prefix_inclusive_sum)
+EMULATOR_OF_LANES(quad_sum)
 #undef EMULATOR_OF_LANES
 
 template <typename T, int Rows = 8, int Columns = 8>
@@ -68,6 +70,8 @@ struct simdgroup_matrix {
   vec<T, 2> held;
   thread vec<T, 2>& thread_elements() thread { return held; }
 };
+
+using simdgroup_float8x8 = simdgroup_matrix<float>;
 
 template <typename T, int R = 8, int C = R>
 inline simdgroup_matrix<T, R, C> make_filled_simdgroup_matrix(T value) {
@@ -98,5 +102,9 @@ inline void simdgroup_multiply_accumulate(simdgroup_matrix<D>& d, simdgroup_matr
       : "+v"(first), "+v"(second)
       : "v"(float(a.held[0])), "v"(float(a.held[1])), "v"(float(b.held[0])), "v"(float(b.held[1])));
   d.held = vec<D, 2>{D(first), D(second)};
+}
+template <typename D, typename A, typename B>
+inline void simdgroup_multiply(simdgroup_matrix<D>& d, simdgroup_matrix<A> a, simdgroup_matrix<B> b) {
+  simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<D>(0));
 }
 }  // namespace metal
