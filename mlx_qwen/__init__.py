@@ -18,6 +18,7 @@ from mlx_qwen.errors import (
     MLXQwenError,
     PlanningError,
     PromptError,
+    ShardingError,
 )
 from mlx_qwen.version import __version__
 
@@ -48,6 +49,7 @@ __all__ = [  # noqa: PLE0604, the names of _HOMES come with __getattr__
     "ConversionError",
     "MLXQwenError",
     "PlanningError",
+    "ShardingError",
     "PromptError",
     "__version__",
     *_HOMES,

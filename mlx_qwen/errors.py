@@ -21,5 +21,9 @@ class ConversionError(MLXQwenError, RuntimeError):
     """A conversion that cannot start or finish; no output was left under the final name."""
 
 
+class ShardingError(MLXQwenError, ValueError):
+    """A number of ranks that a model cannot be divided among."""
+
+
 class PlanningError(MLXQwenError, ValueError):
     """A model, precision, context, chip or memory size that cannot be planned for."""

@@ -12,7 +12,9 @@ from mlx_qwen.checkpoint.hub import resolve
 from mlx_qwen.checkpoint.identity import model_identity
 from mlx_qwen.checkpoint.layout import FORMAT_KEY, FORMAT_VERSION, Layout, Plan, foreign_quantization, plan_checkpoint
 from mlx_qwen.checkpoint.matrices import read_matrices
+from mlx_qwen.checkpoint.names import Role
 from mlx_qwen.checkpoint.shards import TensorInfo, checkpoint_tensors, companion_tensors
+from mlx_qwen.checkpoint.slices import SlicedTensors
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.declared import Declaration, check_value
 from mlx_qwen.demo import demo_folder
@@ -20,7 +22,8 @@ from mlx_qwen.errors import CheckpointError
 from mlx_qwen.forked import note_computing
 from mlx_qwen.model import Model
 from mlx_qwen.model.proving import settle_kernels
-from mlx_qwen.model.weights import assemble, check_norms
+from mlx_qwen.model.sharding import check_groups, check_ranks
+from mlx_qwen.model.weights import assemble, check_norms, fill_vision
 from mlx_qwen.prompt import Processor
 
 _FLOAT = Declaration(
@@ -37,6 +40,7 @@ def load(
     dtype: mx.Dtype | None = None,
     lazy: bool = False,
     tune: bool = True,
+    group: mx.distributed.Group | None = None,
 ) -> tuple[Model, Processor]:
     """Load a model and its processor.
 
@@ -48,9 +52,12 @@ def load(
             stay in fp32.
         lazy: leave the weights on disk until they are first used, as those of the vision tower always are.
         tune: on a Mac, let the kernels prove themselves at this model's sizes first: a few seconds, once, remembered.
+        group: the ranks that share the model, from `mx.distributed.init`. Each of them loads it at the same time and
+            reads its own part alone, at once; None, and a group of one, load the whole.
 
     Raises:
         ConfigError: config.json is missing or describes no model of this family.
+        ShardingError: the ranks do not divide the model.
         CheckpointError: files are missing or damaged, or tensors do not match the config.
         PromptError: an argument is of another type.
     """
@@ -62,32 +69,55 @@ def load(
     folder = resolve(demo_folder() if path_or_repo is None else path_or_repo, revision=revision)
     config = ModelConfig.from_directory(folder)
     processor = Processor.from_directory(folder, config)
-    model = load_model(folder, config, dtype=dtype, lazy=lazy)
+    model = load_model(folder, config, dtype=dtype, lazy=lazy, group=group)
     if tune:
         settle_kernels(model)
     return model, processor
 
 
-def load_model(folder: Path, config: ModelConfig, *, dtype: mx.Dtype | None = None, lazy: bool = False) -> Model:
+def load_model(
+    folder: Path,
+    config: ModelConfig,
+    *,
+    dtype: mx.Dtype | None = None,
+    lazy: bool = False,
+    group: mx.distributed.Group | None = None,
+) -> Model:
     """The model of a folder whose config is already read; see `load`."""
     note_computing()
     plan = plan_model(folder, config)
     warn_of_adapter(folder)
     config = plan.config
-    model = Model(config, with_mtp=plan.has_mtp, with_vision=plan.has_vision)
+    if group is not None:
+        check_ranks(config.text, group.size())
+        check_groups(config.text, plan.targets, group.size())
+    model = Model(config, with_mtp=plan.has_mtp, with_vision=plan.has_vision, group=group)
     _settle_mtp(model, folder, plan)
-
-    def read(model: Model) -> None:
-        assemble(model, read_matrices(plan.targets, config, dtype), interleaved=config.is_next)
-
-    read(model)
-    model.reread = read
-    model.identity = model_identity(folder, model.dtype)
+    if model.share.count > 1:
+        _read_share(model, plan, dtype)
+    else:
+        _read_whole(model, plan, dtype)
+    model.identity = model_identity(folder, model.dtype) + model.share.label
     check_norms(model)
-    if not lazy:
+    if not lazy or model.share.count > 1:
         # Until the first image comes, the vision tower costs no memory.
         mx.eval({name: part for name, part in model.parameters().items() if name != "vision"})
     return model
+
+
+def _read_whole(model: Model, plan: Plan, dtype: mx.Dtype | None) -> None:
+    def read(model: Model) -> None:
+        assemble(model, read_matrices(plan.targets, plan.config, dtype), interleaved=plan.config.is_next)
+
+    read(model)
+    model.reread = read
+
+
+def _read_share(model: Model, plan: Plan, dtype: mx.Dtype | None) -> None:
+    """Give the model its rank's part of each tensor; only the vision tower waits on the disk."""
+    assemble(model, SlicedTensors(plan.targets, plan.config, dtype, model.share.cut), interleaved=plan.config.is_next)
+    vision = [target for target in plan.targets if target.spec.role is Role.VISION]
+    model.reread = lambda model: fill_vision(model, read_matrices(vision, plan.config, dtype))
 
 
 def _settle_mtp(model: Model, folder: Path, plan: Plan) -> None:

@@ -86,7 +86,7 @@ class Target:
 
     def arrange(self, array: mx.array) -> mx.array:
         """Bring one source's array [as stored, rows already taken] into MLX layout; norms become fp32 factors 1 + w."""
-        if self.spec.role is Role.CONV and array.shape != self.spec.shape:
+        if self.spec.role is Role.CONV and array.shape[1:] != self.spec.shape[1:]:
             return array.moveaxis(2, 1)
         if self.spec.role is Role.VISION and array.ndim == 5 and array.shape != self.spec.shape:
             return array.transpose(0, 2, 3, 4, 1)

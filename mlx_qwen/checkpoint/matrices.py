@@ -1,6 +1,6 @@
 """From planned tensors to matrices under module names, lazily: nothing is read before it is used."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,13 +15,17 @@ from mlx_qwen.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """Rows of a weight matrix [..., N, K], dense or packed; `bias` [N] belongs to the rows."""
+    """Rows of a weight matrix [..., N, K], dense or packed; `bias` [N] belongs to the rows.
+
+    `is_held` says that the arrays are in memory already, where what is made of them should take their place at once.
+    """
 
     weight: mx.array
     scales: mx.array | None = None
     biases: mx.array | None = None
     quantization: Quantization | None = None
     bias: mx.array | None = None
+    is_held: bool = False
 
     def select(self, pick: Callable[[mx.array], mx.array]) -> "Matrix":
         """The matrix with `pick` applied to the rows of each of its arrays."""
@@ -34,9 +38,8 @@ class Matrix:
 
     def with_arrays(self, arrays: dict[str, mx.array]) -> "Matrix":
         """The same kind of matrix with other arrays."""
-        return Matrix(
-            arrays["weight"], arrays.get("scales"), arrays.get("biases"), self.quantization, arrays.get("bias")
-        )
+        scales, biases, bias = (arrays.get(name) for name in ("scales", "biases", "bias"))
+        return replace(self, weight=arrays["weight"], scales=scales, biases=biases, bias=bias)
 
     def with_bias(self, bias: mx.array) -> "Matrix":
         """The matrix with the bias of its rows, [N]."""
@@ -50,7 +53,7 @@ class Matrix:
         return values.astype(mx.bfloat16 if self.biases is None else self.scales.dtype)
 
 
-Tensors = dict[str, Matrix]
+Tensors = Mapping[str, Matrix]
 
 
 def unpacked(weight: mx.array, scales: mx.array, biases: mx.array | None, quantization: Quantization) -> mx.array:
@@ -64,23 +67,27 @@ def unpacked(weight: mx.array, scales: mx.array, biases: mx.array | None, quanti
     return mx.dequantize(weight, scales.astype(mx.float32), biases.astype(mx.float32), group_size, bits, mode)
 
 
-def read_matrices(targets: Iterable[Target], config: ModelConfig, dtype: mx.Dtype | None) -> Tensors:
+def read_matrices(targets: Iterable[Target], config: ModelConfig, dtype: mx.Dtype | None) -> dict[str, Matrix]:
     """The tensors of `targets` by module name without the language-model prefix, each with its bias.
 
     `dtype` is what unpacked weights, scales and biases become, their own by default; norms, A_log and dt_bias are fp32.
     """
-    files = _LazyFiles()
-    tensors: Tensors = {}
-    prefix = text_prefix(config)
+    files = LazyFiles()
+    tensors: dict[str, Matrix] = {}
     for target in targets:
-        name = target.spec.name if target.spec.name.startswith(MTP_PREFIX) else target.spec.name.removeprefix(prefix)
-        matrix = _matrix(target, files, dtype)
+        name = module_name(target.spec.name, config)
+        matrix = lazy_matrix(target, files, dtype)
         if name.endswith(".bias"):
             base = name.removesuffix(".bias")
             tensors[base] = tensors[base].with_bias(matrix.weight)
         else:
             tensors[name.removesuffix(".weight")] = matrix
     return tensors
+
+
+def module_name(name: str, config: ModelConfig) -> str:
+    """A tensor's name without the language-model prefix."""
+    return name if name.startswith(MTP_PREFIX) else name.removeprefix(text_prefix(config))
 
 
 def read_rows(target: Target, first: int, last: int, dtype: mx.Dtype | None) -> Matrix:
@@ -93,7 +100,7 @@ def read_rows(target: Target, first: int, last: int, dtype: mx.Dtype | None) -> 
         infos = (target.sources[0].tensor, target.scales, target.biases)
         weight, scales, biases = (None if info is None else info.as_rows().read(first, last) for info in infos)
         assert weight is not None, "a packed matrix has codes"
-        return _packed(target, weight, scales, biases, dtype)
+        return packed_matrix(target, weight, scales, biases, dtype)
     weight = _dense_rows(target, first, last)
     return Matrix(weight if dtype is None else weight.astype(dtype))
 
@@ -120,25 +127,27 @@ def _expert_rows(source: Source, start: int, stop: int) -> mx.array:
     return info.read(offset + start, offset + stop)
 
 
-def _matrix(target: Target, files: "_LazyFiles", dtype: mx.Dtype | None) -> Matrix:
+def lazy_matrix(target: Target, files: "LazyFiles", dtype: mx.Dtype | None) -> Matrix:
+    """One tensor, which is read when it is first used; `dtype` as in `read_matrices`."""
     if target.quantization is not None:
         scales, biases = (None if info is None else files[info] for info in (target.scales, target.biases))
-        return _packed(target, files[target.sources[0].tensor], scales, biases, dtype)
+        return packed_matrix(target, files[target.sources[0].tensor], scales, biases, dtype)
     weight = target.arrange(_dense(target, files))
     if target.spec.role in EXACT_ROLES:
         return Matrix(weight.astype(mx.float32))
     return Matrix(weight if dtype is None else weight.astype(dtype))
 
 
-def _packed(
+def packed_matrix(
     target: Target, weight: mx.array, scales: mx.array | None, biases: mx.array | None, dtype: mx.Dtype | None
 ) -> Matrix:
+    """The packed matrix of these arrays of a target; `dtype` as in `read_matrices`."""
     if dtype is not None and scales is not None and biases is not None:  # only affine matrices have biases
         scales, biases = scales.astype(dtype), biases.astype(dtype)
     return Matrix(weight, scales, biases, target.quantization)
 
 
-def _dense(target: Target, files: "_LazyFiles") -> mx.array:
+def _dense(target: Target, files: "LazyFiles") -> mx.array:
     sources = target.sources
     first = sources[0]
     if not target.stacked:
@@ -149,7 +158,7 @@ def _dense(target: Target, files: "_LazyFiles") -> mx.array:
     return files[first.tensor][:, slice(*first.rows)]
 
 
-class _LazyFiles:
+class LazyFiles:
     """Tensors by where they lie; each file is opened once. Arrays that are computed from others are so at once."""
 
     def __init__(self) -> None:

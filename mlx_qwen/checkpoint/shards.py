@@ -111,10 +111,14 @@ class TensorInfo:
             ) from error
 
     def read_columns(self, start: int, stop: int) -> mx.array:
-        """Read columns start:stop of a matrix, from pages of the file that the system may drop again."""
+        """Read columns start:stop of a matrix, as `read_part` does."""
+        return self.read_part(slice(None), slice(start, stop))
+
+    def read_part(self, *part: slice) -> mx.array:
+        """Read what `part` slices of the leading axes, from pages of the file that the system may drop again."""
         numpy_type, mlx_type = _DTYPES[self.dtype]
         stored = np.memmap(self.file, dtype=numpy_type, mode="r", offset=self.offset, shape=self.shape)
-        return _as_mlx(np.ascontiguousarray(stored[:, start:stop]), mlx_type)
+        return _as_mlx(np.ascontiguousarray(stored[part]), mlx_type)
 
 
 def _as_mlx(values: npt.NDArray[np.generic], mlx_type: mx.Dtype | None) -> mx.array:

@@ -58,14 +58,15 @@ class MemoryPlan:
     def piece(self, sequence: Sequence) -> int:
         """How many tokens of a prompt to read at once now."""
         assert sequence.state is not None, "it has begun"
-        text, size, bits = self._model.config.text, self._model.dtype.size, sequence.kv_bits
+        text, size, bits = self._model.share.text, self._model.dtype.size, sequence.kv_bits
         read = sequence.state.offset
         return piece_tokens(text, sequence.step_size, read, self.piece_bytes, item_size=size, kv_bits=bits)
 
     def _asked(self, sequence: Sequence) -> "Asked":
         seen = 0 if sequence.prompt_cache is None else sequence.prompt_cache.offset
-        text, size = self._model.config.text, self._model.dtype.size
-        prompt, mtp = seen + len(sequence.ids), self._model.mtp is not None
+        share, size = self._model.share, self._model.dtype.size
+        text, prompt = share.text, seen + len(sequence.ids)
+        mtp = 0 if self._model.mtp is None else share.whole.num_key_value_heads // text.num_key_value_heads
         return Asked(text, prompt, sequence.max_tokens, size, sequence.kv_bits, mtp)
 
 
@@ -77,12 +78,12 @@ def usable_bytes() -> int:
 
 
 def sequence_bytes(
-    text: TextConfig, tokens: int, *, item_size: int = 2, kv_bits: int | None = None, mtp: bool = False
+    text: TextConfig, tokens: int, *, item_size: int = 2, kv_bits: int | None = None, mtp: int = 0
 ) -> int:
     """What the state of one sequence of `tokens` tokens takes; `item_size` is that of unpacked keys and values.
 
-    Keys and values, packed to `kv_bits` if given, lie in buffers that grow by 256 tokens; with `mtp` the MTP layer has
-    some of its own.
+    Keys and values, packed to `kv_bits` if given, lie in buffers that grow by 256 tokens; those of the
+    MTP layer take as much as `mtp` of the other layers'.
     """
     values = 2 * text.num_key_value_heads * text.head_dim * -(-tokens // _STEP) * _STEP
     values *= text.layer_types.count("full_attention") + mtp
@@ -114,7 +115,7 @@ class Asked(NamedTuple):
     answer: int
     item_size: int = 2
     kv_bits: int | None = None
-    mtp: bool = False
+    mtp: int = 0
 
     def needed(self, tokens: int | None = None) -> int:
         """Bytes of the state of so many tokens, or of all."""

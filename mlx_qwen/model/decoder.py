@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.attention import Attention, KeyValues
+from mlx_qwen.model.collectives import summed
 from mlx_qwen.model.gated_delta_net import GatedDeltaNet, Mixed
 from mlx_qwen.model.layers import RMSNorm
 from mlx_qwen.model.mlp import MLP, SparseMoE
@@ -43,10 +44,16 @@ class Masks(NamedTuple):
 
 
 class DecoderLayer(nn.Module):
-    """Attention (`self_attn`) or Gated DeltaNet (`linear_attn`), then `mlp`."""
+    """Attention (`self_attn`) or Gated DeltaNet (`linear_attn`), then `mlp`.
 
-    def __init__(self, config: TextConfig, *, linear: bool, sparse: bool) -> None:
+    With a `group` each half gives this rank's part of its output, and the sum over ranks completes it.
+    """
+
+    def __init__(
+        self, config: TextConfig, *, linear: bool, sparse: bool, group: mx.distributed.Group | None = None
+    ) -> None:
         super().__init__()
+        self._group = group
         self.is_linear = linear
         if linear:
             self.linear_attn = GatedDeltaNet(config)
@@ -95,5 +102,6 @@ class DecoderLayer(nn.Module):
 
     def feed_forward(self, mixed: Residual) -> Residual:
         """The second half of the layer, behind its mixer."""
-        x, normed = mixed.normed(self.post_attention_layernorm)
-        return Residual(x, self.mlp(normed))
+        whole = mixed if mixed.branch is None else Residual(mixed.stream, summed(mixed.branch, self._group))
+        x, normed = whole.normed(self.post_attention_layernorm)
+        return Residual(x, summed(self.mlp(normed), self._group))

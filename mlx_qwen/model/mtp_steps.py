@@ -7,6 +7,7 @@ import numpy as np
 from mlx_qwen.checkpoint.mtp_reads import MTPReads
 from mlx_qwen.model.attention import KeyValues
 from mlx_qwen.model.chain import Chain
+from mlx_qwen.model.collectives import SlicedEmbedding, SlicedHead
 from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
 from mlx_qwen.model.mtp import MTP, Draft
 from mlx_qwen.model.multimodal import Embedded
@@ -21,9 +22,9 @@ class MTPSteps(nn.Module):
     `mtp` is None when the checkpoint has no such layer.
     """
 
-    embed_tokens: AnyEmbedding
+    embed_tokens: AnyEmbedding | SlicedEmbedding
     norm: RMSNorm
-    lm_head: AnyLinear | None
+    lm_head: AnyLinear | SlicedHead | None
     mtp: MTP | None
     mtp_reads: MTPReads
     _replayed_fill: ReplayedFill | None

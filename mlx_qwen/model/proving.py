@@ -53,7 +53,8 @@ def prove(model: Model, *, clock: "Clock | None" = None) -> "Tuned":
         line.show(f"Trying the kernels on this machine, once: {done} of {of}")
 
     tuned = tune(sizes_of(model), clock=clock, report=show)
-    tuned = _with_replay(model, tuned, clock)
+    if model.share.count == 1:  # others would have to take the same steps at the same time
+        tuned = _with_replay(model, tuned, clock)
     line.finish(keep=False)
     _note(model, tuned.choices, tuned.choices.left_out)
     return tuned
@@ -90,7 +91,7 @@ def sizes_of(model: Model) -> "ModelSizes":
     from metal_kernels.calls import AttentionSizes, ExpertSizes
     from metal_kernels.tuning_cases import ModelSizes
 
-    text = model.config.text
+    text = model.share.text
     linear = [layer for layer in model.layers if layer.is_linear]
     sparse = next((layer.mlp for layer in model.layers if isinstance(layer.mlp, SparseMoE)), None)
     moe, experts = text.moe, None

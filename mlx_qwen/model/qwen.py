@@ -14,6 +14,7 @@ from mlx_qwen.errors import PromptError
 from mlx_qwen.model.attention import KeyValues
 from mlx_qwen.model.cache import HybridCache, make_cache
 from mlx_qwen.model.chain import Chain
+from mlx_qwen.model.collectives import SlicedEmbedding, SlicedHead
 from mlx_qwen.model.decoder import DecoderLayer, Masks, Residual
 from mlx_qwen.model.features import FeatureCache
 from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
@@ -22,6 +23,7 @@ from mlx_qwen.model.mtp_steps import MTPSteps
 from mlx_qwen.model.multimodal import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
 from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedFill, ReplayedStep, can_compile, made_with
 from mlx_qwen.model.rope import Positions
+from mlx_qwen.model.sharding import Share
 from mlx_qwen.model.state import MOST_TAPED_TOKENS, LinearState, State, Tape
 from mlx_qwen.model.vision import VisionTower
 
@@ -48,19 +50,31 @@ class Model(MTPSteps):
     `mtp_reads` says which states the MTP layer was trained on: "normed", behind the final norm, or "residual", before
     it. While nobody knows, it is "normed", and `mtp_unsettled` the checkpoint's identity: see `settle_mtp_reads`.
     `identity` tells the files that the weights are of, and their precision; "" once they are of no files any more.
+
+    With a `group` of several ranks each of them holds its `share`, and calls the model as all others do, with the same
+    tokens: hidden states and logits are whole on every rank, states hold the keys, values and heads of its share.
     """
 
-    def __init__(self, config: ModelConfig, *, with_mtp: bool = True, with_vision: bool = False) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        with_mtp: bool = True,
+        with_vision: bool = False,
+        group: mx.distributed.Group | None = None,
+    ) -> None:
         super().__init__()
         text = config.text
-        self.config = config
-        self.embed_tokens: AnyEmbedding = nn.Embedding(text.vocab_size, text.hidden_size)
+        self.config, self.group = config, group
+        self.share = Share(text) if group is None else Share(text, group.rank(), group.size())
+        apart = group if self.share.count > 1 else None
+        self.embed_tokens: AnyEmbedding | SlicedEmbedding = nn.Embedding(text.vocab_size, text.hidden_size)
         self.layers = [
-            DecoderLayer(text, linear=kind == "linear_attention", sparse=sparse)
+            DecoderLayer(self.share.text, linear=kind == "linear_attention", sparse=sparse, group=apart)
             for kind, sparse in zip(text.layer_types, text.sparse_layers, strict=True)
         ]
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
-        self.lm_head: AnyLinear | None = None
+        self.lm_head: AnyLinear | SlicedHead | None = None
         if not text.tie_word_embeddings:
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self._replayed: ReplayedStep | None = None

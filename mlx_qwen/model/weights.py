@@ -5,7 +5,7 @@ one matrix where their precision allows it, so that a decoded token costs few la
 are, without unpacking.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from mlx_qwen.checkpoint.names import VISION_PREFIX
 from mlx_qwen.config import TextConfig
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.model.attention import Attention
+from mlx_qwen.model.collectives import SlicedEmbedding, SlicedHead
 from mlx_qwen.model.decoder import DecoderLayer
 from mlx_qwen.model.gated_delta_net import GatedDeltaNet
 from mlx_qwen.model.layers import (
@@ -46,19 +47,29 @@ _OUTLIERS = 0.001
 def assemble(model: Model, tensors: Tensors, *, interleaved: bool) -> None:
     """Give `model` its weights, by MLX name without the language-model prefix; arrays stay lazy.
 
-    `interleaved` says that Gated DeltaNet projections come fused per key head, as Qwen3-Next stores them.
+    `interleaved` says that Gated DeltaNet projections come fused per key head, as Qwen3-Next stores them. Where several
+    ranks share the model, the tensors are the parts that its `share` cuts.
     """
-    text = model.config.text
-    model.embed_tokens = _embedding(tensors["model.embed_tokens"], _activation_dtype(tensors))
+    share, text = model.share, model.share.text
+    embedding = _embedding(tensors["model.embed_tokens"], _activation_dtype(tensors))
+    head = None if model.lm_head is None else linear(tensors["lm_head"])
+    if model.group is None or share.count == 1:
+        model.embed_tokens, model.lm_head = embedding, head
+    else:
+        model.embed_tokens = SlicedEmbedding(embedding, share, model.group)
+        model.lm_head = None if head is None else SlicedHead(head, model.group)
     model.norm.weight = tensors["model.norm"].weight
-    if model.lm_head is not None:
-        model.lm_head = linear(tensors["lm_head"])
     for i, layer in enumerate(model.layers):
-        fill_layer(layer, _below(tensors, f"model.layers.{i}."), text, interleaved)
+        fill_layer(layer, Below(tensors, f"model.layers.{i}."), text, interleaved)
     if model.mtp is not None:
-        _fill_mtp(model.mtp, _below(tensors, "mtp."), text)
+        _fill_mtp(model.mtp, Below(tensors, "mtp."), model.config.text)
+    fill_vision(model, tensors)
+
+
+def fill_vision(model: Model, tensors: Tensors) -> None:
+    """Give `model` the weights of its vision tower, if it has one."""
     if model.vision is not None:
-        _fill_vision(model.vision, _below(tensors, VISION_PREFIX))
+        _fill_tower(model.vision, Below(tensors, VISION_PREFIX))
 
 
 def linear(matrix: Matrix) -> AnyLinear:
@@ -97,7 +108,7 @@ def _joined(matrices: list[Matrix]) -> Matrix:
 
 def _activation_dtype(tensors: Tensors) -> mx.Dtype:
     """The dtype of what is never packed nor kept in fp32: the convolutions'; bf16 for a model without."""
-    convolutions = (matrix.weight.dtype for name, matrix in tensors.items() if name.endswith("linear_attn.conv1d"))
+    convolutions = (tensors[name].weight.dtype for name in tensors if name.endswith("linear_attn.conv1d"))
     return next(convolutions, mx.bfloat16)
 
 
@@ -114,13 +125,27 @@ def _embedding(matrix: Matrix, dtype: mx.Dtype) -> AnyEmbedding:
 
 def _hold(module: Holder, matrix: Matrix) -> Holder:
     """Give `module` the arrays of `matrix` under their own names."""
+    if matrix.is_held:
+        mx.eval(matrix.arrays())
     for name, array in matrix.arrays().items():
         module[name] = array
     return module
 
 
-def _below(tensors: Tensors, prefix: str) -> Tensors:
-    return {name.removeprefix(prefix): matrix for name, matrix in tensors.items() if name.startswith(prefix)}
+class Below(Mapping[str, Matrix]):
+    """The tensors whose names begin with `prefix`, by the rest of their names; none is read before it is asked for."""
+
+    def __init__(self, tensors: Tensors, prefix: str) -> None:
+        self._tensors, self._prefix = tensors, prefix
+
+    def __getitem__(self, name: str) -> Matrix:
+        return self._tensors[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._prefix) for name in self._tensors if name.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def fill_layer(layer: DecoderLayer, tensors: Tensors, text: TextConfig, interleaved: bool) -> None:
@@ -128,13 +153,13 @@ def fill_layer(layer: DecoderLayer, tensors: Tensors, text: TextConfig, interlea
     layer.input_layernorm.weight = tensors["input_layernorm"].weight
     layer.post_attention_layernorm.weight = tensors["post_attention_layernorm"].weight
     if layer.is_linear:
-        _fill_gated_delta(layer.linear_attn, _below(tensors, "linear_attn."), text, interleaved)
+        _fill_gated_delta(layer.linear_attn, Below(tensors, "linear_attn."), text, interleaved)
     else:
-        _fill_attention(layer.self_attn, _below(tensors, "self_attn."), text)
+        _fill_attention(layer.self_attn, Below(tensors, "self_attn."), text)
     if isinstance(layer.mlp, SparseMoE):
-        _fill_moe(layer.mlp, _below(tensors, "mlp."))
+        _fill_moe(layer.mlp, Below(tensors, "mlp."))
     else:
-        _fill_mlp(layer.mlp, _below(tensors, "mlp."))
+        _fill_mlp(layer.mlp, Below(tensors, "mlp."))
 
 
 def _fill_gated_delta(mixer: GatedDeltaNet, tensors: Tensors, text: TextConfig, interleaved: bool) -> None:
@@ -196,7 +221,7 @@ def _fill_moe(moe: SparseMoE, tensors: Tensors) -> None:
         )
     moe.switch_mlp.gate_up_proj = _experts(_joined([gate, up]))
     moe.switch_mlp.down_proj = _experts(tensors["switch_mlp.down_proj"])
-    _fill_mlp(moe.shared_expert, _below(tensors, "shared_expert."))
+    _fill_mlp(moe.shared_expert, Below(tensors, "shared_expert."))
 
 
 def _experts(matrix: Matrix) -> AnyExpertLinear:
@@ -212,22 +237,22 @@ def _fill_mtp(mtp: MTP, tensors: Tensors, text: TextConfig) -> None:
     for name in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"):
         mtp[name].weight = tensors[name].weight
     mtp.fc = linear(tensors["fc"])
-    fill_layer(mtp.layers[0], _below(tensors, "layers.0."), text, interleaved=False)
+    fill_layer(mtp.layers[0], Below(tensors, "layers.0."), text, interleaved=False)
 
 
-def _fill_vision(tower: VisionTower, tensors: Tensors) -> None:
+def _fill_tower(tower: VisionTower, tensors: Tensors) -> None:
     patches = tensors["patch_embed.proj"]
     # Pixels of a patch arrive channel by channel; the checkpoint keeps channels last.
     kernel = patches.weight.transpose(0, 4, 1, 2, 3)
     _hold(tower.patch_embed, replace(patches, weight=kernel.reshape(kernel.shape[0], -1)))
     tower.pos_embed = tensors["pos_embed"].dense()
     for i, block in enumerate(tower.blocks):
-        parts = _below(tensors, f"blocks.{i}.")
+        parts = Below(tensors, f"blocks.{i}.")
         _fill_layer_norm(block.norm1, parts["norm1"])
         _fill_layer_norm(block.norm2, parts["norm2"])
         block.attn.qkv, block.attn.proj = linear(parts["attn.qkv"]), linear(parts["attn.proj"])
         block.mlp.linear_fc1, block.mlp.linear_fc2 = linear(parts["mlp.linear_fc1"]), linear(parts["mlp.linear_fc2"])
-    merger = _below(tensors, "merger.")
+    merger = Below(tensors, "merger.")
     _fill_layer_norm(tower.merger.norm, merger["norm"])
     tower.merger.linear_fc1, tower.merger.linear_fc2 = linear(merger["linear_fc1"]), linear(merger["linear_fc2"])
 

@@ -33,6 +33,7 @@ PUBLIC = [
     "MLXQwenError",
     "PlanningError",
     "PromptError",
+    "ShardingError",
     "ToolCall",
     "__version__",
     "batch_generate",

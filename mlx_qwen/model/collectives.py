@@ -1,0 +1,65 @@
+"""What ranks that hold parts of one model send each other: sums of partial outputs, and parts of the logits."""
+
+from typing import Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_qwen.model.sharding import Share
+
+
+class Embeds(Protocol):
+    """An embedding that is the head too where both are tied."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """int [...] to vectors [..., size]."""
+        ...
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """[..., size] to logits."""
+        ...
+
+
+class SlicedEmbedding(nn.Module):
+    """A rank's rows of the embedding: the sum over ranks, of which one has the row and the others zeros, is exact."""
+
+    def __init__(self, rows: nn.Module, share: Share, group: mx.distributed.Group) -> None:
+        super().__init__()
+        self.rows = rows
+        self._first, self._last = share.part(share.whole.vocab_size)
+        self._group = group
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """int [...] to vectors [..., size], on every rank."""
+        own = (x >= self._first) & (x < self._last)
+        vectors = self.rows(mx.where(own, x - self._first, 0))
+        return summed(mx.where(own[..., None], vectors, mx.zeros((), vectors.dtype)), self._group)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """[..., size] to the logits of all ranks, [..., vocab_size]."""
+        return gathered(self.rows.as_linear(x), self._group)
+
+
+class SlicedHead(nn.Module):
+    """A rank's rows of the output head."""
+
+    def __init__(self, rows: nn.Module, group: mx.distributed.Group) -> None:
+        super().__init__()
+        self.rows = rows
+        self._group = group
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[..., size] to the logits of all ranks, [..., vocab_size]."""
+        return gathered(self.rows(x), self._group)
+
+
+def summed(x: mx.array, group: mx.distributed.Group | None) -> mx.array:
+    """The sum of every rank's x, of one shape and dtype; x itself where there is one rank."""
+    return x if group is None else mx.distributed.all_sum(x, group=group)
+
+
+def gathered(x: mx.array, group: mx.distributed.Group) -> mx.array:
+    """Every rank's x [..., n], in the order of ranks, as one [..., ranks · n]."""
+    rows = x.reshape(-1, x.shape[-1]).T
+    whole = mx.distributed.all_gather(rows, group=group)
+    return whole.T.reshape(*x.shape[:-1], -1)
