@@ -189,7 +189,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "throughput": ("answers that are written at the same time", _throughput),
     "long": ("a prompt of --tokens tokens beside what is planned", _long),
     "restore": ("going back to a prefix of 16k tokens, in memory and from a folder", _restore),
-    "soak": ("--minutes of random requests: memory, files and threads", _soak),
+    "soak": ("--minutes of random requests: answers, memory, files and threads", _soak),
     "serve": ("throughput and first tokens of servers, beside mlx-lm's and mlx-vlm's", _serve),
     "load": ("--minutes of 32 clients at a server: answers, memory, files and threads", _load),
     "requests": ("--requests random requests, each beside its solo run", _requests),
