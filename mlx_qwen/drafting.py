@@ -7,6 +7,7 @@ from mlx_qwen.engine.depth import DRAFT_COST, Drafts, acceptance, stated_costs
 from mlx_qwen.engine.draft_model import DraftModel
 from mlx_qwen.engine.engine import engine_of
 from mlx_qwen.engine.lookup import Lookup
+from mlx_qwen.engine.memory import DRAFT_SHARE
 from mlx_qwen.engine.prefix import PrefixIndex
 from mlx_qwen.engine.sampling import TokenSampler
 from mlx_qwen.engine.sequence import Sequence
@@ -65,8 +66,9 @@ def draft_model_of(model: Model, processor: Processor, asked: object) -> DraftMo
             "use a smaller model of the same generation."
         )
     drafting.materialize(vision=False)
-    budget = 0 if engine.prefixes is None else engine.prefixes.budget_bytes // 4
-    made = DraftModel(drafting, PrefixIndex(budget))
+    engine.memory.make_room_beside(drafting)
+    budget = 0 if engine.prefixes is None else engine.prefixes.budget_bytes // DRAFT_SHARE
+    made = DraftModel(drafting, PrefixIndex(budget), engine.memory.piece_bytes)
     engine.draft_model = (named, made)
     return made
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Listed
 import mlx.core as mx
 
 from mlx_qwen.engine.draft import Guesses
+from mlx_qwen.engine.memory import piece_tokens
 from mlx_qwen.engine.prefix import PrefixIndex, prefix_key
 from mlx_qwen.engine.sequence import Sequence, Unread
 from mlx_qwen.model import Model
@@ -25,8 +26,10 @@ class DraftModel:
 
     name = "draft model"
 
-    def __init__(self, model: Model, prefixes: PrefixIndex) -> None:
+    def __init__(self, model: Model, prefixes: PrefixIndex, piece_bytes: int | None = None) -> None:
         self.model = model
+        # What may be alive while a piece of a prompt is read; None for pieces as the row asks.
+        self._piece_bytes = piece_bytes
         self._prefixes = prefixes
         self._most_tokens = model.config.text.max_position_embeddings
         self._after: list[State] = []
@@ -52,6 +55,11 @@ class DraftModel:
     def forget(self) -> None:
         """See `ReadingDrafter.forget`."""
         self._prefixes.clear()
+
+    def shed(self, nbytes: int) -> int:
+        """See `ReadingDrafter.shed`."""
+        self._prefixes.shed(max(0, nbytes))
+        return self._prefixes.nbytes
 
     def room(self, state: State, row: Sequence) -> int:
         """See `Drafter.room`: as many as its context has places for."""
@@ -85,10 +93,16 @@ class DraftModel:
         """Read the row's text up to its token `end`."""
         state = _state(row)
         while state.offset < end:
-            piece = row.text(state.offset, min(end, state.offset + row.step_size))
+            piece = row.text(state.offset, min(end, state.offset + self._piece(state, row.step_size)))
             state = row.draft_state = self.model.step(mx.array([piece]), state, last=True).state
             if len(piece) > _FEW:
                 mx.eval(state.arrays())
+
+    def _piece(self, state: State, wanted: int) -> int:
+        if self._piece_bytes is None:
+            return wanted
+        text, size = self.model.share.text, self.model.dtype.size
+        return piece_tokens(text, wanted, state.offset, self._piece_bytes, item_size=size)
 
 
 def _state(row: Sequence) -> State:

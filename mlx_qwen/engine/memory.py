@@ -20,6 +20,8 @@ _LEAST_PIECE = 32
 _PIECE_SHARE = 8
 # However large the weights are, answers get this part of the memory: a sixteenth.
 _LEAST_SHARE = 16
+# Of the room for what was read before, the part that a draft model's states get: a quarter.
+DRAFT_SHARE = 4
 
 
 class Budget(NamedTuple):
@@ -29,11 +31,10 @@ class Budget(NamedTuple):
     piece: int
 
 
-def budget_of(model: Model) -> Budget:
+def budget_of(model: Model, draft_model: Model | None = None) -> Budget:
     """What this machine has for a model's answers: its usable memory less the weights, or a sixteenth of it."""
     usable = usable_bytes()
-    held: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
-    weights = sum(array.nbytes for _, array in held)
+    weights = sum(_weight_bytes(each) for each in (model, draft_model) if each is not None)
     left = max(usable - weights, usable // _LEAST_SHARE)
     return Budget(left - left // _PIECE_SHARE, left // _PIECE_SHARE)
 
@@ -42,10 +43,16 @@ class MemoryPlan:
     """What a model's answers may take, and what each of them will; None takes what the machine has for it."""
 
     def __init__(self, model: Model, state_bytes: int | None = None, piece_bytes: int | None = None) -> None:
-        budget = budget_of(model)
-        self.state_bytes = budget.states if state_bytes is None else state_bytes
-        self.piece_bytes = budget.piece if piece_bytes is None else piece_bytes
         self._model = model
+        self._given = state_bytes, piece_bytes
+        self.make_room_beside(None)
+
+    def make_room_beside(self, draft_model: Model | None) -> None:
+        """Plan with what the weights of the model leave, and those of a draft model that is loaded beside it."""
+        beside = None if draft_model is self._model else draft_model
+        budget, (states, piece) = budget_of(self._model, beside), self._given
+        self.state_bytes = budget.states if states is None else states
+        self.piece_bytes = budget.piece if piece is None else piece
 
     def needs(self, sequence: Sequence) -> int:
         """Bytes of a sequence's state at its end."""
@@ -67,7 +74,11 @@ class MemoryPlan:
         share, size = self._model.share, self._model.dtype.size
         text, prompt = share.text, seen + len(sequence.ids)
         mtp = 0 if self._model.mtp is None else share.whole.num_key_value_heads // text.num_key_value_heads
-        return Asked(text, prompt, sequence.max_tokens, size, sequence.kv_bits, mtp)
+        draft = None
+        if sequence.draft_model is not None:
+            beside = sequence.draft_model.model
+            draft = Asked(beside.share.text, prompt, sequence.max_tokens, beside.dtype.size)
+        return Asked(text, prompt, sequence.max_tokens, size, sequence.kv_bits, mtp, draft)
 
 
 def usable_bytes() -> int:
@@ -108,7 +119,7 @@ def piece_tokens(
 
 
 class Asked(NamedTuple):
-    """An answer that is asked for, in tokens, and how its state would be held."""
+    """An answer that is asked for, in tokens, and how its state would be held; `draft` is that of its draft model."""
 
     text: TextConfig
     prompt: int
@@ -116,11 +127,13 @@ class Asked(NamedTuple):
     item_size: int = 2
     kv_bits: int | None = None
     mtp: int = 0
+    draft: "Asked | None" = None
 
     def needed(self, tokens: int | None = None) -> int:
         """Bytes of the state of so many tokens, or of all."""
         tokens = self.prompt + self.answer if tokens is None else tokens
-        return sequence_bytes(self.text, tokens, item_size=self.item_size, kv_bits=self.kv_bits, mtp=self.mtp)
+        own = sequence_bytes(self.text, tokens, item_size=self.item_size, kv_bits=self.kv_bits, mtp=self.mtp)
+        return own if self.draft is None else own + self.draft.needed(tokens)
 
 
 def check_room(asked: Asked, most_bytes: int) -> None:
@@ -138,6 +151,11 @@ def check_room(asked: Asked, most_bytes: int) -> None:
         f"{_gib(asked.needed())}, but this machine has {_gib(most_bytes)} for it beside the weights, enough for "
         f"{fits:,} tokens: {', or '.join(advice)}."
     )
+
+
+def _weight_bytes(model: Model) -> int:
+    held: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
+    return sum(array.nbytes for _, array in held)
 
 
 def _gib(nbytes: int) -> str:

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from mlx_qwen.engine.caching import note_tokens
 from mlx_qwen.engine.guessing import Guessers
-from mlx_qwen.engine.memory import MemoryPlan
+from mlx_qwen.engine.memory import DRAFT_SHARE, MemoryPlan
 from mlx_qwen.engine.mending import begin_again
 from mlx_qwen.engine.prefix_store import PrefixStore
 from mlx_qwen.engine.sequence import Emission, Sequence
@@ -88,6 +88,8 @@ class Scheduler:
             sequence = self._waiting.popleft()
             try:
                 self._begin(sequence)
+                if sequence.draft_model is not None:
+                    room -= sequence.draft_model.shed(room // DRAFT_SHARE)
                 self._store.shed(room, self._chains(sequence))
             except BaseException as error:
                 sequence.failed = True

@@ -122,6 +122,9 @@ class ReadingDrafter(Drafter, Protocol):
     def forget(self) -> None:
         """Drop all that was kept."""
 
+    def shed(self, nbytes: int) -> int:
+        """Drop of what was kept until it takes no more than `nbytes`; returns what it takes then."""
+
 
 @dataclass(eq=False, slots=True)
 class Sequence:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_qwen.checkpoint.released import released
 from mlx_qwen.config import ModelConfig, TextConfig
-from mlx_qwen.engine.engine import Engine, Limits
-from mlx_qwen.engine.memory import Asked, budget_of, check_room, piece_tokens, sequence_bytes, usable_bytes
+from mlx_qwen.drafting import draft_model_of
+from mlx_qwen.engine.engine import Engine, Limits, engine_of
+from mlx_qwen.engine.memory import Asked, MemoryPlan, budget_of, check_room, piece_tokens, sequence_bytes, usable_bytes
 from mlx_qwen.engine.prefix import PrefixIndex
 from mlx_qwen.errors import PromptError
 from mlx_qwen.generation import generate, stream_generate
@@ -19,6 +21,7 @@ from mlx_qwen.model.cache import kv_packing
 from mlx_qwen.model.memory import prefill_bytes
 from mlx_qwen.model.state import empty_state
 from tests.engine.conftest import Loaded
+from tests.engine.sequences import sequence, written
 
 Checkpoint = Callable[..., Path]
 GIB = 1 << 30
@@ -88,6 +91,56 @@ def test_a_request_is_refused_before_anything_is_computed_and_a_smaller_one_is_a
     generate(*loaded[:2], PROMPT, max_tokens=100, temperature=0, prompt_cache=cache)
     with pytest.raises(PromptError, match="enough for 512 tokens"):
         generate(*loaded[:2], PROMPT, max_tokens=350, prompt_cache=cache)
+
+
+def test_a_draft_models_state_is_planned_with_the_answers(loaded: Loaded, checkpoint: Checkpoint) -> None:
+    path = checkpoint("dense", layers=4)
+    draft = load_model(path, ModelConfig.from_directory(path))
+    both = [(each.config.text, each.dtype.size) for each in (loaded.model, draft)]
+    room = sum(sequence_bytes(text, 512, item_size=size) for text, size in both)
+    loaded.model.engine = engine = Engine(loaded.model, Limits(state_bytes=room), prefixes=PrefixIndex(1 << 30))
+    with pytest.raises(PromptError, match=r"enough for 512 tokens: .*lower max_tokens to 422"):
+        generate(*loaded[:2], PROMPT, max_tokens=500, draft_model=draft)
+    assert generate(*loaded[:2], PROMPT, max_tokens=500, temperature=0)
+    drafter = draft_model_of(*loaded[:2], draft)
+    one = sequence(loaded.model, PROMPT, 3, count=422)
+    one.draft_model = drafter
+    assert engine.memory.needs(one) == room
+    written(engine, one)
+    assert one.state is not None and one.draft_state is not None
+    assert room - 2 * 4096 <= one.state.nbytes + one.draft_state.nbytes <= room
+
+
+def test_a_draft_models_weights_and_pieces_are_planned_too(loaded: Loaded, checkpoint: Checkpoint) -> None:
+    path = checkpoint("dense", layers=4)
+    draft = load_model(path, ModelConfig.from_directory(path))
+    before = MemoryPlan(loaded.model)
+    draft_model_of(*loaded[:2], draft)
+    plan = engine_of(loaded.model).memory
+    weights = sum(array.nbytes for _, array in tree_flatten(draft.parameters()))
+    taken = before.state_bytes + before.piece_bytes - plan.state_bytes - plan.piece_bytes
+    assert taken == pytest.approx(weights, abs=2)
+    loaded.model.engine = Engine(loaded.model, Limits(piece_bytes=0), prefixes=PrefixIndex(1 << 30))
+    drafter, pieces = draft_model_of(*loaded[:2], draft), []
+    assert drafter is not None
+    step, one = draft.step, sequence(loaded.model, PROMPT, 3, count=4)
+    draft.step = lambda ids, *rest, **how: (pieces.append(ids.shape[1]), step(ids, *rest, **how))[1]  # type: ignore[assignment,func-returns-value]
+    one.draft_model = drafter
+    written(loaded.model.engine, one)
+    assert pieces[:3] == [32, 32, 26]
+
+
+def test_what_a_draft_model_has_read_makes_room_for_answers(loaded: Loaded, checkpoint: Checkpoint) -> None:
+    path = checkpoint("dense", layers=4)
+    draft = load_model(path, ModelConfig.from_directory(path))
+    both = [(each.config.text, each.dtype.size) for each in (loaded.model, draft)]
+    room = 2 * sum(sequence_bytes(text, 256, item_size=size) for text, size in both)
+    loaded.model.engine = engine = Engine(loaded.model, Limits(state_bytes=room), prefixes=PrefixIndex(1 << 30))
+    for first in range(5, 12):
+        generate(*loaded[:2], [first, *PROMPT], max_tokens=4, temperature=0, draft_model=draft)
+        assert engine.prefixes is not None and engine.draft_model is not None
+        held = engine.prefixes.nbytes + engine.draft_model[1].shed(1 << 30)
+        assert held <= room + sum(sequence_bytes(text, 256, item_size=size) for text, size in both)
 
 
 def test_prefixes_make_room_for_answers_and_what_is_in_use_is_not_shed_in_vain(loaded: Loaded) -> None:
