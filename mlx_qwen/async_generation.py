@@ -1,6 +1,5 @@
 """Writing answers in an asyncio program: `stream_generate_async` and `generate_async`, and their parts for servers."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Unpack
 
@@ -8,6 +7,7 @@ from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.declared import takes
 from mlx_qwen.engine.async_stream import AsyncStream
 from mlx_qwen.engine.engine import engine_of
+from mlx_qwen.engine.lasting import in_thread
 from mlx_qwen.generation import check_loaded
 from mlx_qwen.keywords import OptionKeywords, options_and_settings
 from mlx_qwen.model import Model
@@ -79,7 +79,7 @@ async def prepare_async(
         own(model, request.sequence)
         return request
 
-    return await asyncio.to_thread(prepare)
+    return await in_thread(prepare)
 
 
 def responses_async(model: Model, request: Request) -> AsyncStream[GenerationResponse]:

@@ -1,7 +1,6 @@
 """`mlx-qwen serve`: OpenAI's and Anthropic's protocols over the engine."""
 
 import os
-import sys
 from typing import Any
 
 import click
@@ -53,6 +52,3 @@ def command(models: tuple[str, ...], **flags: Any) -> None:
             raise
         raise PromptError("The server needs two packages more: pip install 'mlx-qwen[serve]'") from error
     serve(models, settings, options, engine, say=lambda line: click.echo(line, err=True))
-    sys.stderr.flush()
-    # All is written and let go. The interpreter's own end would end threads that have streams, where MLX may abort.
-    os._exit(0)

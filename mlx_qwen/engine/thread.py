@@ -1,13 +1,11 @@
 """The one thread that computes: MLX's lazy arrays belong to the thread that made them."""
 
 import atexit
-from threading import Condition, Thread
+from threading import Condition
 from typing import Protocol
 
+from mlx_qwen.engine.lasting import LastingThread
 from mlx_qwen.forked import note_computing
-
-# Seconds to wait at the interpreter's end for the step that is being computed.
-_PATIENCE = 10.0
 
 
 class Worker(Protocol):
@@ -18,14 +16,14 @@ class Worker(Protocol):
 
 
 class _Computing:
-    """A daemon thread that gives every worker with work a step in turn, and sleeps while none has any."""
+    """A thread that gives every worker with work a step in turn, and sleeps while none has any."""
 
     def __init__(self) -> None:
         self._changed = Condition()
         self._busy: dict[int, Worker] = {}
         self._again: set[int] = set()
-        self._thread: Thread | None = None
-        self._ending = self._stepping = False
+        self._thread: LastingThread | None = None
+        self._ending = False
 
     def wake(self, worker: Worker) -> None:
         """Let `worker` step until it says that it has no more to do."""
@@ -36,29 +34,21 @@ class _Computing:
             self._busy[id(worker)] = worker
             self._again.add(id(worker))
             if self._thread is None:
-                self._thread = Thread(target=self._run, name="mlx-qwen engine", daemon=True)
+                self._thread = LastingThread(self._run, "mlx-qwen engine")
                 self._thread.start()
-                atexit.register(self._end)
+                atexit.register(self._end, self._thread)
             self._changed.notify()
 
-    def _end(self) -> None:
-        """Let the interpreter end only when no step is half done.
-
-        The thread itself stays, asleep, and is not woken any more: MLX aborts where a thread that has streams ends.
-        """
-        with self._changed:
-            self._ending = True
-            self._changed.wait_for(lambda: not self._stepping, _PATIENCE)
+    def _end(self, thread: LastingThread) -> None:
+        """Let the interpreter end only when no step is half done, and nothing can wake the thread any more."""
+        if thread.is_alive():  # it is not, in a forked process
+            with self._changed:
+                self._ending = True
+                self._changed.notify_all()
+            thread.wait()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._stepping = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._busy and not self._ending)
-                self._stepping = True
-                turn = list(self._busy.values())
-                self._again.clear()
+        while turn := self._next_turn():
             for worker in turn:
                 if self._ending:
                     break
@@ -69,6 +59,13 @@ class _Computing:
                     if id(worker) not in self._again:
                         self._busy.pop(id(worker), None)
             del turn, worker
+
+    def _next_turn(self) -> list[Worker]:
+        """The workers with work, once there are any; none at the interpreter's end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._busy or self._ending)
+            self._again.clear()
+            return [] if self._ending else list(self._busy.values())
 
 
 _computing = _Computing()

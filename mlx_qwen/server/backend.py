@@ -1,6 +1,5 @@
 """The engine behind the seam: requests to sequences of a model's engine, and its responses to pieces."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import fields, replace
@@ -8,6 +7,7 @@ from dataclasses import fields, replace
 from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.async_generation import prepare_async, responses_async
 from mlx_qwen.engine.engine import engine_of
+from mlx_qwen.engine.lasting import in_thread
 from mlx_qwen.errors import PromptError
 from mlx_qwen.model import Model
 from mlx_qwen.options import GenerationOptions
@@ -54,7 +54,7 @@ class EngineBackend:
         async with AsyncExitStack() as stack:
             model, processor = await stack.enter_async_context(self.models.using(hosted))
             options = self._chosen(ask)
-            inputs = await asyncio.to_thread(prompt_inputs, processor, ask.prompt, options)
+            inputs = await in_thread(prompt_inputs, processor, ask.prompt, options)
             options = self._limited(options, inputs)
             settings = replace(self._engine, progress=progress)
             requests = [

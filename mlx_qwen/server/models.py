@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx_qwen.checkpoint.hub import local_folder, resolve
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.demo import demo_folder
+from mlx_qwen.engine.lasting import in_thread
 from mlx_qwen.errors import MLXQwenError, PromptError
 from mlx_qwen.loading import load
 from mlx_qwen.machine import machine_bytes
@@ -148,7 +149,7 @@ class Models:
 
     async def _read(self, hosted: Hosted) -> Loaded:
         """The model from its files, in a thread; raises Refusal where it is larger than the budget."""
-        hosted.folder = hosted.folder or await asyncio.to_thread(resolve, hosted.source)
+        hosted.folder = hosted.folder or await in_thread(resolve, hosted.source)
         needed = hosted.nbytes()
         if needed > self._budget:
             raise Refusal(
@@ -159,7 +160,7 @@ class Models:
         await self._make_room(needed, hosted)
         began = perf_counter()
         LOG.info("loading %s", hosted.name)
-        loaded = await asyncio.to_thread(load, hosted.folder)
+        loaded = await in_thread(load, hosted.folder)
         hosted.context = loaded[0].config.text.max_position_embeddings
         self._on_load(loaded[0])
         LOG.info("loaded %s in %.1f s", hosted.name, perf_counter() - began)

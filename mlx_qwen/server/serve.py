@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 
@@ -57,13 +58,12 @@ def serve(
 async def _run(
     backend: EngineBackend, settings: ServerSettings, bound: socket.socket, say: Callable[[str], None]
 ) -> None:
-    server = Server(backend, settings)
-    listener = Listener(server)
     beside = [asyncio.ensure_future(work) for work in (backend.models.sweep(), backend.models.warm())]
     host, port = settings.host, bound.getsockname()[1]
     named = f"[{host}]" if ":" in host else host
     names = ", ".join(card.name for card in backend.cards())
-    say(f"Listening at http://{named}:{port} with {names}; Ctrl-C ends it.")
+    line = f"Listening at http://{named}:{port} with {names}; Ctrl-C ends it."
+    listener = Listener(Server(backend, settings), when_up=partial(say, line))
     try:
         await listener.serve(sockets=[bound])
     finally:
@@ -72,9 +72,12 @@ async def _run(
 
 
 class Listener(uvicorn.Server):
-    """Ends on a signal: answers first, then connections. A second signal ends at once."""
+    """Ends on a signal: answers first, then connections. A second signal ends at once.
 
-    def __init__(self, server: Server) -> None:
+    `when_up` is called as soon as signals are heard.
+    """
+
+    def __init__(self, server: Server, *, when_up: Callable[[], None] = lambda: None) -> None:
         config = uvicorn.Config(
             server,
             lifespan="off",
@@ -88,7 +91,12 @@ class Listener(uvicorn.Server):
             h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
         )
         super().__init__(config)
-        self._server = server
+        self._server, self._when_up = server, when_up
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        self._when_up()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

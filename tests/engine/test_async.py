@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import os
+import threading
 import time
 from collections.abc import Awaitable, Callable
 
@@ -10,6 +12,7 @@ import pytest
 
 from mlx_qwen.async_generation import generate_async, prepare_async, responses_async, stream_generate_async
 from mlx_qwen.engine.engine import Engine, Limits, engine_of
+from mlx_qwen.engine.lasting import in_thread
 from mlx_qwen.engine.prefix import PrefixIndex
 from mlx_qwen.engine.sequence import MOST_UNREAD
 from mlx_qwen.errors import MLXQwenError, PromptError
@@ -41,6 +44,33 @@ def test_the_responses_are_those_of_stream_generate(loaded: Loaded) -> None:
 
     expected = stream_generate(*loaded[:2], [5, 6, 7], **ASKED)
     assert asyncio.run(run()) == [(r.token, r.text, r.finish_reason, r.generation_tokens) for r in expected]
+
+
+def test_threads_that_prepared_prompts_outlive_their_loops(loaded: Loaded) -> None:
+    # MLX's random state of a thread aborts a process whose interpreter has ended before the thread has.
+    threads = set()
+
+    def worker() -> int:
+        threads.add(threading.current_thread())
+        return 7
+
+    async def run() -> None:
+        await generate_async(*loaded[:2], [5, 6, 7], temperature=1, max_tokens=2)
+        assert await asyncio.gather(*(in_thread(worker) for _ in range(20))) == [7] * 20
+
+    for _ in range(3):
+        asyncio.run(run())
+    assert all(thread.is_alive() for thread in threads)
+    assert len([one for one in threading.enumerate() if one.name == "mlx-qwen helper"]) <= (os.cpu_count() or 1) + 4
+
+
+def test_what_a_thread_raises_is_raised_where_it_is_awaited() -> None:
+    async def run() -> None:
+        with pytest.raises(ValueError, match="no"):
+            await in_thread(int, "no")
+        assert await in_thread(int, "a", base=16) == 10
+
+    asyncio.run(run())
 
 
 def test_many_answers_are_written_together_and_each_is_its_own(loaded: Loaded) -> None:

@@ -79,3 +79,14 @@ def test_a_program_that_leaves_an_answer_ends_well(taken: int) -> None:
         [sys.executable, "-c", program, str(taken)], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
+
+
+def test_a_program_that_ends_while_the_engine_wakes_ends_well() -> None:
+    # The engine's thread, woken by what is left to do, gets its turn when the interpreter is half gone.
+    program = (
+        "import sys, time, mlx_qwen; from mlx_qwen.engine.engine import engine_of; model, processor = mlx_qwen.load()\n"
+        "mlx_qwen.generate(model, processor, 'Monday, Tuesday,', max_tokens=8, temperature=0); time.sleep(0.2)\n"
+        "sys.setswitchinterval(60); engine_of(model).go_on()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,6 +1,10 @@
 """Servers that tests run, over the engine or over a script, at a free port of this machine."""
 
 import asyncio
+import os
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -115,3 +119,24 @@ def serving(*sources: str, options: GenerationOptions | None = None, **settings:
     options = options or GenerationOptions(temperature=0, max_tokens=200)
     with running(EngineBackend(sources, chosen, options, EngineSettings()), **settings) as url:
         yield url
+
+
+@contextmanager
+def command(*arguments: str) -> "Iterator[tuple[subprocess.Popen[str], str]]":
+    """The command in a process of its own, once it listens: the process and its address."""
+    environment = {key: value for key, value in os.environ.items() if key != "MLX_QWEN_API_KEY"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlx_qwen", "serve", "--port", "0", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+    )
+    try:
+        assert process.stderr is not None
+        while "Listening" not in (line := process.stderr.readline()):
+            assert line, "it ended before it listened"
+        yield process, re.search(r"http://\S+", line)[0]
+    finally:
+        process.kill()
+        process.wait()

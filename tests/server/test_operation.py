@@ -2,14 +2,12 @@
 
 import asyncio
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -19,7 +17,7 @@ from mlx_qwen.errors import PromptError
 from mlx_qwen.server.record import Record
 from mlx_qwen.server.settings import ServerSettings
 from mlx_qwen.server.work import Piece
-from tests.server.running import ScriptedBackend, running, serving, words
+from tests.server.running import ScriptedBackend, command, running, serving, words
 
 CHAT, TEXT, RESPONSE, MESSAGE = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 HI = [{"role": "user", "content": "Hi"}]
@@ -211,42 +209,6 @@ def test_nothing_is_told_of_what_is_not_there(url):
     assert wrong.headers["allow"] == "POST"
 
 
-@contextmanager
-def command(*arguments):
-    """The command in a process of its own, once it listens: the process and its address."""
-    environment = {key: value for key, value in os.environ.items() if key != "MLX_QWEN_API_KEY"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlx_qwen", "serve", "--port", "0", *arguments],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-    )
-    try:
-        assert process.stderr is not None
-        while "Listening" not in (line := process.stderr.readline()):
-            assert line, "it ended before it listened"
-        yield process, re.search(r"http://\S+", line)[0]
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_answers_and_the_server_well(number):
-    with command() as (process, url):
-        asked = {"prompt": "1 2 3 4", "max_tokens": 4000, "stream": True, "temperature": 0, "logit_bias": None}
-        with httpx.stream("POST", url + TEXT, json=asked, timeout=60) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            process.send_signal(number)
-            rest = [line for line in lines if line.startswith("data: ")]
-        assert process.wait(20) == 0
-        assert "shutting down" in rest[-1] or rest[-1] == "data: [DONE]"
-        log = process.stderr.read()
-        assert "Traceback" not in log
-
-
 def test_the_log_has_a_line_for_a_request_and_nothing_of_its_prompt():
     with command() as (process, url):
         asked = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
@@ -306,18 +268,3 @@ def test_a_long_prefill_has_lines_of_its_own(caplog, monkeypatch):
     lines = [line.getMessage() for line in caplog.records]
     assert lines[0] == "/v1/messages reading the prompt: 3,000 of 9,000 tokens"
     assert len(lines) == 3
-
-
-def test_what_was_read_is_there_after_a_restart_where_a_folder_keeps_it(tmp_path):
-    asked = {"prompt": " ".join(str(number) for number in range(150)), "max_tokens": 2, "temperature": 0}
-    cached = []
-    for _ in range(2):
-        with command("--cache-dir", str(tmp_path)) as (process, url):
-            usage = httpx.post(url + TEXT, json=asked, timeout=100).json()["usage"]
-            cached.append(usage["prompt_tokens_details"]["cached_tokens"])
-            until(lambda: any(file.is_file() for file in tmp_path.rglob("*")), seconds=60)
-            time.sleep(2)  # for what is still being written
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
-    assert cached[0] == 0
-    assert cached[1] > 200
