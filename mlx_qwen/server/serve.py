@@ -16,6 +16,7 @@ from mlx_qwen.errors import PromptError
 from mlx_qwen.options import GenerationOptions
 from mlx_qwen.server.app import Server
 from mlx_qwen.server.backend import EngineBackend
+from mlx_qwen.server.connections import Connection, allow_files
 from mlx_qwen.server.record import LOG
 from mlx_qwen.server.settings import ServerSettings
 from mlx_qwen.settings import EngineSettings
@@ -49,6 +50,7 @@ def serve(
     backend = EngineBackend(sources, settings, options, engine)
     bound = listening(settings)
     show_log()
+    allow_files()
     try:
         asyncio.run(_run(backend, settings, bound, say))
     finally:
@@ -82,7 +84,7 @@ class Listener(uvicorn.Server):
             server,
             lifespan="off",
             ws="none",
-            http="h11",
+            http=Connection,
             loop="asyncio",
             log_config=None,
             access_log=False,

@@ -13,6 +13,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
+from mlx_qwen.server import connections
 from tests.server.running import ScriptedBackend, running, serving, words
 
 CHAT, MESSAGE = "/v1/chat/completions", "/v1/messages"
@@ -147,6 +148,76 @@ def test_connections_that_say_nothing_hold_up_nobody(url):
     finally:
         for each in silent:
             each.close()
+
+
+def closed(connection, seconds):
+    """What came before the connection was closed; it must be, in time."""
+    connection.settimeout(seconds)
+    data = b""
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(1 << 16):
+            data += part
+    return data
+
+
+@pytest.mark.parametrize("said", ["nothing", "half a head", "a request, then nothing", "a request, then half a head"])
+def test_a_connection_that_does_not_ask_in_time_is_closed(url, monkeypatch, said):
+    monkeypatch.setattr(connections, "PATIENCE", 0.3)
+    with connected(url) as connection:
+        if "request" in said:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b" 200 " in received(connection)
+        if "half" in said:
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: loc")
+        answer = closed(connection, 4)
+    assert answer.startswith(b"HTTP/1.1 408") if said == "half a head" else answer == b""
+
+
+def test_a_body_that_is_not_wanted_any_more_holds_no_connection(url, monkeypatch):
+    monkeypatch.setattr(connections, "PATIENCE", 0.3)
+    with connected(url) as connection:
+        connection.sendall(head(f"Content-Length: {100 << 20}"))
+        assert b" 413 " in received(connection)
+        ends = time.monotonic() + 10
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < ends:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+        assert time.monotonic() < ends
+
+
+def test_an_answer_may_take_longer_than_headers_may(monkeypatch):
+    monkeypatch.setattr(connections, "PATIENCE", 0.2)
+    with running(ScriptedBackend(lambda ask, index: [1.0, *words("Well.")])) as slow:
+        assert httpx.post(slow + CHAT, json=HI, timeout=10).status_code == 200
+
+
+def test_silent_connections_make_room_for_whoever_asks(url, monkeypatch):
+    monkeypatch.setattr(connections, "MOST", 20)
+    silent = [connected(url) for _ in range(60)]
+    try:
+        with httpx.Client(base_url=url, timeout=10) as client:
+            for _ in range(3):
+                assert client.post(CHAT, json=HI).status_code == 200
+            assert sum(bool(select.select([one], [], [], 0)[0]) for one in silent) >= 40
+            assert select.select([silent[0]], [], [], 0)[0], "those that have waited longest go"
+    finally:
+        for each in silent:
+            each.close()
+
+
+def test_a_connection_too_many_is_told_so_where_all_others_are_answered(monkeypatch):
+    monkeypatch.setattr(connections, "MOST", 3)
+    backend = ScriptedBackend(lambda ask, index: [30.0, *words("Well.")])
+    with running(backend) as busy, contextlib.ExitStack() as held:
+        body = json.dumps(HI).encode()
+        for _ in range(3):
+            held.enter_context(connected(busy)).sendall(head(f"Content-Length: {len(body)}") + body)
+        while len(backend.asked) < 3:
+            time.sleep(0.01)
+        answer = closed(held.enter_context(connected(busy)), 5)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
 
 
 def test_a_schema_without_end_ends_alone():
