@@ -1,12 +1,33 @@
 """What a machine says of itself without MLX, whose device is made ready by the first question to it."""
 
 import os
+import re
 import sys
+
+from mlx_qwen.errors import MLXQwenError, PromptError
 
 
 def machine_bytes() -> int:
     """The machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_bytes(memory: int | str, error: type[MLXQwenError] = PromptError) -> int:
+    """Bytes of a memory size: a number of bytes, or text such as "64GB", which is 64 · 2^30 as memory is sold.
+
+    Raises:
+        MLXQwenError: the `error` that was named, where it is no size.
+    """
+    if isinstance(memory, int):
+        size = memory
+    else:
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*Gi?B\s*", memory, re.IGNORECASE)
+        if found is None:
+            raise error(f"memory is {memory!r}, expected a number of GB or GiB (2^30 bytes), such as 64GB.")
+        size = int(float(found[1]) * (1 << 30))
+    if size <= 0:
+        raise error(f"memory is {memory!r}, expected more than nothing, such as 64GB.")
+    return size
 
 
 def chip_name() -> str:

@@ -1,12 +1,11 @@
 """How much of a machine's memory a model may take."""
 
-import re
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from mlx_qwen.errors import PlanningError
-from mlx_qwen.machine import machine_bytes
+from mlx_qwen.machine import machine_bytes, memory_bytes
 
 from .chips import CHIP_NAMES, Chip, chip_named, this_chip
 
@@ -37,22 +36,8 @@ def machine(chip: str | None, memory: int | str | None) -> Machine:
     named = None if chip is None else _known_chip(chip)
     if memory is None:
         raise PlanningError(f"The {chip} comes with several sizes of memory. Say which, such as --memory 64GB.")
-    size = memory_bytes(memory)
+    size = memory_bytes(memory, PlanningError)
     return Machine(size, size * 2 // 3 if size <= 32 * GIB else size * 3 // 4, named)
-
-
-def memory_bytes(memory: int | str) -> int:
-    """Bytes of a memory size: a number of bytes, or text such as "64GB", which is 64 · 2^30 as memory is sold."""
-    if isinstance(memory, int):
-        size = memory
-    else:
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*Gi?B\s*", memory, re.IGNORECASE)
-        if found is None:
-            raise PlanningError(f"memory is {memory!r}, expected a number of GB or GiB (2^30 bytes), such as 64GB.")
-        size = int(float(found[1]) * GIB)
-    if size <= 0:
-        raise PlanningError(f"memory is {memory!r}, expected more than nothing, such as 64GB.")
-    return size
 
 
 def _known_chip(name: str) -> Chip:

@@ -17,7 +17,7 @@ from mlx_qwen.demo import demo_folder
 from mlx_qwen.engine.lasting import in_thread
 from mlx_qwen.errors import MLXQwenError, PromptError
 from mlx_qwen.loading import load
-from mlx_qwen.machine import machine_bytes
+from mlx_qwen.machine import machine_bytes, memory_bytes
 from mlx_qwen.model import Model
 from mlx_qwen.prompt import Processor
 from mlx_qwen.server.record import LOG
@@ -76,7 +76,7 @@ class Models:
     def __init__(self, sources: Sequence[str], settings: ServerSettings, *, loaded: Callable[[Model], None]) -> None:
         self.hosted = [_hosted(source) for source in sources] or [_hosted(demo_folder(), name=DEMO)]
         self._aliases = [alias.partition("=")[::2] for alias in settings.alias]
-        self._budget = settings.memory * 1e9 if settings.memory else 0.75 * machine_bytes()
+        self._budget = memory_bytes(settings.memory) if settings.memory is not None else machine_bytes() * 3 // 4
         self._one_at_a_time = asyncio.Lock()
         self._unload_after = settings.unload_after
         self._on_load = loaded
@@ -154,8 +154,8 @@ class Models:
         if needed > self._budget:
             raise Refusal(
                 503,
-                f"{hosted.name} needs {needed / 1e9:.1f} GB, more than the {self._budget / 1e9:.1f} GB that models may "
-                "take (--memory).",
+                f"{hosted.name} needs {needed / 2**30:.2f} GiB of memory, more than the {self._budget / 2**30:.2f} GiB "
+                "that models may take (--memory).",
             )
         await self._make_room(needed, hosted)
         began = perf_counter()

@@ -6,12 +6,17 @@ from typing import TypedDict
 
 from mlx_qwen.declared import check_values, documented, option
 from mlx_qwen.errors import PromptError
+from mlx_qwen.machine import memory_bytes
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def _are_aliases(aliases: Sequence[str]) -> bool:
     return all(name and model for name, _, model in (alias.partition("=") for alias in aliases))
+
+
+def _is_memory(memory: int | str) -> bool:
+    return memory_bytes(memory) > 0
 
 
 @documented
@@ -53,12 +58,13 @@ class ServerSettings:
     max_image_pixels: float = option(
         64.0, help="largest image, in millions of pixels.", above=0, flag="--max-image-pixels"
     )
-    memory: float | None = option(
+    memory: int | str | None = option(
         None,
-        help="GB that the weights of all loaded models may take together; the least recently used goes first. "
-        "Three quarters of the machine's memory by default.",
-        above=0,
+        help="memory that the weights of all loaded models may take together, as 24GB (24 · 2^30 bytes, as Macs are "
+        "sold) or in bytes; the least recently used goes first. Three quarters of the machine's memory by default.",
+        check=_is_memory,
         flag="--memory",
+        metavar="SIZE",
     )
     unload_after: float = option(
         1800.0,
@@ -104,7 +110,7 @@ class ServerKeywords(TypedDict, total=False):
     max_body: int
     max_images: int
     max_image_pixels: float
-    memory: float | None
+    memory: int | str | None
     unload_after: float
     allow_url: bool
     allow_origin: Sequence[str]

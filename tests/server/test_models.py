@@ -63,21 +63,21 @@ def test_a_model_says_how_much_it_reads_before_it_is_loaded(folders):
 
 
 def test_a_model_is_loaded_when_it_is_asked_and_makes_room_within_the_budget(folders):
-    size = sum(file.stat().st_size for file in demo_folder().glob("*.safetensors")) / 1e9
-    with serving(*folders, memory=1.5 * size) as url:
+    size = sum(file.stat().st_size for file in demo_folder().glob("*.safetensors"))
+    with serving(*folders, memory=size * 3 // 2) as url:
         assert loaded(url) == {"first": False, "second": False}
         for name, other in (("first", "second"), ("second", "first"), ("first", "second")):
             assert ask(url, name).status_code == 200
             assert loaded(url) == {name: True, other: False}
-    with serving(*folders, memory=0.5 * size) as url:
+    with serving(*folders, memory=f"{size / 2**31:.6f}GB") as url:
         answer = ask(url, "first")
         assert answer.status_code == 503
         assert "--memory" in answer.json()["error"]["message"]
 
 
 def test_a_model_that_answers_is_not_unloaded_for_another(folders):
-    size = sum(file.stat().st_size for file in demo_folder().glob("*.safetensors")) / 1e9
-    engine = backend(folders, memory=1.5 * size)
+    size = sum(file.stat().st_size for file in demo_folder().glob("*.safetensors"))
+    engine = backend(folders, memory=size * 3 // 2)
 
     async def two():
         held = await engine.prepare(Ask(model="first", prompt=HI), lambda done, total: None)
@@ -143,7 +143,11 @@ def test_names_that_cannot_be_meant_are_told_before_the_server_listens(sources, 
         backend(sources, **settings)
 
 
-@pytest.mark.parametrize("settings", [{"alias": ["x"]}, {"port": 70000}, {"max_queue": -1}, {"memory": 0}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"alias": ["x"]}, {"port": 70000}, {"max_queue": -1}, {"memory": 0}, {"memory": "24"}, {"memory": "0GB"}],
+    ids=str,
+)
 def test_settings_that_cannot_be_meant_are_refused(settings):
     with pytest.raises(PromptError):
         ServerSettings(**settings)
