@@ -49,8 +49,8 @@ __all__ = [  # noqa: PLE0604, the names of _HOMES come with __getattr__
     "ConversionError",
     "MLXQwenError",
     "PlanningError",
-    "ShardingError",
     "PromptError",
+    "ShardingError",
     "__version__",
     *_HOMES,
 ]

@@ -17,6 +17,7 @@ from mlx_qwen.errors import (
     MLXQwenError,
     PlanningError,
     PromptError,
+    ShardingError,
 )
 from mlx_qwen.generation import batch_generate, generate, stream_generate
 from mlx_qwen.json_types import ToolCall
@@ -34,6 +35,7 @@ __all__ = [
     "MLXQwenError",
     "PlanningError",
     "PromptError",
+    "ShardingError",
     "ToolCall",
     "__version__",
     "batch_generate",

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import mlx.core as mx
 
@@ -21,6 +22,7 @@ from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.forked import note_computing
 from mlx_qwen.model import Model
+from mlx_qwen.model.collectives import known_anywhere
 from mlx_qwen.model.proving import settle_kernels
 from mlx_qwen.model.sharding import check_groups, check_ranks
 from mlx_qwen.model.weights import assemble, check_norms, fill_vision
@@ -138,6 +140,10 @@ def _settle_mtp(model: Model, folder: Path, plan: Plan) -> None:
                 f"{mtp_reads.WORDS}: the MTP layer is left unused, which changes no answer. Upgrade mlx-qwen.",
                 stacklevel=4,
             )
+    if said is None and model.group is not None and model.share.count > 1:
+        words = (None, *get_args(mtp_reads.MTPReads))
+        reads = words[known_anywhere(words.index(reads), model.group)]
+        model.mtp_unsettled = model.mtp_unsettled if reads is None else None
     model.mtp_reads = reads or "normed"
 
 

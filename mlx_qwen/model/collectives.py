@@ -58,6 +58,11 @@ def summed(x: mx.array, group: mx.distributed.Group | None) -> mx.array:
     return x if group is None else mx.distributed.all_sum(x, group=group)
 
 
+def known_anywhere(word: int, group: mx.distributed.Group) -> int:
+    """The largest number that a rank gives, on all of them: what one machine remembers and another need not."""
+    return int(mx.distributed.all_gather(mx.array([word]), group=group).max())
+
+
 def gathered(x: mx.array, group: mx.distributed.Group) -> mx.array:
     """Every rank's x [..., n], in the order of ranks, as one [..., ranks · n]."""
     rows = x.reshape(-1, x.shape[-1]).T

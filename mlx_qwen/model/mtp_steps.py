@@ -34,7 +34,8 @@ class MTPSteps(nn.Module):
     def dtype(self) -> mx.Dtype:
         """Of embeddings, activations between the norms, and logits."""
         if self._dtype is None:
-            self._dtype = self.embed_tokens(mx.array([0])).dtype
+            held = self.embed_tokens
+            self._dtype = (held.rows if isinstance(held, SlicedEmbedding) else held)(mx.array([0])).dtype
         return self._dtype
 
     def mtp_logits(

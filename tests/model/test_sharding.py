@@ -134,3 +134,19 @@ def test_processes_on_a_ring_give_the_same_tokens_with_compiled_steps(
         assert np.abs(np.array(theirs) - own).max() <= TOLERANCE * np.abs(own).max()
         assert int(token) == int(own.argmax())
         logits = model(mx.array([[int(token)]]), cache)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_ranks_together_see_images_as_one_does(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig.from_directory(demo_folder())
+    assert config.vision is not None and config.image_token_id is not None
+    patch = config.vision.in_channels * config.vision.temporal_patch_size * config.vision.patch_size**2
+    pixels = mx.array(np.random.default_rng(0).normal(size=(16, patch)).astype(np.float32))
+    ids = mx.array([[5, 9, *[config.image_token_id] * 4, 17, 33]])
+
+    def answer(group: Any) -> np.ndarray:
+        return np.array(load(demo_folder(), group)(ids, pixel_values=pixels, image_grid_thw=mx.array([[1, 4, 4]])))
+
+    expected = answer(None)
+    for logits in in_threads(count, answer, monkeypatch):
+        assert np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
