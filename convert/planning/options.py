@@ -52,6 +52,7 @@ class PlanOptions:
     prefill_step_size: int = option(
         2048, least=1, help="tokens of the prompt that are read at once.", flag="--prefill-step-size"
     )
+    ranks: int = option(1, least=1, help="Macs that share the model: sizes are those of each.", flag="--ranks")
     vision: bool = option(False, help="count the vision tower, which text alone does not load.", flag="--vision")
     revision: str | None = option(None, help="branch, tag or commit of the Hub repository.", flag="--revision")
 
@@ -70,5 +71,6 @@ class PlanKeywords(TypedDict, total=False):
     tflops: float | None
     kv_bits: int | None
     prefill_step_size: int
+    ranks: int
     vision: bool
     revision: str | None

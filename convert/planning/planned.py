@@ -10,6 +10,8 @@ _NOTE = """\
 Bounds, not measurements: no machine with this bandwidth and arithmetic can be faster, and real rates are lower.
 Prefill is left open where the chip's arithmetic rate is not published. A token takes {launches} launches: if they take
 longer than "a launch" on average, they and not bandwidth set the pace of decoding."""
+_NETWORK = """
+What the ranks wait for each other, two sums a layer, is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,9 @@ class Plan:
         state: what the Gated DeltaNet layers keep, however long the context.
         activations: an estimate of the arrays alive while the last piece of a prompt is read.
         vision: whether the vision tower is loaded.
+        ranks: machines that share the model. Weights, keys and values, state, work and bounds are those of each, and
+            what the ranks send each other comes on top.
+        stored: the whole checkpoint's tensors, by part.
         machine: memory, how much of it may be used, and the chip.
         largest_context: the most tokens that fit with these weights, None when not even one does.
         best_recipe: that of most bytes with which this context fits, None when even 2 bits are too many.
@@ -43,6 +48,8 @@ class Plan:
     state: int
     activations: int
     vision: bool
+    ranks: int
+    stored: Weights
     machine: Machine
     largest_context: int | None
     best_recipe: str | None
@@ -62,22 +69,25 @@ class Plan:
 
     def table(self) -> str:
         """Lines of `label  value` for people, and a table of bounds below them."""
-        return f"{_lines(self._rows())}\n\n{_bounds_table(self.bounds)}\n\n{_NOTE.format(launches=self.work.launches)}"
+        note = _NOTE.format(launches=self.work.launches) + _NETWORK * (self.ranks > 1)
+        return f"{_lines(self._rows())}\n\n{_bounds_table(self.bounds)}\n\n{note}"
 
     def _rows(self) -> list[tuple[str, str]]:
-        weights, machine = self.weights, self.machine
+        weights, stored, machine = self.weights, self.stored, self.machine
         kv = "" if self.kv_bits is None else f", packed to {self.kv_bits} bits"
         origin = "its files" if self.has_files else "its configuration"
         chip = "" if machine.chip is None else f"{machine.chip.name}, "
-        beside = f", {weights.text_bits:.2f} without vision and MTP" if weights.vision or weights.mtp else ""
+        beside = f", {stored.text_bits:.2f} without vision and MTP" if stored.vision or stored.mtp else ""
         rows = [
             ("Model", f"{self.model}, sizes from {origin}"),
-            ("Recipe", f"{_shown(weights.recipe)}, {weights.bits_per_weight:.2f} bits per weight{beside}"),
-            ("Before conversion", "unknown" if weights.source is None else size(weights.source)),
-            ("On the disk", size(weights.total)),
+            ("Recipe", f"{_shown(stored.recipe)}, {stored.bits_per_weight:.2f} bits per weight{beside}"),
+            ("Before conversion", "unknown" if stored.source is None else size(stored.source)),
+            ("On the disk", size(stored.total)),
             ("", ""),
-            ("Language model", size(weights.text)),
         ]
+        if self.ranks > 1:
+            rows.append(("Each of", f"{self.ranks} ranks, which share the model and send each other sums"))
+        rows.append(("Language model", size(weights.text)))
         if weights.mtp:
             rows.append(("MTP layer", size(weights.mtp)))
         if weights.vision:

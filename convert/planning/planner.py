@@ -1,13 +1,15 @@
 """`plan`: from a model and a machine to what fits and how fast it could be at most."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
 from mlx_qwen.config import TextConfig
 from mlx_qwen.declared import check_keywords, check_value, chosen, takes
-from mlx_qwen.errors import PlanningError
+from mlx_qwen.errors import PlanningError, ShardingError
+from mlx_qwen.model.sharding import Share, check_ranks
 
 from .bounds import bound, work_of
 from .chips import CHIPS, Chip
@@ -37,6 +39,7 @@ def plan(model: str | Path, **options: Unpack[PlanKeywords]) -> Plan:
         PlanningError: the model, bits, recipe, context, chip or memory cannot be planned for, or an option is unknown
             or of the wrong type.
         PromptError: the model's keys and values cannot be packed to `kv_bits`.
+        ShardingError: the ranks do not divide the model.
         ConfigError, CheckpointError: the model's configuration or files cannot be used.
     """
     check_value("model", model, str | Path, error=PlanningError)
@@ -44,12 +47,16 @@ def plan(model: str | Path, **options: Unpack[PlanKeywords]) -> Plan:
     asked = chosen(PlanOptions, options)
     target = machine(asked.chip, asked.memory)
     described = describe(model, revision=asked.revision)
-    text, step, kv_bits = described.config.text, asked.prefill_step_size, asked.kv_bits
-    tokens = _checked(asked.context, step, text)
-    weights = weights_of(described, recipe_named(asked.recipe, asked.bits))
+    whole, step, kv_bits = described.config.text, asked.prefill_step_size, asked.kv_bits
+    tokens = _checked(asked.context, step, whole)
+    check_ranks(whole, asked.ranks)
+    text, recipe = Share(whole, 0, asked.ranks).text, recipe_named(asked.recipe, asked.bits)
+    weights = weights_of(described, recipe, ranks=asked.ranks)
     needs = Needs(text, step, kv_bits)
     room = target.usable - resident_bytes(weights, vision=asked.vision)
-    work = work_of(text, weights, tokens, step=step, kv_bits=kv_bits)
+    work = work_of(
+        replace(text, vocab_size=text.vocab_size // asked.ranks), weights, tokens, step=step, kv_bits=kv_bits
+    )
     chips = CHIPS if target.chip is None else (target.chip,)
     return Plan(
         model=str(model),
@@ -61,9 +68,11 @@ def plan(model: str | Path, **options: Unpack[PlanKeywords]) -> Plan:
         state=state_bytes(text),
         activations=needs.activations(tokens),
         vision=asked.vision,
+        ranks=asked.ranks,
+        stored=weights if asked.ranks == 1 else weights_of(described, recipe),
         machine=target,
         largest_context=_largest(needs.beside_weights, room, text.max_position_embeddings),
-        best_recipe=_best(described, target.usable - needs.beside_weights(tokens), vision=asked.vision),
+        best_recipe=_best(described, target.usable - needs.beside_weights(tokens), asked),
         work=work,
         bounds=tuple(bound(work, _with_rate(each, asked.tflops)) for each in chips),
         has_files=described.has_files,
@@ -99,10 +108,13 @@ def room_for_weights(
     return target.usable - beside
 
 
-def _best(described: Described, room: int, *, vision: bool) -> str | None:
+def _best(described: Described, room: int, asked: PlanOptions) -> str | None:
     """The recipe of the ladder with the most bytes that still has room; None when not even the smallest has."""
-    sizes = {name: resident_bytes(weights_of(described, name), vision=vision) for name in LADDER}
-    return max((name for name in LADDER if sizes[name] <= room), key=lambda name: sizes[name], default=None)
+    sizes = {}
+    for name in LADDER:
+        with suppress(ShardingError):  # its groups are larger than what a rank would hold of a row
+            sizes[name] = resident_bytes(weights_of(described, name, ranks=asked.ranks), vision=asked.vision)
+    return max((name for name in sizes if sizes[name] <= room), key=lambda name: sizes[name], default=None)
 
 
 def _checked(context: int | None, step: int, text: TextConfig) -> int:

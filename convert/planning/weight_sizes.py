@@ -1,11 +1,11 @@
 """Bytes of a model's weights, as the converter would write them."""
 
 from dataclasses import dataclass, replace
+from math import prod
 
-from mlx_qwen.checkpoint.layout import parameter_count
 from mlx_qwen.checkpoint.names import MTP_PREFIX, Role, TensorSpec
-from mlx_qwen.config import TextConfig
 from mlx_qwen.errors import PlanningError
+from mlx_qwen.model.sharding import Share, check_groups, check_ranks
 
 from ..choices.fitting import fitted_recipe
 from ..options import DescriptionOptions, check_settings
@@ -84,29 +84,36 @@ def recipe_named(recipe: str | None, bits: int | None) -> str:
     return recipe or DEFAULT_RECIPE
 
 
-def weights_of(model: Described, recipe: str = DEFAULT_RECIPE) -> Weights:
+def weights_of(model: Described, recipe: str = DEFAULT_RECIPE, *, ranks: int = 1) -> Weights:
     """What the converter would write of `model` with a recipe of this name, one of `RECIPES`, "balanced" or "unpacked".
 
-    No weights are read: bits that go by errors go by those to be expected.
+    No weights are read: bits that go by errors go by those to be expected. Of several `ranks` it is what one of them
+    holds, but for `source`.
+
+    Raises:
+        ShardingError: the ranks do not divide the model, or cut through the groups of this recipe.
     """
     settings = _settings(recipe)
     plan = model.tensors(settings)
     if settings.is_open:
         settings = replace(settings, recipe=fitted_recipe(plan, settings, expected=True))
     text = plan.config.text
-    outputs = plan_outputs(plan, settings)
+    outputs, share = plan_outputs(plan, settings), Share(text, 0, ranks)
+    check_ranks(text, ranks)
+    check_groups(text, (replace(output.target, quantization=output.quantization) for output in outputs.all), ranks)
     parts = {"text": 0, "mtp": 0, "vision": 0}
     for output in outputs.all:
-        parts[_part(output.target.spec)] += output.nbytes
+        parts[_part(output.target.spec)] += _held(output.nbytes, output.target.spec, share)
+    specs = [target.spec for target in plan.targets]
     read = [output for output in outputs.main if _part(output.target.spec) == "text"]
     return Weights(
         recipe=recipe,
         **parts,
         source=source_bytes(plan) if model.is_published else None,
-        per_token=sum(_read(output.nbytes, output.target.spec, text) for output in read),
-        active=sum(_read(parameter_count([output.target.spec]), output.target.spec, text) for output in read),
-        parameters=parameter_count(target.spec for target in plan.targets),
-        text_parameters=parameter_count(target.spec for target in plan.targets if _part(target.spec) == "text"),
+        per_token=sum(_read(output.nbytes, output.target.spec, share) for output in read),
+        active=sum(_read(prod(output.target.spec.shape), output.target.spec, share) for output in read),
+        parameters=sum(_held(prod(spec.shape), spec, share) for spec in specs),
+        text_parameters=sum(_held(prod(spec.shape), spec, share) for spec in specs if _part(spec) == "text"),
     )
 
 
@@ -123,8 +130,15 @@ def _part(spec: TensorSpec) -> str:
     return "mtp" if spec.name.startswith(MTP_PREFIX) else "text"
 
 
-def _read(amount: int, spec: TensorSpec, text: TextConfig) -> int:
-    """The share of `amount` of this tensor that one token needs."""
+def _held(amount: int, spec: TensorSpec, share: Share) -> int:
+    """How much one rank holds of `amount` of this tensor."""
+    cut = share.cut(spec)
+    return amount if cut is None else amount * prod(share.shape(spec)) // prod(spec.shape)
+
+
+def _read(amount: int, spec: TensorSpec, share: Share) -> int:
+    """How much of `amount` of this tensor one token needs on one rank."""
+    amount, text = _held(amount, spec, share), share.whole
     if spec.role is Role.EXPERT and text.moe is not None:
         return amount * text.moe.num_experts_per_tok // text.moe.num_experts
     if spec.role is Role.EMBEDDING and not text.tie_word_embeddings:

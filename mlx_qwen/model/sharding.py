@@ -67,6 +67,11 @@ class Share:
         place, _, name = module.rpartition("self_attn.")
         return self._attention(name) if place else self._feed_forward(spec, module)
 
+    def shape(self, spec: TensorSpec) -> tuple[int, ...]:
+        """The shape of the part of a tensor that this rank holds."""
+        cut = self.cut(spec)
+        return spec.shape if cut is None else cut.shape(spec.shape, is_expert=spec.role is Role.EXPERT)
+
     def part(self, size: int) -> Span:
         """This rank's run of `size` rows or columns that all ranks divide evenly."""
         each = size // self.count

@@ -51,7 +51,7 @@ def assemble(model: Model, tensors: Tensors, *, interleaved: bool) -> None:
     ranks share the model, the tensors are the parts that its `share` cuts.
     """
     share, text = model.share, model.share.text
-    embedding = _embedding(tensors["model.embed_tokens"], _activation_dtype(tensors))
+    embedding = _embedding(tensors["model.embed_tokens"], tensors)
     head = None if model.lm_head is None else linear(tensors["lm_head"])
     if model.group is None or share.count == 1:
         model.embed_tokens, model.lm_head = embedding, head
@@ -112,14 +112,14 @@ def _activation_dtype(tensors: Tensors) -> mx.Dtype:
     return next(convolutions, mx.bfloat16)
 
 
-def _embedding(matrix: Matrix, dtype: mx.Dtype) -> AnyEmbedding:
-    """The embedding; one that is packed without floats comes in `dtype`."""
+def _embedding(matrix: Matrix, tensors: Tensors) -> AnyEmbedding:
+    """The embedding; one that is packed without floats comes in the other `tensors`' dtype."""
     quantization = matrix.quantization
     if quantization is None:
         return _hold(nn.Embedding(1, 1), matrix)
     bits, group_size, mode = quantization.bits, quantization.group_size, quantization.mode
     if matrix.biases is None:
-        return _hold(MicroscaledEmbedding(group_size, bits, mode, dtype), matrix)
+        return _hold(MicroscaledEmbedding(group_size, bits, mode, _activation_dtype(tensors)), matrix)
     return _hold(nn.QuantizedEmbedding(1, 4 * group_size, group_size=group_size, bits=bits, mode=mode), matrix)
 
 

@@ -11,7 +11,7 @@ from mlx_qwen.convert.planning import CHIPS, Plan, PlanningError, plan, room_for
 from mlx_qwen.convert.planning import described as source
 from mlx_qwen.convert.planning.machine import GIB, machine
 from mlx_qwen.convert.planning.weight_sizes import LADDER
-from mlx_qwen.errors import MLXQwenError, PromptError
+from mlx_qwen.errors import MLXQwenError, PromptError, ShardingError
 from tests.conftest import CheckpointFactory
 from tests.support.checkpoints import KINDS
 
@@ -201,3 +201,18 @@ def test_the_table_shows_every_part_and_calls_bounds_bounds() -> None:
         assert part in table
     for part in ("Activations", "Largest context", "Best recipe", "balanced", "not measurements", "398 launches"):
         assert part in table
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_each_of_several_ranks_holds_less_and_all_together_hold_the_whole(name: str) -> None:
+    alone, *shared = (plan(name, memory="64GB", ranks=ranks, bits=4) for ranks in (1, 2, 4, 8))
+    for ranks, each in zip((2, 4, 8), shared, strict=True):
+        assert ranks * each.weights.text == pytest.approx(alone.weights.text, rel=0.05)
+        assert (each.weights.mtp, each.stored, ranks * each.state) == (alone.weights.mtp, alone.weights, alone.state)
+        assert "ranks, which share the model" in each.table()
+    assert "ranks" not in alone.table()
+
+
+def test_ranks_that_do_not_divide_a_model_are_refused_by_its_plan() -> None:
+    with pytest.raises(ShardingError, match="3 ranks do not divide"):
+        plan("27B", memory="64GB", ranks=3)
