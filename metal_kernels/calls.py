@@ -39,7 +39,7 @@ class AttentionSizes:
 
 @dataclass(frozen=True, slots=True)
 class ExpertSizes:
-    """Experts E, chosen k, intermediate sizes, and the precision of the matrices; 0 bits are dense ones."""
+    """Experts E, chosen k, intermediate sizes, and how `mx.quantize` packs the matrices; 0 bits are dense ones."""
 
     experts: int
     chosen: int
@@ -47,6 +47,7 @@ class ExpertSizes:
     shared_inner: int
     bits: int
     group_size: int = 64
+    mode: str = "affine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +101,14 @@ def rule(heads: Heads, T: int, dtype: mx.Dtype) -> Callable[[PrefillForm], Array
     return call
 
 
-def packed(*shape: int, dtype: mx.Dtype, bits: int, group_size: int) -> ExpertWeights:
+def packed(*shape: int, dtype: mx.Dtype, bits: int, group_size: int, mode: str = "affine") -> ExpertWeights:
     """A matrix, or one an expert; dense for 0 bits."""
     dense = normal(*shape, dtype=dtype, scale=shape[-1] ** -0.5)
     if not bits:
         return ExpertWeights(dense)
-    matrix = mx.quantize(dense, group_size, bits)
-    mx.eval(matrix)
-    return ExpertWeights(*matrix, group_size, bits)
+    weight, scales, *biases = mx.quantize(dense, group_size, bits, mode)
+    mx.eval(weight, scales, *biases)
+    return ExpertWeights(weight, scales, biases[0] if biases else None, group_size, bits, mode)
 
 
 def sparse_weights(sizes: ExpertSizes, hidden: int, dtype: mx.Dtype) -> SparseWeights:
@@ -115,7 +116,7 @@ def sparse_weights(sizes: ExpertSizes, hidden: int, dtype: mx.Dtype) -> SparseWe
     E, inner, shared = sizes.experts, sizes.inner, sizes.shared_inner
 
     def matrix(*shape: int) -> ExpertWeights:
-        return packed(*shape, dtype=dtype, bits=sizes.bits, group_size=sizes.group_size)
+        return packed(*shape, dtype=dtype, bits=sizes.bits, group_size=sizes.group_size, mode=sizes.mode)
 
     return SparseWeights(
         matrix(E, 2 * inner, hidden),

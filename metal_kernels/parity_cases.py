@@ -8,6 +8,10 @@ from metal_kernels.parity import Probe
 
 _D, _HIDDEN = 128, 256
 _SHORT = (mx.bfloat16, mx.float16)
+_PACKINGS = (
+    *(("affine", bits, 64) for bits in (2, 3, 5, 6)),
+    *(("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)),
+)
 TOLERANCES = {mx.float32: 1e-5, mx.bfloat16: 4e-2, mx.float16: 8e-3}
 
 
@@ -23,6 +27,7 @@ def probes() -> list[Probe]:
     for dtype in _SHORT:
         calls += [_mixer_probe(16, 32, 1, dtype), *_moe_probes(bits=8, dtype=dtype)]
         calls += _stream_probes(dtype, heads=32, kv_heads=2)
+    calls += [_expert_probe(*packing) for packing in _PACKINGS]
     return [*calls, _mixer_probe(16, 48, 8, mx.bfloat16)]
 
 
@@ -58,6 +63,14 @@ def _moe_probes(*, bits: int, dtype: mx.Dtype) -> list[Probe]:
         _probe("expert_gate_up, expert_down_combine", dtype, few.layer, f"{bits} bits"),
         _probe("sort_by_expert, combine, swiglu", dtype, many.layer, f"{bits} bits"),
     ]
+
+
+def _expert_probe(mode: str, bits: int, group_size: int) -> Probe:
+    """The experts' two kernels in a precision that the other probes have not."""
+    sizes = ExpertSizes(4, 2, 128, 128, bits, group_size, mode)
+    layer = SparseCalls(sizes, _HIDDEN, 1, mx.bfloat16, sparse_weights(sizes, _HIDDEN, mx.bfloat16)).layer
+    what = f"{bits} bits" if mode == "affine" else mode
+    return _probe("expert_gate_up, expert_down_combine", mx.bfloat16, layer, what)
 
 
 def _stream_probes(dtype: mx.Dtype, *, heads: int, kv_heads: int) -> list[Probe]:

@@ -1,100 +1,11 @@
 #include <metal_stdlib>
 #include "activations.h"
+#include "matrix.h"
 
 // Products of a few rows of input with the matrices of their experts. A SIMD group makes several outputs at a time: its
 // lanes split the columns, and each keeps its piece of the input in registers for all rows of the matrix.
 
 namespace mlx_qwen {
-
-// Rows packed by mx.quantize, lowest bits first; an element is scale * q + bias of its group of columns.
-template <typename T, int bits, int group>
-struct Matrix {
-  const device uint32_t* weight;
-  const device T* scales;
-  const device T* biases;
-  uint columns;
-
-  static constexpr constant int in_part = 16 / bits;
-  static constexpr constant int step = 4 * in_part;
-
-  // Elements are masked where they lie in 16 bits, so the input is scaled down by what that multiplies them with.
-  static float load(const device T* x, thread float* values) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < step; ++i) {
-      const float value = float(x[i]);
-      sum += value;
-      values[i] = value * (1.0f / (1 << (bits * (i % in_part))));
-    }
-    return sum;
-  }
-
-  float product(ulong row, uint column, thread const float* values, float sum) const {
-    const ushort4 parts = *(const device ushort4*)(weight + (row * columns + column) * bits / 32);
-    float result = 0.0f;
-#pragma unroll
-    for (int i = 0; i < step; ++i) {
-      const ushort mask = ((1 << bits) - 1) << (bits * (i % in_part));
-      result += values[i] * float(parts[i / in_part] & mask);
-    }
-    const ulong place = (row * columns + column) / group;
-    return float(scales[place]) * result + float(biases[place]) * sum;
-  }
-};
-
-// Bytes are converted as they are, four from each of two words; nothing need be masked or scaled.
-template <typename T, int group>
-struct Matrix<T, 8, group> {
-  const device uint32_t* weight;
-  const device T* scales;
-  const device T* biases;
-  uint columns;
-
-  static constexpr constant int step = 8;
-
-  static float load(const device T* x, thread float* values) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < step; ++i) sum += values[i] = float(x[i]);
-    return sum;
-  }
-
-  float product(ulong row, uint column, thread const float* values, float sum) const {
-    const device uchar4* codes = (const device uchar4*)(weight + (row * columns + column) / 4);
-    const uchar4 first = codes[0];
-    const uchar4 second = codes[1];
-    float result = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) result += values[i] * float(first[i]) + values[4 + i] * float(second[i]);
-    const ulong place = (row * columns + column) / group;
-    return float(scales[place]) * result + float(biases[place]) * sum;
-  }
-};
-
-// Rows as they are; scales and biases are not read.
-template <typename T, int group>
-struct Matrix<T, 0, group> {
-  const device T* weight;
-  const device T* scales;
-  const device T* biases;
-  uint columns;
-
-  static constexpr constant int step = 8;
-
-  static float load(const device T* x, thread float* values) {
-#pragma unroll
-    for (int i = 0; i < step; ++i) values[i] = float(x[i]);
-    return 0.0f;
-  }
-
-  float product(ulong row, uint column, thread const float* values, float) const {
-    const device T* elements = weight + row * columns + column;
-    float result = 0.0f;
-#pragma unroll
-    for (int i = 0; i < step; ++i) result += values[i] * float(elements[i]);
-    return result;
-  }
-};
 
 // The products of x with R rows of the matrix, the same in every lane.
 template <int R, typename M, typename T>
@@ -125,7 +36,9 @@ void gate_up_outputs(M matrix, ulong expert, uint I, uint first, const device T*
 }
 
 // Slots 0 to k - 1 of a token are its experts, slot k is the shared one.
-template <typename T, int bits, int group, int shared_bits, int shared_group, typename W, typename S, typename Indices>
+template <
+    typename T, int bits, int group, bool floats, int shared_bits, int shared_group, bool shared_floats,
+    typename Indices, typename W, typename Sc, typename B, typename SharedW, typename SharedSc, typename SharedB>
 void expert_gate_up(
     const device T* x,
     const constant int* x_shape,
@@ -133,12 +46,12 @@ void expert_gate_up(
     const constant int* indices_shape,
     const device W* weight,
     const constant int* weight_shape,
-    const device T* scales,
-    const device T* biases,
-    const device S* shared_weight,
+    const device Sc* scales,
+    const device B* biases,
+    const device SharedW* shared_weight,
     const constant int* shared_weight_shape,
-    const device T* shared_scales,
-    const device T* shared_biases,
+    const device SharedSc* shared_scales,
+    const device SharedB* shared_biases,
     device T* hidden,
     device T* shared_hidden,
     uint3 position,
@@ -149,12 +62,12 @@ void expert_gate_up(
   const uint slot = position.z;
   const uint first = 2 * position.y;
   if (slot < k) {
-    const Matrix<T, bits, group> matrix = {weight, scales, biases, K};
+    const Matrix<T, bits, group, floats> matrix = {weight, scales, biases, K};
     const uint I = weight_shape[1] / 2;
     const ulong pair = token * k + slot;
     gate_up_outputs(matrix, indices[pair], I, first, x + token * K, hidden + pair * I, lane);
   } else {
-    const Matrix<T, shared_bits, shared_group> matrix = {shared_weight, shared_scales, shared_biases, K};
+    const Matrix<T, shared_bits, shared_group, shared_floats> matrix = {shared_weight, shared_scales, shared_biases, K};
     const uint I = shared_weight_shape[0] / 2;
     gate_up_outputs(matrix, 0, I, first, x + token * K, shared_hidden + token * I, lane);
   }
@@ -163,8 +76,9 @@ void expert_gate_up(
 // Four outputs of one token in a threadgroup: each of its k + 1 SIMD groups multiplies for one slot, then the first
 // adds up what they found, in the order of the slots.
 template <
-    typename T, int k, int bits, int group, int shared_bits, int shared_group,
-    typename W, typename S, typename Indices, typename Scores, typename SharedScore>
+    typename T, int k, int bits, int group, bool floats, int shared_bits, int shared_group, bool shared_floats,
+    typename Indices, typename Scores, typename SharedScore,
+    typename W, typename Sc, typename B, typename SharedW, typename SharedSc, typename SharedB>
 void expert_down_combine(
     const device T* hidden,
     const constant int* hidden_shape,
@@ -175,11 +89,11 @@ void expert_down_combine(
     SharedScore shared_score,
     const device W* weight,
     const constant int* weight_shape,
-    const device T* scales,
-    const device T* biases,
-    const device S* shared_weight,
-    const device T* shared_scales,
-    const device T* shared_biases,
+    const device Sc* scales,
+    const device B* biases,
+    const device SharedW* shared_weight,
+    const device SharedSc* shared_scales,
+    const device SharedB* shared_biases,
     device T* combined,
     threadgroup float* products_of_slots,
     uint3 position,
@@ -196,11 +110,11 @@ void expert_down_combine(
   float products[4];
   if (slot < k) {
     const uint I = hidden_shape[2];
-    const Matrix<T, bits, group> matrix = {weight, scales, biases, I};
+    const Matrix<T, bits, group, floats> matrix = {weight, scales, biases, I};
     multiply<4>(matrix, rows, hidden + (token * k + slot) * I, lane, products);
   } else {
     const uint I = shared_hidden_shape[1];
-    const Matrix<T, shared_bits, shared_group> matrix = {shared_weight, shared_scales, shared_biases, I};
+    const Matrix<T, shared_bits, shared_group, shared_floats> matrix = {shared_weight, shared_scales, shared_biases, I};
     multiply<4>(matrix, rows, shared_hidden + token * I, lane, products);
   }
   if (lane == 0) {

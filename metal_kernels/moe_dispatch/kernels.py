@@ -12,7 +12,7 @@ from metal_kernels.moe_dispatch.weights import ExpertWeights, Routing
 DENSE_STEP = 8
 
 _FOLDER = Path(__file__).parent
-_MATRIX_TEMPLATE = ("bits", "group", "shared_bits", "shared_group")
+_MATRIX_TEMPLATE = ("bits", "group", "floats", "shared_bits", "shared_group", "shared_floats")
 _MATRIX_INPUTS = ("weight", "scales", "biases", "shared_weight", "shared_scales", "shared_biases")
 _POSITION = "thread_position_in_grid"
 _LANE = "thread_index_in_simdgroup"
@@ -179,6 +179,6 @@ def _arrays(matrix: ExpertWeights) -> list[mx.array]:
     return [matrix.weight if x is None else x for x in held]
 
 
-def _packing(matrix: ExpertWeights) -> tuple[int, int]:
-    """Bits and group size as the kernels' templates take them: 0 bits are a dense matrix."""
-    return (0, 1) if matrix.scales is None else (matrix.bits, matrix.group_size)
+def _packing(matrix: ExpertWeights) -> tuple[int, int, bool]:
+    """Bits, group size and whether codes are floats, as the templates take them: 0 bits are a dense matrix."""
+    return (0, 1, False) if matrix.scales is None else (matrix.bits, matrix.group_size, matrix.mode != "affine")

@@ -8,6 +8,10 @@ from metal_kernels.moe_dispatch import kernels, reference
 from metal_kernels.moe_dispatch.weights import ExpertWeights, Routing, SparseWeights
 
 _FLOATS = (mx.float32, mx.bfloat16, mx.float16)
+_PACKINGS = {
+    *(("affine", bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)),
+    *(("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)),
+}
 _MAX_EXPERTS = 1024
 _MAX_CHOSEN = 16
 # MLX passes smaller arrays in another address space.
@@ -165,12 +169,14 @@ def _unmultipliable(x: mx.array, k: int, *matrices: ExpertWeights) -> str | None
     if x.shape[0] > MOST_EXPERT_ROWS or k > _MAX_CHOSEN:
         return f"more than {MOST_EXPERT_ROWS} rows or {_MAX_CHOSEN} experts a row"
     for matrix in matrices:
-        packed = matrix.scales is not None
-        if packed and (matrix.mode != "affine" or matrix.bits not in (4, 8) or matrix.group_size not in (32, 64, 128)):
+        packing = (matrix.mode, matrix.bits, matrix.group_size)
+        if matrix.scales is not None and packing not in _PACKINGS:
             return f"{matrix.bits} bits {matrix.mode} in groups of {matrix.group_size}"
-        if not packed and matrix.weight.shape[-1] % kernels.DENSE_STEP:
+        if matrix.scales is None and matrix.weight.shape[-1] % kernels.DENSE_STEP:
             return f"columns not a multiple of {kernels.DENSE_STEP}"
         dtype = matrix.weight.dtype if matrix.scales is None else matrix.scales.dtype
+        if matrix.scales is not None and matrix.mode != "affine":
+            dtype = x.dtype
         if dtype != x.dtype or dtype not in _FLOATS:
             return f"activations of {x.dtype} and weights of {dtype}"
     return None

@@ -97,14 +97,13 @@ def sizes_of(model: Model) -> "ModelSizes":
     moe, experts = text.moe, None
     if sparse is not None and moe is not None:
         matrix = sparse.weights.gate_up
-        bits, group = (0, 64) if matrix.scales is None else (matrix.bits, matrix.group_size)
+        packing = (0, 64, "affine") if matrix.scales is None else (matrix.bits, matrix.group_size, matrix.mode)
         experts = ExpertSizes(
             moe.num_experts,
             moe.num_experts_per_tok,
             moe.moe_intermediate_size,
             moe.shared_expert_intermediate_size,
-            bits,
-            group,
+            *packing,
         )
     return ModelSizes(
         model.dtype,

@@ -22,6 +22,10 @@ from tests.metal_kernels.mlx_kernels import mlx_kernels
 from tests.metal_kernels.specialisation import Specialisation
 
 _MIXER = "gated_delta_mixer<bfloat16_t, {}, 128, 128, 4, 2, 16, 0, {}>"
+PACKINGS = [
+    *(("affine", bits, 64) for bits in (2, 3, 4, 5, 6, 8)),
+    *(("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)),
+]
 # What each line of the table counts: patterns of one kernel's name each.
 ROWS = {
     "mixer, heads of 128: 1 / 8 tokens": [_MIXER.format(T, 0) for T in (1, 8)],
@@ -30,8 +34,14 @@ ROWS = {
     "prefill, chunked: keys of 64 / 128": [f"gated_delta_prefill_chunked<{Dk}, .*>" for Dk in (64, 128)],
     "prefill, sequential: keys of 64 / 128": [f"gated_delta_prefill_sequential<{Dk}, .*>" for Dk in (64, 128)],
     "prefill, sequential: keys of 256 (no released model)": ["gated_delta_prefill_sequential<256, .*>"],
-    "gate and up: 4 / 8 bits": [f"expert_gate_up<bfloat16_t, {bits}, .*>" for bits in (4, 8)],
-    "down and combine: 4 / 8 bits": [f"expert_down_combine<bfloat16_t, 4, {bits}, .*>" for bits in (4, 8)],
+    **{
+        f"{name}: {label}": [f"{kernel}{bits}, {group}, {int(mode != 'affine')}, .*>" for mode, bits, group in packings]
+        for name, kernel in (
+            ("gate and up", "expert_gate_up<bfloat16_t, "),
+            ("down and combine", "expert_down_combine<bfloat16_t, 4, "),
+        )
+        for label, packings in (("2 / 3 / 4 / 5 / 6 / 8 bits", PACKINGS[:6]), ("mxfp4 / nvfp4 / mxfp8", PACKINGS[6:]))
+    },
     "attention prologue, 32 heads": ["attention_prologue<bfloat16_t, 32, .*>"],
     "attention epilogue": ["attention_epilogue<.*>"],
     "norm / norm of a sum": ["rms_norm<.*>", "add_rms_norm<.*>"],
@@ -68,8 +78,8 @@ def _calls() -> None:
         gated_delta_prefill(*arrays, form="sequential")
         if Dk <= 128:
             gated_delta_prefill(*arrays, form="chunked")
-    for bits in (4, 8):
-        sizes = ExpertSizes(experts=4, chosen=4, inner=128, shared_inner=128, bits=bits)
+    for mode, bits, group in PACKINGS:
+        sizes = ExpertSizes(4, 4, 128, 128, bits, group, mode)
         SparseCalls(sizes, 128, 1, mx.bfloat16, sparse_weights(sizes, 128, mx.bfloat16)).layer()
 
 

@@ -146,9 +146,7 @@ def packed(shape, group, bits, mode="affine"):
 
 
 FALL_BACKS = {
-    "six bits": (6, {"gate_up": packed((5, 128, 128), 64, 6)}, "6 bits affine in groups of 64"),
-    "mxfp4": (2, {"gate_up": ExpertWeights(*mx.quantize(normal(5, 128, 128), 32, 4, "mxfp4"), None, 32, 4, "mxfp4")},
-              "4 bits mxfp4 in groups of 32"),
+    "one bit": (6, {"gate_up": packed((5, 128, 128), 64, 1)}, "1 bits affine in groups of 64"),
     "half a shared expert": (2, {"shared_gate_up": (matrix(64, 128), matrix(64, 128, packing=(4, 32)))},
                              "shared gate and up of different precision"),
     "another dtype": (2, {"shared_gate_up": (matrix(128, 128, dtype=mx.bfloat16),)},

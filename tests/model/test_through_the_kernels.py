@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from metal_kernels import reset_stats, stats
+from metal_kernels.moe_dispatch import ExpertWeights
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import convert
 from mlx_qwen.loading import load_model
 from mlx_qwen.model import Model
+from mlx_qwen.model.layers import QuantizedExpertLinear
+from mlx_qwen.model.mlp import SparseMoE
 from tests.metal_emulator import emulated
 from tests.support.checkpoints import Kind, reference_model
 
@@ -21,6 +24,10 @@ Checkpoint = Callable[..., Path]
 Run = Callable[[], np.ndarray]
 KINDS: tuple[Kind, ...] = ("dense", "moe", "next")
 TOLERANCE = 1e-5
+PACKINGS = [
+    *(("affine", bits, 32) for bits in (3, 5, 6, 8)),
+    *(("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)),
+]
 # Why an operation may run as its reference: the first tokens have no state, and long pieces are for the prefill kernel.
 ALLOWED = {"no state yet", "not 1 to 8 tokens"}
 
@@ -100,6 +107,62 @@ def test_packed_weights_and_packed_keys(
     # A last bit of a key can round it to the next of 256 steps.
     found = through_kernels(monkeypatch, lambda: in_pieces(model, ids, edges, kv_bits=8))
     assert_equal(found, in_pieces(model, ids, edges, kv_bits=8), tolerance=1e-2)
+
+
+def pack_experts(model: Model, packing: tuple[str, int, int]) -> None:
+    """Pack the matrices of the sparse layers."""
+    mode, bits, group = packing
+    for layer in model.layers:
+        assert isinstance(layer.mlp, SparseMoE)
+        experts, shared = layer.mlp.switch_mlp, layer.mlp.shared_expert
+        for name in ("gate_up_proj", "down_proj"):
+            packed = QuantizedExpertLinear(group, bits, mode)
+            packed.weight, packed.scales, *biases = mx.quantize(experts[name].weight, group, bits, mode)
+            if biases:
+                packed.biases = biases[0]
+            experts[name] = packed
+        shared.gate_up_proj.parts = [part.to_quantized(group, bits, mode) for part in shared.gate_up_proj.parts]
+        shared.down_proj = shared.down_proj.to_quantized(group, bits, mode)
+
+
+def unpacked(matrix: ExpertWeights) -> torch.Tensor:
+    """The numbers that a packed matrix holds."""
+    assert matrix.scales is not None
+    packing = matrix.group_size, matrix.bits, matrix.mode
+    numbers = mx.dequantize(matrix.weight, matrix.scales, matrix.biases, *packing)
+    return torch.tensor(np.array(numbers.astype(mx.float32)))
+
+
+def give_experts(reference: torch.nn.Module, model: Model) -> None:
+    """Let transformers' sparse layers have the numbers that the model's packed matrices hold."""
+    for theirs, layer in zip(reference.model.layers, model.layers, strict=True):
+        weights, mlp = layer.mlp.weights, theirs.mlp
+        gate, up = unpacked(weights.shared_gate_up[0]).chunk(2)
+        given = {
+            "experts.gate_up_proj": unpacked(weights.gate_up),
+            "experts.down_proj": unpacked(weights.down),
+            "shared_expert.gate_proj.weight": gate,
+            "shared_expert.up_proj.weight": up,
+            "shared_expert.down_proj.weight": unpacked(weights.shared_down),
+        }
+        for name, numbers in given.items():
+            parameter = mlp.get_parameter(name)
+            assert parameter.shape == numbers.shape
+            parameter.data = numbers
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=str)
+def test_experts_of_every_precision_are_within_the_models_bounds_of_transformers(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, packing: tuple[str, int, int]
+) -> None:
+    path = checkpoint("moe", layers=2, interval=2)
+    reference, model, ids = reference_model(path), load(path), tokens(8)
+    pack_experts(model, packing)
+    give_experts(reference, model)
+    found = through_kernels(monkeypatch, lambda: in_pieces(model, ids, [0, 6, 7, 8]))
+    with torch.no_grad():
+        expected = reference(input_ids=torch.tensor(np.array(ids)), use_cache=False).logits.numpy()
+    assert_equal(found, expected, tolerance=2e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
