@@ -22,11 +22,11 @@ test: $(VENV)/.dev
 clients: $(VENV)/.dev build/clients/.installed
 	$(BIN)/python -m pytest tests/clients
 
-build/clients/.installed: tests/clients/package.json
+build/clients/.installed: tests/clients/package.json tests/clients/package-lock.json
 	@command -v npm >/dev/null || { echo "make clients needs npm, of Node.js 20 or newer." >&2; exit 1; }
 	mkdir -p build/clients
-	cp tests/clients/package.json build/clients/
-	cd build/clients && npm install --no-package-lock --no-audit --no-fund --loglevel=error
+	cp $^ build/clients/
+	cd build/clients && npm install --no-audit --no-fund --loglevel=error
 	@touch $@
 
 lint: $(VENV)/.dev

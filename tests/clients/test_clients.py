@@ -3,6 +3,7 @@
 They talk to the real engine with the bundled weights, whose tokens a script forces. `make clients` installs them.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -168,7 +169,11 @@ def test_a_client_reads_edits_and_answers_and_reads_on_from_what_is_cached(
     assert not [path for path in (tmp_path / "tmp").iterdir() if path.name.startswith("mlx-qwen")]
 
 
-def test_every_client_that_can_be_launched_is_run_here() -> None:
+def test_every_client_that_can_be_launched_is_run_here_as_it_was_tested() -> None:
     assert list(CASES) == list(CLIENTS)
-    pinned = (ROOT / "tests" / "clients" / "package.json").read_text()
-    assert all(f'"{client.package}"' in pinned for client in CLIENTS.values())
+    folder = ROOT / "tests" / "clients"
+    pinned = json.loads((folder / "package.json").read_text())["dependencies"]
+    locked = json.loads((folder / "package-lock.json").read_text())["packages"]
+    for client in CLIENTS.values():
+        assert locked[f"node_modules/{client.package}"]["version"] == pinned[client.package]
+    assert all("integrity" in one for name, one in locked.items() if name and not one.get("inBundle"))
