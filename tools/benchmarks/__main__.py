@@ -22,6 +22,7 @@ class Run:
         model, text: a model folder and a text file, for the sections that judge a model.
         kinds: another model and a text of its own, whose weights of kinds are taken.
         tokens, minutes: how long the prompt of `long` is, and how long `soak` and `load` go on.
+        vlm: the Python of an environment with mlx-vlm, for `serve`.
     """
 
     repeats: int
@@ -32,6 +33,7 @@ class Run:
     tokens: int
     minutes: float
     requests: int
+    vlm: Path | None
 
     def judged(self) -> tuple[Path, Path]:
         """The model folder and the text file."""
@@ -105,7 +107,7 @@ def _soak(run: Run) -> Section:
 def _serve(run: Run) -> Section:
     from tools.benchmarks.serving import bench_serving
 
-    return section_of([bench_serving(run.folder, repeats=run.repeats)])
+    return section_of([bench_serving(run.folder, repeats=run.repeats, vlm=run.vlm)])
 
 
 def _load(run: Run) -> Section:
@@ -232,6 +234,12 @@ class _Listed(click.Command):
 @click.option("--tokens", type=click.IntRange(1000), default=100_000, show_default=True, help="Prompt of `long`.")
 @click.option("--minutes", type=click.FloatRange(0.1), default=5, show_default=True, help="Time of `soak` and `load`.")
 @click.option("--requests", type=click.IntRange(1), default=1000, show_default=True, help="How many `requests` asks.")
+@click.option(
+    "--vlm",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="PYTHON",
+    help="The Python of an environment of its own that has mlx-vlm, for `serve`.",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the tables here.")
 @click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write what is printed here too.")
 @click.option(
@@ -248,6 +256,7 @@ def main(
     tokens: int,
     minutes: float,
     requests: int,
+    vlm: Path | None,
     json_file: Path | None,
     markdown: Path | None,
     workdir: Path | None,
@@ -259,7 +268,7 @@ def main(
         raise click.UsageError(f"{judges[0]} needs --model, an unquantized model folder, and --text, a text file.")
     try:
         with tempfile.TemporaryDirectory(dir=workdir) as folder:
-            run = Run(repeats, Path(folder), model, text, kinds, tokens, minutes, requests)
+            run = Run(repeats, Path(folder), model, text, kinds, tokens, minutes, requests, vlm)
             measured = [(name, partial(SECTIONS[name][1], run)) for name in chosen]
             print_sections(measured, click.echo, json_file=json_file, markdown=markdown)
     except MLXQwenError as error:

@@ -57,7 +57,7 @@ def bench_load(minutes: float) -> Table:
         load = _Load(server)
         asyncio.run(_solo(load))
         started = time.monotonic()
-        for line in range(1, _LINES + 1):
+        for line in range(_LINES + 1):
             asyncio.run(_together(load, started + 60 * minutes * line / _LINES))
             time.sleep(2)  # the engine's next step frees what was cancelled
             counted = [load.seen[name] for name in ("right", "WRONG", "left", "refused", "later", "UNTOLD")]

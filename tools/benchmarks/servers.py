@@ -17,10 +17,11 @@ import httpx
 import mlx.core as mx
 
 from mlx_qwen.bench.timing import OURS, PEER
+from mlx_qwen.config import ModelConfig
 from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import MLXQwenError
 from mlx_qwen.json_files import read_json_object
-from mlx_qwen.version import installed
+from mlx_qwen.prompt import Processor
 from tools.benchmarks.peer import WITHOUT_TORCH
 
 VLM = "mlx-vlm"
@@ -48,36 +49,44 @@ class Running:
         return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
 
 
-def wide_demo(folder: Path) -> Path:
-    """The bundled model in fp32, in a folder below `folder`: on a CPU the peers cannot multiply experts in bf16."""
-    wide = folder / "mlx-qwen-demo-fp32"
-    shutil.copytree(demo_folder(), wide)
-    for file in wide.glob("*.safetensors"):
+def endless_demo(folder: Path) -> Path:
+    """The bundled model in fp32, in a folder below `folder`, such that answers go on as far as they may.
+
+    On a CPU the peers cannot multiply experts in bf16. The rows of the tokens that end answers are zero.
+    """
+    made = folder / "mlx-qwen-demo-endless"
+    shutil.copytree(demo_folder(), made)
+    config = read_json_object(made / "config.json")
+    ends = sorted(Processor.from_directory(made, ModelConfig.from_directory(made)).end_token_ids)
+    for file in made.glob("*.safetensors"):
         tensors = mx.load(str(file))
         assert isinstance(tensors, dict), "a file of tensors"
         kept = {name: x.astype(mx.float32) if x.dtype == mx.bfloat16 else x for name, x in tensors.items()}
+        for name, x in kept.items():
+            if name.endswith("embed_tokens.weight"):
+                x[mx.array(ends)] = 0
         mx.save_safetensors(str(file), kept, {"format": "mlx"})
-    config = read_json_object(wide / "config.json")
-    (wide / "config.json").write_text(json.dumps({**config, "dtype": "float32"}), encoding="utf-8")
-    return wide
-
-
-def runtimes() -> list[str]:
-    """Ours and the peers that are installed."""
-    return [OURS, PEER, *([VLM] if installed("mlx-vlm") else [])]
+    (made / "config.json").write_text(json.dumps({**config, "dtype": "float32"}), encoding="utf-8")
+    return made
 
 
 @contextmanager
-def serving(runtime: str, folder: Path, *flags: str) -> Iterator[Running]:
-    """A server of a runtime over one checkpoint, until the end of the block."""
+def serving(runtime: str, folder: Path, *flags: str, vlm: Path | None = None) -> Iterator[Running]:
+    """A server of a runtime over one checkpoint, until the end of the block.
+
+    `vlm` is the Python of an environment that has mlx-vlm, whose own command starts its server.
+    """
     port = _free_port()
-    commands: dict[str, Sequence[str]] = {
-        OURS: ("-m", "mlx_qwen", "serve", "--model", str(folder), "--port", str(port), *flags),
-        PEER: ("-c", _main("mlx_lm.server"), "--model", str(folder), "--port", str(port), "--max-tokens", "64"),
-        VLM: ("-c", _main("mlx_vlm.server"), "--model", str(folder), "--port", str(port)),
+    programs: dict[str, Sequence[str]] = {
+        OURS: (sys.executable, "-m", "mlx_qwen", "serve", *flags),
+        PEER: (sys.executable, "-c", f"{WITHOUT_TORCH}from mlx_lm.server import main; main()"),
+        VLM: (str((vlm or Path(sys.executable)).parent / "mlx_vlm.server"),),
     }
     process = subprocess.Popen(
-        [sys.executable, *commands[runtime]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
+        [*programs[runtime], "--model", str(folder), "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -89,10 +98,6 @@ def serving(runtime: str, folder: Path, *flags: str) -> Iterator[Running]:
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
-
-
-def _main(module: str) -> str:
-    return f"{WITHOUT_TORCH}from {module} import main; main()"
 
 
 def _free_port() -> int:
