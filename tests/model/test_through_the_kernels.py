@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -19,6 +20,7 @@ from mlx_qwen.model.layers import QuantizedExpertLinear
 from mlx_qwen.model.mlp import SparseMoE
 from tests.metal_emulator import emulated
 from tests.support.checkpoints import Kind, reference_model
+from tests.support.ranks import in_threads
 
 Checkpoint = Callable[..., Path]
 Run = Callable[[], np.ndarray]
@@ -196,3 +198,21 @@ def test_every_operation_of_a_decoded_token_is_a_kernel(
     counts = stats()
     assert {"gated_delta_mixer", "add_rms_norm", "rms_norm"} <= set(counts)
     assert all(not op.reference for op in counts.values()), counts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_with_kernels_on_half_the_heads_and_experts(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, kind: Kind
+) -> None:
+    path, ids, edges = checkpoint(kind), tokens(12), [0, 10, 11, 12]
+
+    def together() -> np.ndarray:
+        def rank(group: Any) -> np.ndarray:
+            model = load_model(path, ModelConfig.from_directory(path), group=group)
+            return in_pieces(model, ids, edges)
+
+        first, second = in_threads(2, rank, monkeypatch)
+        assert np.array_equal(first, second)
+        return first
+
+    assert_equal(through_kernels(monkeypatch, together), in_pieces(load(path), ids, edges))

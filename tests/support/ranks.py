@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,8 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import numpy as np
 import pytest
+
+from tools.benchmarks.ranks import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 Result = TypeVar("Result")
@@ -78,7 +79,7 @@ def in_processes(count: int, script: str, *arguments: object, folder: Path, pati
     or when they take longer than `patience` seconds.
     """
     hosts = folder / "ring.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in _free_ports(count)]))
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]))
     command = [sys.executable, "-c", script, *map(str, arguments)]
     ranks = [
         subprocess.Popen(
@@ -100,11 +101,3 @@ def in_processes(count: int, script: str, *arguments: object, folder: Path, pati
             rank.wait()
     assert all(rank.returncode == 0 for rank in ranks), written
     return [out for out, _ in written]
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return ports

@@ -19,6 +19,8 @@ from tools.benchmarks.conversions import bench_conversion_memory
 from tools.benchmarks.delta_rule import random_problem
 from tools.benchmarks.peer import WITHOUT_TORCH, random_pair
 from tools.benchmarks.quality import bench_quality
+from tools.benchmarks.ranks import bench_ranks
+from tools.benchmarks.small_model import small_config
 
 SMALL = {
     "hidden_size": 64,
@@ -101,3 +103,12 @@ def test_mlx_lm_is_measured_without_torch() -> None:
     code = f"{WITHOUT_TORCH}import mlx_lm, transformers; print(transformers.utils.is_torch_available())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_two_ranks_are_compared_with_one_and_with_mlx_lms(tmp_path: Path) -> None:
+    config = small_config(4, hidden_size=128, intermediate_size=256, heads=8, head_dim=32)
+    table = bench_ranks(tmp_path, config=config, ranks=(2,), turns=1, tokens=4)
+    assert [row[:2] for row in table.rows] == [[name, ranks] for name in ("fp32", "bf16", "4 bits") for ranks in "12"]
+    for row in (table.rows[1], table.rows[5]):
+        assert all(float(cell.split(",")[0]) < 1e-5 and "same tokens" in cell for cell in row[2:4])
+        assert float(row[4]) < 2e-4

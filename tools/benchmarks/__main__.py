@@ -122,6 +122,12 @@ def _requests(run: Run) -> Section:
     return section_of([bench_requests(run.requests)])
 
 
+def _ranks(run: Run) -> Section:
+    from tools.benchmarks.ranks import bench_ranks
+
+    return section_of([bench_ranks(run.folder, turns=run.repeats)])
+
+
 def _start(run: Run) -> Section:
     from tools.benchmarks.startup import bench_startup
 
@@ -196,6 +202,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "load": ("--minutes of 32 clients at a server: answers, memory, files and threads", _load),
     "requests": ("--requests random requests, each beside its solo run", _requests),
     "session": ("what an agent's session computes beside the least possible", _session),
+    "ranks": ("a model divided among ranks, beside mlx-lm's division", _ranks),
     "start": ("import and load of a 0.8B", _start),
     "convert": ("converting a 0.8B, 1.7 GB", _convert),
     "convert-moe": ("converting 4 layers of 35B-A3B, 7 GB", _convert_moe),

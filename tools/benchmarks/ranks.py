@@ -1,0 +1,120 @@
+"""A model divided among ranks of MLX's ring over loopback, beside mlx-lm's division of the same checkpoint."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlx_qwen.bench.table import Table
+from mlx_qwen.bench.timing import OURS, PEER
+from mlx_qwen.config import ModelConfig
+from mlx_qwen.convert import convert
+from tools.benchmarks.peer import WITHOUT_TORCH
+from tools.benchmarks.small_model import small_config
+from tools.benchmarks.synthetic import write_random_checkpoint
+
+TOKENS = 64
+_PATIENCE = 600
+_PRECISIONS: dict[str, dict[str, Any]] = {
+    "fp32": {"quantize": False, "dtype": "float32"},
+    "bf16": {"quantize": False},
+    "4 bits": {"bits": 4, "group_size": 64, "dtype": "float32"},
+}
+
+
+def bench_ranks(
+    folder: Path,
+    *,
+    config: ModelConfig | None = None,
+    ranks: tuple[int, ...] = (2, 4),
+    turns: int = 3,
+    tokens: int = TOKENS,
+) -> Table:
+    """Logits, tokens, time a token and bytes of a rank, of each number of `ranks` beside one rank."""
+    config = config or small_config(8, hidden_size=1024, intermediate_size=3584, heads=8, head_dim=64)
+    write_random_checkpoint(config, folder / "source")
+    rows = []
+    for name, options in _PRECISIONS.items():
+        model = folder / name.replace(" ", "-")
+        convert(folder / "source", model, **options)
+        (alone,) = _run(1, model, folder, tokens, turns)
+        rows.append([name, "1", "", "", _between(alone), *_times(alone), *_bytes(alone)])
+        for count in ranks:
+            first, *others = _run(count, model, folder, tokens, turns)
+            assert all(rank["answers"] == first["answers"] for rank in others), "ranks wrote different tokens"
+            rows.append([name, str(count), *_compared(first, alone), _between(first), *_times(first), *_bytes(first)])
+    note = (
+        f"{config.text.num_hidden_layers} layers of width {config.text.hidden_size}, random weights. Differences are "
+        "of the logits behind a prompt of 32 tokens, from those of one rank and between runtimes, "
+        f"in parts of the largest; tokens are {tokens} greedy ones, the same as on one rank or others. Times are "
+        f"medians of {turns} turns in alternation, each token awaited. All ranks share this machine's cores: times "
+        "tell what collectives cost here, and nothing about several machines."
+    )
+    differ = (f"{OURS} differs", f"{PEER} differs", "between them")
+    header = ("", "ranks", *differ, OURS, PEER, "ratio", "holds", "reads", "peak")
+    return Table("A model divided among ranks", note, header, rows)
+
+
+def _run(count: int, model: Path, folder: Path, tokens: int, turns: int) -> list[dict[str, Any]]:
+    """What `count` ranks found, each in a process of its own; one is alone."""
+    results = [folder / f"rank-{rank}.json" for rank in range(count)]
+    hosts = folder / "ring.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]), encoding="utf-8")
+    ring = [{} if count == 1 else {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} for rank in range(count)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _script(model, tokens, turns, result)], env={**os.environ, **own})
+        for result, own in zip(results, ring, strict=True)
+    ]
+    end = time.monotonic() + _PATIENCE
+    try:
+        codes = [process.wait(max(end - time.monotonic(), 0.1)) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    if any(codes):
+        raise RuntimeError(f"ranks ended with {codes}")
+    return [json.loads(result.read_text(encoding="utf-8")) for result in results]
+
+
+def _script(model: Path, tokens: int, turns: int, result: Path) -> str:
+    call = f"main(Path({str(model)!r}), {tokens}, {turns}, Path({str(result)!r}))"
+    return f"{WITHOUT_TORCH}from pathlib import Path; from tools.benchmarks.one_rank import main; {call}"
+
+
+def _compared(found: dict[str, Any], alone: dict[str, Any]) -> list[str]:
+    cells = []
+    for name in ("ours", "theirs"):
+        logits, expected = np.array(found["logits"][name]), np.array(alone["logits"][name])
+        tokens = "same tokens" if found["answers"][name] == alone["answers"][name] else "other tokens"
+        cells.append(f"{np.abs(logits - expected).max() / np.abs(expected).max():.1e}, {tokens}")
+    return cells
+
+
+def _between(found: dict[str, Any]) -> str:
+    ours, theirs = (np.array(found["logits"][name]) for name in ("ours", "theirs"))
+    return f"{np.abs(ours - theirs).max() / np.abs(theirs).max():.1e}"
+
+
+def _times(found: dict[str, Any]) -> list[str]:
+    ours, theirs = found["seconds"]["ours"], found["seconds"]["theirs"]
+    return [f"{1e3 * ours:.1f} ms", f"{1e3 * theirs:.1f} ms", f"{theirs / ours:.2f}"]
+
+
+def _bytes(found: dict[str, Any]) -> list[str]:
+    return [f"{found[name] / 1e6:.1f} MB" if found[name] else "" for name in ("held", "read", "peak")]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens at."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    return ports
