@@ -43,7 +43,7 @@ def main(folder: Path, tokens: int, turns: int, result: Path) -> None:
             took, answers[name] = _written(model, caches[name](), ids, tokens)
             seconds[name] += [took] if turn else []
     found = {
-        "held": sum(array.nbytes for _, array in tree_flatten(ours.parameters())),
+        "held": sum(array.nbytes for array in dict(tree_flatten(ours.parameters())).values()),
         "read": sum(read),
         "peak": peak,
         "seconds": {name: median(took) for name, took in seconds.items()},
@@ -62,7 +62,7 @@ def _counted() -> list[int]:
         read.append(values.nbytes)
         return as_mlx(values, kind)
 
-    shards._as_mlx = counting
+    shards._as_mlx = counting  # type: ignore[assignment]
     return read
 
 
