@@ -27,8 +27,8 @@ _TOTAL_SECONDS = 300
 _PIECE = 1 << 18
 
 
-class _PrivateAddressError(OSError):
-    """The host is this machine or one of a private network."""
+class _PrivateAddressError(Exception):
+    """The host is this machine or one of a private network; no OSError, which urllib would wrap."""
 
 
 def download(url: str, most_bytes: int) -> bytes:

@@ -1,14 +1,10 @@
 """What a request says reaches the model as it was meant, or is refused in the protocol's own words, by its field."""
 
-import base64
-import io
 import json
 
 import httpx
 import pytest
-from PIL import Image
 
-from mlx_qwen.prompt.media_parts import Media
 from mlx_qwen.server.reading import sealed, unsealed
 from tests.server.running import ScriptedBackend, running, words
 
@@ -23,12 +19,6 @@ GOOD = {
 }
 CHAT_TOOLS = [{"type": "function", "function": NOTE}]
 CLAUDE_TOOLS = [{"name": "note", "input_schema": NOTE["parameters"]}]
-
-
-def picture(width=8, height=8):
-    data = io.BytesIO()
-    Image.new("RGB", (width, height), "red").save(data, "PNG")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 # Protocol, what is added to a good request, and the field that is refused.
@@ -282,50 +272,6 @@ def test_a_later_request_goes_on_with_a_stored_response(client, backend):
     refused = client.post(RESPONSE, json={"input": "And?", "previous_response_id": unstored["id"]})
     assert refused.status_code == 404
     assert refused.json()["error"]["code"] == "previous_response_not_found"
-
-
-IMAGES = [
-    (CHAT, {"type": "image_url", "image_url": {"url": "{}"}}),
-    (MESSAGE, {"type": "image", "source": {"type": "url", "url": "{}"}}),
-    (RESPONSE, {"type": "input_image", "image_url": "{}"}),
-]
-
-
-def with_image(path, part, url):
-    part = json.loads(json.dumps(part).replace("{}", url))
-    return {"input" if path == RESPONSE else "messages": [{"role": "user", "content": [part]}]}
-
-
-@pytest.mark.parametrize(("path", "part"), IMAGES, ids=lambda one: str(one)[:30])
-def test_an_image_in_a_data_url_is_shown(client, backend, path, part):
-    said = prompt_of(client, backend, path, with_image(path, part, picture()))
-    (medium,) = said[-1]["content"]
-    assert isinstance(medium, Media)
-    assert Image.open(io.BytesIO(medium.source)).size == (8, 8)
-
-
-@pytest.mark.parametrize(("path", "part"), IMAGES, ids=lambda one: str(one)[:30])
-@pytest.mark.parametrize(
-    "url", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:1/x.png", "~/x.png", "ftp://x/y"]
-)
-def test_no_file_and_no_address_is_opened_for_a_request(client, path, part, url):
-    answer = client.post(path, json={**GOOD[path], **with_image(path, part, url)})
-    assert answer.status_code == 400
-    assert "data URL" in answer.json()["error"]["message"]
-
-
-def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(client):
-    bomb = io.BytesIO()
-    Image.new("1", (12000, 7000)).save(bomb, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(bomb.getvalue()).decode()
-    answer = client.post(CHAT, json=with_image(*IMAGES[0], url))
-    assert answer.status_code == 400
-    assert "pixels" in answer.json()["error"]["message"]
-
-
-def test_bytes_that_are_no_image_are_refused(client):
-    for url in ("data:image/png;base64,%%%", "data:image/png,abc"):
-        assert client.post(CHAT, json=with_image(*IMAGES[0], url)).status_code == 400
 
 
 def test_packed_reasoning_comes_back_as_it_was():
