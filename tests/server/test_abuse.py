@@ -13,7 +13,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
-from mlx_qwen.server import connections
+from mlx_qwen.server import connections, wire
 from tests.server.running import ScriptedBackend, running, serving, words
 
 CHAT, MESSAGE = "/v1/chat/completions", "/v1/messages"
@@ -148,6 +148,16 @@ def test_connections_that_say_nothing_hold_up_nobody(url):
     finally:
         for each in silent:
             each.close()
+
+
+def test_a_body_that_does_not_come_is_refused_in_time(url, monkeypatch):
+    monkeypatch.setattr(wire, "PATIENCE", 0.3)
+    for said in ("Content-Length: 100", "Transfer-Encoding: chunked"):
+        with connected(url) as connection:
+            connection.sendall(head(said) + b"5\r\n{")
+            answer = received(connection)
+        assert b" 408 " in answer.split(b"\r\n")[0]
+        assert b"did not come" in answer
 
 
 def closed(connection, seconds):

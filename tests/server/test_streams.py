@@ -56,3 +56,25 @@ def test_a_message_stream_sums_up_to_the_whole_message(claude, kind):
     assert whole.stop_reason == ("end_turn" if answer else "tool_use")
     assert answer is None or whole.content[0].text == answer
     assert answer or whole.content[0].input == {"city": "Paris"}
+
+
+def test_reasoning_that_is_streamed_is_the_reasoning_that_comes_whole(client, claude):
+    asked = {"model": "mlx-qwen-demo", "messages": [{"role": "user", "content": "37+58"}]}
+    thinking = {"extra_body": {"enable_thinking": True}}
+    whole = client.chat.completions.create(**asked, **thinking).choices[0].message
+    deltas = [part.choices[0].delta for part in client.chat.completions.create(**asked, **thinking, stream=True)]
+    reasoning = "".join(getattr(one, "reasoning_content", None) or "" for one in deltas)
+    content = "".join(one.content or "" for one in deltas)
+    assert (reasoning, content) == (whole.reasoning_content, whole.content)
+    assert reasoning == reasoning.strip() != "" != content == content.strip()
+
+    effort = {"model": "mlx-qwen-demo", "input": "37+58", "reasoning": {"effort": "high"}}
+    with client.responses.stream(**effort) as stream:
+        summed = [(event.type, event.delta) for event in stream if event.type.endswith("_text.delta")]
+    parts = ["".join(delta for kind, delta in summed if name in kind) for name in ("reasoning", "output")]
+    assert parts == [reasoning, content]
+
+    budget = {**asked, "max_tokens": 300, "thinking": {"type": "enabled", "budget_tokens": 200}}
+    with claude.messages.stream(**budget) as stream:
+        thought, text = stream.get_final_message().content
+    assert (thought.thinking, text.text) == (reasoning, content)
