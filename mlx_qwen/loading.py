@@ -22,7 +22,9 @@ from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import CheckpointError
 from mlx_qwen.forked import note_computing
 from mlx_qwen.model import Model
-from mlx_qwen.model.collectives import known_anywhere
+from mlx_qwen.model.collectives import gathered_numbers
+from mlx_qwen.model.memory import usable_bytes
+from mlx_qwen.model.pipeline import stages_of, stored_bytes
 from mlx_qwen.model.proving import settle_kernels
 from mlx_qwen.model.sharding import check_groups, check_ranks
 from mlx_qwen.model.weights import assemble, check_norms, fill_vision
@@ -43,6 +45,7 @@ def load(
     lazy: bool = False,
     tune: bool = True,
     group: mx.distributed.Group | None = None,
+    pipeline: bool = False,
 ) -> tuple[Model, Processor]:
     """Load a model and its processor.
 
@@ -56,6 +59,8 @@ def load(
         tune: on a Mac, let the kernels prove themselves at this model's sizes first: a few seconds, once, remembered.
         group: the ranks that share the model, from `mx.distributed.init`. Each of them loads it at the same time and
             reads its own part alone, at once; None, and a group of one, load the whole.
+        pipeline: give each rank whole layers, as many as its memory has room for, instead of a part of each: for any
+            number of unequal Macs, which then compute one after the other.
 
     Raises:
         ConfigError: config.json is missing or describes no model of this family.
@@ -68,10 +73,11 @@ def load(
     check_value("dtype", dtype, mx.Dtype | None, _FLOAT)
     check_value("lazy", lazy, bool)
     check_value("tune", tune, bool)
+    check_value("pipeline", pipeline, bool)
     folder = resolve(demo_folder() if path_or_repo is None else path_or_repo, revision=revision)
     config = ModelConfig.from_directory(folder)
     processor = Processor.from_directory(folder, config)
-    model = load_model(folder, config, dtype=dtype, lazy=lazy, group=group)
+    model = load_model(folder, config, dtype=dtype, lazy=lazy, group=group, pipeline=pipeline)
     if tune:
         settle_kernels(model)
     return model, processor
@@ -84,16 +90,22 @@ def load_model(
     dtype: mx.Dtype | None = None,
     lazy: bool = False,
     group: mx.distributed.Group | None = None,
+    pipeline: bool = False,
 ) -> Model:
     """The model of a folder whose config is already read; see `load`."""
     note_computing()
     plan = plan_model(folder, config)
     warn_of_adapter(folder)
     config = plan.config
-    if group is not None:
+    layers = None
+    if group is not None and pipeline:
+        usable = gathered_numbers(usable_bytes() >> 20, group)
+        stored = stored_bytes(plan.targets, config.text.num_hidden_layers)
+        layers = stages_of(stored, [mebibytes << 20 for mebibytes in usable])[group.rank()]
+    elif group is not None:
         check_ranks(config.text, group.size())
         check_groups(config.text, plan.targets, group.size())
-    model = Model(config, with_mtp=plan.has_mtp, with_vision=plan.has_vision, group=group)
+    model = Model(config, with_mtp=plan.has_mtp, with_vision=plan.has_vision, group=group, layers=layers)
     _settle_mtp(model, folder, plan)
     if model.share.count > 1:
         _read_share(model, plan, dtype)
@@ -142,7 +154,7 @@ def _settle_mtp(model: Model, folder: Path, plan: Plan) -> None:
             )
     if said is None and model.group is not None and model.share.count > 1:
         words = (None, *get_args(mtp_reads.MTPReads))
-        reads = words[known_anywhere(words.index(reads), model.group)]
+        reads = words[max(gathered_numbers(words.index(reads), model.group))]
         model.mtp_unsettled = model.mtp_unsettled if reads is None else None
     model.mtp_reads = reads or "normed"
 

@@ -8,10 +8,9 @@ from mlx.utils import tree_flatten
 from mlx_qwen.config import TextConfig
 from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.errors import PromptError
-from mlx_qwen.machine import machine_bytes
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import KV_BITS, kv_packing
-from mlx_qwen.model.memory import prefill_bytes
+from mlx_qwen.model.memory import prefill_bytes, usable_bytes
 from mlx_qwen.model.state import state_nbytes
 
 _STEP = 256
@@ -79,13 +78,6 @@ class MemoryPlan:
             beside = sequence.draft_model.model
             draft = Asked(beside.share.text, prompt, sequence.max_tokens, beside.dtype.size)
         return Asked(text, prompt, sequence.max_tokens, size, sequence.kv_bits, mtp, draft)
-
-
-def usable_bytes() -> int:
-    """What a process may use: on a Mac what its GPU recommends, elsewhere nine tenths of the memory."""
-    if mx.metal.is_available():
-        return int(mx.device_info()["max_recommended_working_set_size"])
-    return machine_bytes() * 9 // 10
 
 
 def sequence_bytes(

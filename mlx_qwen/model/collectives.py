@@ -58,9 +58,10 @@ def summed(x: mx.array, group: mx.distributed.Group | None) -> mx.array:
     return x if group is None else mx.distributed.all_sum(x, group=group)
 
 
-def known_anywhere(word: int, group: mx.distributed.Group) -> int:
-    """The largest number that a rank gives, on all of them: what one machine remembers and another need not."""
-    return int(mx.distributed.all_gather(mx.array([word]), group=group).max())
+def gathered_numbers(number: int, group: mx.distributed.Group) -> list[int]:
+    """The number, below 2^31, that each rank gives, in the order of ranks."""
+    numbers: list[int] = mx.distributed.all_gather(mx.array([number]), group=group).tolist()  # type: ignore[assignment]
+    return numbers
 
 
 def gathered(x: mx.array, group: mx.distributed.Group) -> mx.array:

@@ -1,6 +1,9 @@
 """Bytes that keys and values of a prompt take, and what is alive while a piece of it is read."""
 
+import mlx.core as mx
+
 from mlx_qwen.config import TextConfig
+from mlx_qwen.machine import machine_bytes
 from mlx_qwen.model.attention import MOST_SCORE_BYTES
 from mlx_qwen.model.cache import kv_packing
 from mlx_qwen.model.state import state_nbytes
@@ -10,6 +13,13 @@ _STEP = 256
 _ITEM, _FP32 = 2, 4
 # Head sizes for which MLX attends to many queries without scores in memory, unless told otherwise.
 _FUSED_HEAD_SIZES = (64, 80, 128)
+
+
+def usable_bytes() -> int:
+    """What a process may use: on a Mac what its GPU recommends, elsewhere nine tenths of the memory."""
+    if mx.metal.is_available():
+        return int(mx.device_info()["max_recommended_working_set_size"])
+    return machine_bytes() * 9 // 10
 
 
 def kv_bytes(text: TextConfig, tokens: int, *, kv_bits: int | None = None) -> int:

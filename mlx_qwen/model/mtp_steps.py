@@ -5,12 +5,14 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_qwen.checkpoint.mtp_reads import MTPReads
+from mlx_qwen.config import ModelConfig
 from mlx_qwen.model.attention import KeyValues
 from mlx_qwen.model.chain import Chain
 from mlx_qwen.model.collectives import SlicedEmbedding, SlicedHead
 from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
 from mlx_qwen.model.mtp import MTP, Draft
 from mlx_qwen.model.multimodal import Embedded
+from mlx_qwen.model.pipeline import Stages
 from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedFill, can_compile, made_with
 from mlx_qwen.model.rope import Positions
 from mlx_qwen.model.state import State
@@ -26,6 +28,8 @@ class MTPSteps(nn.Module):
     norm: RMSNorm
     lm_head: AnyLinear | SlicedHead | None
     mtp: MTP | None
+    config: ModelConfig
+    stages: Stages | None
     mtp_reads: MTPReads
     _replayed_fill: ReplayedFill | None
     _dtype: mx.Dtype | None
@@ -131,5 +135,10 @@ class MTPSteps(nn.Module):
         return self._replayed_fill
 
     def _head(self, normed: mx.array) -> mx.array:
-        logits: mx.array = self.embed_tokens.as_linear(normed) if self.lm_head is None else self.lm_head(normed)
+        head = self.embed_tokens.as_linear if self.lm_head is None else self.lm_head
+        logits: mx.array
+        if self.stages is not None:
+            logits = self.stages.from_last(normed, head, self.config.text.vocab_size)
+        else:
+            logits = head(normed)
         return logits

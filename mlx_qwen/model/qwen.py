@@ -9,6 +9,7 @@ import numpy as np
 
 from metal_kernels.gated_delta import Tape as LayerTape
 from mlx_qwen.checkpoint.mtp_reads import MTPReads
+from mlx_qwen.checkpoint.slices import Span
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import PromptError
 from mlx_qwen.model.attention import KeyValues
@@ -21,6 +22,7 @@ from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
 from mlx_qwen.model.mtp import MTP
 from mlx_qwen.model.mtp_steps import MTPSteps
 from mlx_qwen.model.multimodal import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
+from mlx_qwen.model.pipeline import Stages
 from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedFill, ReplayedStep, can_compile, made_with
 from mlx_qwen.model.rope import Positions
 from mlx_qwen.model.sharding import Share
@@ -52,7 +54,8 @@ class Model(MTPSteps):
     `identity` tells the files that the weights are of, and their precision; "" once they are of no files any more.
 
     With a `group` of several ranks each of them holds its `share`, and calls the model as all others do, with the same
-    tokens: hidden states and logits are whole on every rank, states hold the keys, values and heads of its share.
+    tokens: hidden states and logits are whole on every rank, states hold the keys, values and heads of its share. With
+    `layers` its share are these decoder layers instead, and each rank sends what they give to the next.
     """
 
     def __init__(
@@ -62,16 +65,18 @@ class Model(MTPSteps):
         with_mtp: bool = True,
         with_vision: bool = False,
         group: mx.distributed.Group | None = None,
+        layers: Span | None = None,
     ) -> None:
         super().__init__()
         text = config.text
         self.config, self.group = config, group
-        self.share = Share(text) if group is None else Share(text, group.rank(), group.size())
-        apart = group if self.share.count > 1 else None
+        self.share = Share(text) if group is None else Share(text, group.rank(), group.size(), layers)
+        self.stages = None if layers is None or group is None or group.size() == 1 else Stages(group)
+        apart = group if self.share.count > 1 and self.stages is None else None
         self.embed_tokens: AnyEmbedding | SlicedEmbedding = nn.Embedding(text.vocab_size, text.hidden_size)
         self.layers = [
             DecoderLayer(self.share.text, linear=kind == "linear_attention", sparse=sparse, group=apart)
-            for kind, sparse in zip(text.layer_types, text.sparse_layers, strict=True)
+            for kind, sparse in zip(self.share.text.layer_types, self.share.text.sparse_layers, strict=True)
         ]
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
         self.lm_head: AnyLinear | SlicedHead | None = None
@@ -191,7 +196,7 @@ class Model(MTPSteps):
             attention_mask = masks and masks.attention
             hidden, linear, tapes = self._replay()(input_ids, state, chains, attention_mask, tape=tape)
         else:
-            alone = last and not state.mtp and not self.layers[-1].is_linear
+            alone = last and not state.mtp and self.config.text.layer_types[-1] == "full_attention"
             hidden, linear, tapes = self._layers(input_ids, state, chains, masks, embedded, tape=tape, alone=alone)
         delta = state.rope_delta if embedded is None else embedded.rope_delta(state.offset + T)
         mtp = self._filled(hidden, input_ids, state, embedded) if state.mtp else ()
@@ -213,6 +218,10 @@ class Model(MTPSteps):
         """The decoder layer by layer; with `alone` the last one for the last token only."""
         place = Positions(state.positions(), None if embedded is None else mx.array(embedded.axes))
         residual = Residual(self.embed_tokens(input_ids) if embedded is None else embedded.embeddings)
+        is_last = self.stages is None or self.stages.is_last
+        if self.stages is not None and not self.stages.is_first:
+            entering = self.stages.entering(residual.stream)
+            residual = Residual(entering, mx.zeros(entering.shape, self.dtype))
         linear: list[LinearState] = []
         tapes: list[LayerTape] = []
         for index, layer in enumerate(self.layers):
@@ -222,15 +231,19 @@ class Model(MTPSteps):
                 residual, mixed = layer.mix(residual, held, masks, tape=tape)
                 linear.append(mixed.memory)
                 tapes += [mixed.tape] if mixed.tape else []
-            elif alone and index == len(self.layers) - 1:
+            elif alone and is_last and index == len(self.layers) - 1:
                 residual = layer.last(residual, place, memory, masks)
             else:
                 residual = layer(residual, place, memory, masks)
-        return residual.sum(), tuple(linear), tuple(tapes)
+        hidden = residual.sum()
+        if self.stages is not None:
+            B, T, width = hidden.shape
+            hidden = self.stages.leaving(hidden, (B, 1 if alone else T, width))
+        return hidden, tuple(linear), tuple(tapes)
 
     def _replays(self, T: int, state: State, masks: Masks | None, embedded: Embedded | None) -> bool:
         """Whether a replayed graph does the step: a few tokens of text after others, none of them padding."""
-        padding = masks is not None and masks.real is not None
+        padding = (masks is not None and masks.real is not None) or self.stages is not None
         return T <= MOST_REPLAYED_TOKENS and state.offset > 0 and not padding and embedded is None and can_compile()
 
     def _replay(self) -> ReplayedStep:

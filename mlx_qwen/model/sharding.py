@@ -22,17 +22,23 @@ _WHOLE_ROLES = (Role.VISION, Role.ROUTER, Role.SHIFTED_NORM, Role.PLAIN_NORM)
 class Share:
     """What rank `rank` of `count` holds of a language model, whose sizes `whole` are.
 
-    Key heads of attention and of Gated DeltaNet are repeated where there are more ranks than these.
+    Key heads of attention and of Gated DeltaNet are repeated where there are more ranks than these. With `layers` it is
+    these decoder layers, whole, instead of a part of each: see `mlx_qwen.model.pipeline`.
     """
 
     whole: TextConfig
     rank: int = 0
     count: int = 1
+    layers: Span | None = None
 
     @property
     def text(self) -> TextConfig:
         """The sizes of one rank's part; those of the residual stream and the vocabulary stay."""
         whole, n, moe = self.whole, self.count, self.whole.moe
+        if self.layers is not None:
+            own = slice(*self.layers)
+            kinds, sparse = whole.layer_types[own], whole.sparse_layers[own]
+            return replace(whole, num_hidden_layers=len(kinds), layer_types=kinds, sparse_layers=sparse)
         if moe is not None:
             moe = replace(
                 moe,
@@ -52,11 +58,12 @@ class Share:
     @property
     def label(self) -> str:
         """What tells this share's states from those of others; nothing for the whole."""
-        return f"-{self.rank}of{self.count}" if self.count > 1 else ""
+        layers = "" if self.layers is None else f"-layers{self.layers[0]}to{self.layers[1]}"
+        return f"-{self.rank}of{self.count}{layers}" if self.count > 1 else ""
 
     def cut(self, spec: TensorSpec) -> Cut | None:
         """The part of a tensor that this rank holds; None for all of it, no rows for what another rank adds."""
-        if self.count == 1 or spec.role in _WHOLE_ROLES or spec.name.startswith(MTP_PREFIX):
+        if self.count == 1 or self.layers is not None or spec.role in _WHOLE_ROLES or spec.name.startswith(MTP_PREFIX):
             return None
         module = spec.name.removesuffix(".weight")
         if spec.role in (Role.EMBEDDING, Role.HEAD):

@@ -52,14 +52,15 @@ def assemble(model: Model, tensors: Tensors, *, interleaved: bool) -> None:
     """
     share, text = model.share, model.share.text
     embedding = _embedding(tensors["model.embed_tokens"], tensors)
-    head = None if model.lm_head is None else linear(tensors["lm_head"])
-    if model.group is None or share.count == 1:
+    has_head = model.lm_head is not None and (model.stages is None or model.stages.is_last)
+    head = linear(tensors["lm_head"]) if has_head else None
+    if model.group is None or share.count == 1 or model.stages is not None:
         model.embed_tokens, model.lm_head = embedding, head
     else:
         model.embed_tokens = SlicedEmbedding(embedding, share, model.group)
         model.lm_head = None if head is None else SlicedHead(head, model.group)
     model.norm.weight = tensors["model.norm"].weight
-    for i, layer in enumerate(model.layers):
+    for i, layer in enumerate(model.layers, start=0 if share.layers is None else share.layers[0]):
         fill_layer(layer, Below(tensors, f"model.layers.{i}."), text, interleaved)
     if model.mtp is not None:
         _fill_mtp(model.mtp, Below(tensors, "mtp."), model.config.text)

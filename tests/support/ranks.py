@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -27,6 +28,7 @@ class ThreadGroup:
 
     def __init__(self, rank: int, size: int, barrier: threading.Barrier, table: list[np.ndarray | None]) -> None:
         self._rank, self._size, self._barrier, self._table = rank, size, barrier, table
+        self.mail: list[Queue[np.ndarray]] = []
         self.sent: list[tuple[str, int]] = []
 
     def rank(self) -> int:
@@ -54,7 +56,18 @@ def in_threads(count: int, work: Callable[[Any], Result], monkeypatch: pytest.Mo
     def all_gather(x: mx.array, *, group: ThreadGroup) -> mx.array:
         return mx.array(np.concatenate(group.exchange("gather", x))).astype(x.dtype)
 
+    def send(x: mx.array, to: int, *, group: ThreadGroup) -> mx.array:
+        group.sent.append(("send", x.nbytes))
+        group.mail[to].put(np.array(x.astype(mx.float32)))
+        return x
+
+    def recv_like(x: mx.array, _: int, *, group: ThreadGroup) -> mx.array:
+        return mx.array(group.mail[group.rank()].get(timeout=_PATIENCE)).astype(x.dtype)
+
+    mail: list[Queue[np.ndarray]] = [Queue() for _ in range(count)]
     with monkeypatch.context() as patch:
+        patch.setattr(mx.distributed, "send", send)
+        patch.setattr(mx.distributed, "recv_like", recv_like)
         patch.setattr(mx.distributed, "all_sum", all_sum)
         patch.setattr(mx.distributed, "all_gather", all_gather)
         for place in ("mlx_qwen.model.qwen", "mlx_qwen.model.mtp_steps"):
@@ -63,7 +76,9 @@ def in_threads(count: int, work: Callable[[Any], Result], monkeypatch: pytest.Mo
 
         def run(rank: int) -> Result:
             try:
-                return work(ThreadGroup(rank, count, barrier, table))  # type: ignore[arg-type]
+                group = ThreadGroup(rank, count, barrier, table)  # type: ignore[arg-type]
+                group.mail = mail
+                return work(group)
             except BaseException:
                 barrier.abort()
                 raise
