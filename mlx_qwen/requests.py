@@ -49,6 +49,17 @@ class _Kept(TypedDict, total=False):
     find_anchors: Callable[[int], list[int]]
     answer_from: int
     folder: PrefixFiles | None
+    prefix_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request was made of: it makes the same one where the same model is."""
+
+    inputs: PromptInputs
+    options: GenerationOptions
+    settings: EngineSettings
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +137,9 @@ def prepare_request(
         step_size=settings.prefill_step_size,
         kv_bits=settings.kv_bits,
         progress=progress_callback(settings.progress),
+        asked=Asked(inputs, options, settings, index),
     )
-    engine_of(model).memory.check(sequence)
+    engine_of(model).check(sequence)
     named = None if options.logprobs is None else TokenNames(processor.tokenizer)
     return Request(sequence, answer, named)
 
@@ -244,12 +256,11 @@ def _kept(model: Model, processor: Processor, inputs: PromptInputs, settings: En
     """How the engine finds and keeps states of the prompt."""
     ids, marks, spans = inputs.ids, Marks.of(processor), _spans(processor, inputs)
     folder, store = settings.prefix_cache_dir, engine_of(model).store
-    if settings.prefix_cache_bytes is not None and store.index is not None:
-        store.index.budget_bytes = settings.prefix_cache_bytes
     return {
         "key": prefix_key(ids, _digests(inputs, spans)),
         "find_anchors": lambda read: anchors(ids, marks, media=spans, after=read),
         "answer_from": question_end(ids, marks),
+        "prefix_bytes": settings.prefix_cache_bytes,
         "folder": None if folder is None else store.folder(Path(folder), settings.prefix_cache_dir_bytes),
     }
 

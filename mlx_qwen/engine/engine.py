@@ -14,10 +14,11 @@ from mlx_qwen.engine.guessing import Guessers
 from mlx_qwen.engine.memory import MemoryPlan
 from mlx_qwen.engine.prefix import PrefixIndex
 from mlx_qwen.engine.prefix_store import PrefixStore
-from mlx_qwen.engine.scheduler import Outgoing, Scheduler
+from mlx_qwen.engine.scheduler import Scheduler
 from mlx_qwen.engine.sequence import Emission, Sequence
 from mlx_qwen.engine.settling import Settling
 from mlx_qwen.engine.thread import wake
+from mlx_qwen.engine.turn import Outgoing, Ranks, Turn
 from mlx_qwen.engine.wired import WiredMemory
 from mlx_qwen.machine import machine_bytes
 from mlx_qwen.model import Model
@@ -65,14 +66,29 @@ class Engine:
         self._wired = WiredMemory()
         self._settling = Settling(model)
         self._steps = 0
+        self._ranks: Ranks | None = None
+        self._ahead: Turn | None = None
 
     @property
     def prefixes(self) -> PrefixIndex | None:
         """What was read before and is held in memory; None where nothing is."""
         return self.store.index
 
+    def check(self, sequence: Sequence) -> None:
+        """Raises PromptError for an answer that can never be written here."""
+        self.memory.check(sequence)
+        if self._ranks is not None:
+            self._ranks.check(sequence)
+
     def submit(self, sequence: Sequence) -> None:
         """Let an answer be written; its tokens come in `sequence.unread`."""
+        if self._ranks is None:
+            self.arrive(sequence)
+        else:
+            self._ranks.announce(sequence)
+
+    def arrive(self, sequence: Sequence) -> None:
+        """Let an answer be written that all ranks are ready for."""
         with self._lock:
             self._coming.append(sequence)
         wake(self)
@@ -106,28 +122,67 @@ class Engine:
                     # Until then its arrays are the computing thread's.
                     sequence.ended.wait(_PATIENCE)
 
+    def lead(self, ranks: Ranks) -> None:
+        """Let others take every turn of this engine, from the first one on."""
+        self._ranks, self._scheduler.mends = ranks, False
+
+    def follow(self, turn: Turn) -> Outgoing:
+        """Take a turn of another process's engine; what its readers get. Only in the one thread that computes."""
+        self._scheduler.mends = False
+        outgoing = self._take(turn)
+        self._settle()
+        return outgoing
+
     def step(self) -> bool:
         """Do a piece of each kind of work there is; whether there is more. Only in the computing thread.
 
         Whatever goes wrong ends the answers that it was done for: nobody waits for one that does not come.
         """
-        scheduler, outgoing = self._scheduler, Outgoing()
-        try:
-            self._work(scheduler, outgoing)
-        except BaseException as error:
-            outgoing += [(one, error) for one in scheduler.let_go()]
+        outgoing = self._take(self._next_turn())
+        if self._ranks is not None:
+            self._ranks.took(outgoing)
         for sequence, item in outgoing:
             sequence.deliver(item)
             if not isinstance(item, Emission) or item.finish_reason is not None:
                 sequence.ended.set()
             if isinstance(item, Emission) and item.finish_reason is not None:
                 sequence.deliver(None)
-        if not scheduler.is_active:
+        self._settle()
+        goes_on = self._scheduler.goes_on or (self._ahead is not None and self._ahead.tells)
+        return self._write_on(idle=not self._scheduler.is_active) or goes_on
+
+    def _next_turn(self) -> Turn:
+        """The turn to take now. Where others take it too, it was told them while the one before was being taken."""
+        if self._ranks is None:
+            return self._made_turn()
+        turn = self._ahead or self._told_turn(self._ranks)
+        self._ahead = self._told_turn(self._ranks)
+        return turn
+
+    def _told_turn(self, ranks: Ranks) -> Turn:
+        turn = self._made_turn()
+        ranks.send(turn)
+        return turn
+
+    def _made_turn(self) -> Turn:
+        with self._lock:
+            coming = tuple(self._coming)
+            self._coming.clear()
+        return self._scheduler.turn(coming)
+
+    def _take(self, turn: Turn) -> Outgoing:
+        scheduler, outgoing = self._scheduler, Outgoing()
+        try:
+            self._work(scheduler, turn, outgoing)
+        except BaseException as error:
+            outgoing += [(one, error) for one in scheduler.let_go()]
+        return outgoing
+
+    def _settle(self) -> None:
+        if not self._scheduler.is_active:
             # What it finds out makes answers quicker, no more.
             with suppress(Exception):
                 self._settling.settle()
-        goes_on = scheduler.goes_on
-        return self._write_on(idle=not scheduler.is_active) or goes_on
 
     def _write_on(self, *, idle: bool) -> bool:
         """Hand a piece of what was read to the disk, now and then or when there is nothing else to do."""
@@ -136,16 +191,13 @@ class Engine:
                 return self.store.advance() and idle
         return False
 
-    def _work(self, scheduler: Scheduler, outgoing: Outgoing) -> None:
-        with self._lock:
-            scheduler.take(self._coming)
-            self._coming.clear()
-        scheduler.drop_cancelled()
+    def _work(self, scheduler: Scheduler, turn: Turn, outgoing: Outgoing) -> None:
+        scheduler.begin(turn)
         scheduler.admit(self.limits.most_rows, outgoing)
         if scheduler.is_computing:
             self._wired.raise_limit()
         scheduler.read(outgoing)
-        scheduler.write(outgoing)
+        scheduler.write(outgoing, turn.behind)
         for row, item in outgoing:
             if isinstance(item, Emission) and item.finish_reason is not None:
                 self._settling.saw(row)

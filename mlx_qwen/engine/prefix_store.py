@@ -85,6 +85,11 @@ class PrefixStore:
         written = np.array(row.written[: row.state.offset - len(row.ids)], np.int64)
         self._keep(row, np.concatenate([row.key, written]), row.state, "answer")
 
+    def limit(self, nbytes: int | None) -> None:
+        """Hold no more than `nbytes` in memory from now on; None changes nothing."""
+        if self.index is not None and nbytes is not None:
+            self.index.budget_bytes = nbytes
+
     def clear(self) -> None:
         """Forget what is in memory, also what was still to be written."""
         if self.index is not None:

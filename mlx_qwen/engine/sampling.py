@@ -69,7 +69,8 @@ class TokenSampler:
     `prompt` [n] are all tokens before the answer; presence penalty does not count them. Token n of an answer is drawn
     by noise that depends on the seed and n alone: with the same seed the same logits give the same tokens, whatever
     else draws from `mx.random`, and whoever guesses from similar logits is likely to draw the same token. Without a
-    seed one comes from `mx.random`; `is_repeatable` says whether the same request gives the same answer.
+    seed one comes from `mx.random`, and is in `seed`; `is_repeatable` says whether the same request gives the same
+    answer.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class TokenSampler:
         self.prompt = prompt
         draws = sampler is None and parameters.temperature > 0
         self.is_repeatable = not draws or seed is not None
-        self._seed = _fresh_seed() if draws and seed is None else seed or 0
+        self.seed = _fresh_seed() if draws and seed is None else seed or 0
         self._penalty = mx.array([[parameters.presence_penalty]], mx.float32)
         self._bias = None if not logit_bias else _dense_bias(logit_bias, vocab_size)
         self._spared = None
@@ -155,7 +156,7 @@ class TokenSampler:
         if self.parameters.temperature == 0:
             return mx.argmax(scores, axis=-1)
         candidates = self._without_top_choices(truncated(scores, self.parameters), history)
-        noise = mx.random.gumbel(scores.shape, key=_key(self._seed, history.written))
+        noise = mx.random.gumbel(scores.shape, key=_key(self.seed, history.written))
         if candidates.tokens is None:
             return mx.argmax(candidates.scores + noise, axis=-1)
         best = mx.argmax(candidates.scores + mx.take_along_axis(noise, candidates.tokens, axis=-1), axis=-1)
@@ -176,7 +177,7 @@ class TokenSampler:
         likely = mx.where(probabilities > self.parameters.xtc_threshold, probabilities, mx.inf)
         excluded = probabilities > likely.min(axis=-1, keepdims=True)
         spared = self._spared if tokens is None else mx.take_along_axis(self._spared, tokens, axis=-1)
-        happens = mx.random.uniform(key=_key(self._seed, f"xtc {history.written}")) <= self.parameters.xtc_probability
+        happens = mx.random.uniform(key=_key(self.seed, f"xtc {history.written}")) <= self.parameters.xtc_probability
         return Candidates(mx.where(excluded & ~spared & happens, -mx.inf, scores), tokens)
 
     def draft(self, logits: mx.array, history: History) -> mx.array:

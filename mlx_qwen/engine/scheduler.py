@@ -1,7 +1,7 @@
 """Which sequences are read and written next: in a queue, in pieces, in batches."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from time import perf_counter
 
 import mlx.core as mx
@@ -13,19 +13,17 @@ from mlx_qwen.engine.mending import begin_again
 from mlx_qwen.engine.prefix_store import PrefixStore
 from mlx_qwen.engine.sequence import Emission, Sequence
 from mlx_qwen.engine.step import Batch, read_piece
+from mlx_qwen.engine.turn import Outgoing, Passed, Turn
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import kv_packing
 from mlx_qwen.model.chain import Chain
 from mlx_qwen.model.state import StateKind, empty_state
 
-# What goes to the readers: tokens, and the errors that end answers.
-Outgoing = list[tuple[Sequence, Emission | BaseException | None]]
-
 
 class Scheduler:
     """Sequences on their way: they wait, then their prompts are read in turns, then all are written together.
 
-    Everything here happens in the computing thread.
+    Everything here happens in the computing thread. With `mends`, answers are begun again where a kernel failed.
     """
 
     def __init__(self, model: Model, memory: MemoryPlan, store: PrefixStore, guessers: Guessers) -> None:
@@ -34,6 +32,8 @@ class Scheduler:
         self._reading: deque[Sequence] = deque()
         self._writing: list[Sequence] = []
         self._batch: Batch | None = None
+        self._passed: list[Passed] = []
+        self.mends = True
 
     @property
     def is_active(self) -> bool:
@@ -51,9 +51,25 @@ class Scheduler:
         can_begin = bool(self._waiting) and not self._writing
         return can_begin or bool(self._reading) or any(not row.waits_for_reader for row in self._writing)
 
-    def take(self, coming: Iterable[Sequence]) -> None:
-        """Put sequences behind those that wait."""
-        self._waiting += coming
+    def turn(self, coming: Iterable[Sequence]) -> Turn:
+        """The next turn, as things are now."""
+        passed, self._passed = self._passed, []
+        every = (*self._waiting, *self._reading, *self._writing)
+        cancelled = frozenset(one.number for one in every if one.cancelled)
+        behind = frozenset(row.number for row in self._writing if row.waits_for_reader)
+        return Turn(tuple(coming), cancelled, behind, tuple(passed))
+
+    def begin(self, turn: Turn) -> None:
+        """Put the sequences that come behind those that wait, and let go of those that are cancelled."""
+        self._waiting += turn.coming
+        for one in turn.coming:
+            self._store.limit(one.prefix_bytes)
+        for one in turn.passed:
+            if one.rows:
+                self._guessers.costs.saw(*one)
+            else:
+                self._guessers.costs.interrupted()
+        self.drop_cancelled(turn.cancelled)
 
     def let_go(self) -> list[Sequence]:
         """Every answer that is not at its end, which nothing more is done for."""
@@ -65,18 +81,18 @@ class Scheduler:
             queue.clear()
         return [one for one in held if one.finish_reason is None]
 
-    def drop_cancelled(self) -> None:
+    def drop_cancelled(self, cancelled: Collection[int]) -> None:
         for queue in (self._waiting, self._reading):
-            for sequence in [one for one in queue if one.cancelled]:
+            for sequence in [one for one in queue if one.number in cancelled]:
                 queue.remove(sequence)
                 sequence.ended.set()
-        if any(row.cancelled for row in self._writing):
+        if any(row.number in cancelled for row in self._writing):
             self._dissolve()
             for row in self._writing:
-                if row.cancelled:
+                if row.number in cancelled:
                     _note_state(row)
                     row.ended.set()
-            self._writing = [row for row in self._writing if not row.cancelled]
+            self._writing = [row for row in self._writing if row.number not in cancelled]
 
     def admit(self, most_rows: int, outgoing: Outgoing) -> None:
         """Begin as many of the waiting sequences as there is room for, in their order, and always one."""
@@ -133,7 +149,7 @@ class Scheduler:
                 sequence.progress(sequence.read, len(sequence.to_read))
             end = sequence.cut(self._memory.piece(sequence))
             read_piece(self._model, sequence, end)
-            self._guessers.costs.interrupted()
+            self._passed.append(Passed())
             if sequence.draft_model is not None:
                 sequence.draft_model.read(sequence, end)
             sequence.pieces += 1
@@ -156,9 +172,9 @@ class Scheduler:
             self._dissolve()
             self._writing.append(sequence)
 
-    def write(self, outgoing: Outgoing) -> None:
+    def write(self, outgoing: Outgoing, behind: Collection[int] = ()) -> None:
         """Write a token, or a verified run of tokens, of every answer whose reader keeps up."""
-        rows = [row for row in self._writing if not row.waits_for_reader]
+        rows = [row for row in self._writing if row.number not in behind]
         if not rows:
             return
         if self._batch is None or self._batch.rows != rows:
@@ -198,13 +214,13 @@ class Scheduler:
         started = perf_counter()
         guessing = self._guessers.planned(batch.state, batch.rows)
         emitted = batch.verify(guessing) if guessing.depth else batch.decode()
-        self._guessers.costs.saw(len(batch.rows), guessing.name, guessing.depth, perf_counter() - started)
+        self._passed.append(Passed(len(batch.rows), guessing.name, guessing.depth, perf_counter() - started))
         return emitted
 
     def _begins_again(self, error: BaseException) -> bool:
         """Read everything anew, if a kernel of ours failed that can be left out; whether it was so."""
         active = [*self._reading, *self._writing]
-        if not begin_again(self._model, active, error):
+        if not self.mends or not begin_again(self._model, active, error):
             return False
         self._batch = None
         self._store.clear()

@@ -137,6 +137,7 @@ class Sequence:
         anchors: places of the prompt, ascending, at which states are kept for others.
         find_anchors: gives them, once it is known how many tokens need not be read.
         folder: where what was read before is looked up, and kept, beside memory.
+        prefix_bytes: what may be held of it in memory from now on; None for as much as before.
         answer_from: from which place on what is kept belongs to the answer: another question need not repeat it.
         sampler, rules: what chooses the tokens.
         follower: turns them into text.
@@ -150,6 +151,7 @@ class Sequence:
         kv_bits: 8 or 4 packs keys and values; None leaves them in the model's dtype.
         progress: called with the tokens read and those of the whole prompt, in the computing thread.
         ended: set once the engine has let go of it.
+        asked: what it was made of, for who makes the same elsewhere.
         on_item: called whenever something new is in `unread`, in the computing thread.
         state: what is remembered of the `read` tokens.
         draft_state: what the draft model remembers.
@@ -168,12 +170,14 @@ class Sequence:
     anchors: Listed[int] = ()
     find_anchors: Callable[[int], Listed[int]] | None = None
     folder: "PrefixFiles | None" = None
+    prefix_bytes: int | None = None
     answer_from: int = 0
     prompt_cache: HybridCache | None = None
     earlier: Listed[int] = ()
     step_size: int = 2048
     kv_bits: int | None = None
     progress: "Progress | None" = None
+    asked: object = None
     on_item: Callable[[], None] | None = None
     state: State | None = None
     draft_state: State | None = None
