@@ -1,5 +1,6 @@
 """Tells a checkpoint from any other whose models remember other states."""
 
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
@@ -20,11 +21,28 @@ def model_identity(folder: Path, dtype: mx.Dtype) -> str:
     config = folder / "config.json"
     digest.update(config.read_bytes() if config.is_file() else b"")
     for file in sorted(folder.glob("*.safetensors")):
-        stat = file.stat()
-        digest.update(f"\n{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(PREFIX_BYTES), "little")
-            digest.update(opened.read(min(length, stat.st_size)))
-            opened.seek(max(0, stat.st_size - _ENDS))
-            digest.update(opened.read())
+        digest.update(f"\n{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
+        for part in _telling(file):
+            digest.update(part)
     return digest.hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """What tells a file of a checkpoint from its copies elsewhere that are not the same, hex.
+
+    Other files are read as a whole; of weights, which may be large, size, header and last 64 KiB are.
+    """
+    digest = blake2b(f"{file.stat().st_size}\n".encode(), digest_size=16)
+    for part in _telling(file) if file.suffix == ".safetensors" else [file.read_bytes()]:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _telling(file: Path) -> Iterator[bytes]:
+    """The header and the last 64 KiB of a file of weights."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(PREFIX_BYTES), "little")
+        yield opened.read(min(length, size))
+        opened.seek(max(0, size - _ENDS))
+        yield opened.read()

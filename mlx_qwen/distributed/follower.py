@@ -1,0 +1,95 @@
+"""A rank above 0: loads its share, then does what rank 0 says until that ends. It says nothing itself but errors."""
+
+import socket
+from queue import SimpleQueue
+from threading import Thread
+from typing import NoReturn
+
+import mlx.core as mx
+
+from mlx_qwen.distributed.ending import end, sentence
+from mlx_qwen.distributed.frames import Frame
+from mlx_qwen.distributed.link import Link
+from mlx_qwen.distributed.pace import Record
+from mlx_qwen.distributed.wire import asked_of, turn_of
+from mlx_qwen.engine.engine import Engine
+from mlx_qwen.engine.sequence import Sequence
+from mlx_qwen.errors import MLXQwenError
+from mlx_qwen.model import Model
+from mlx_qwen.prompt import Processor
+from mlx_qwen.requests import own, prepare_request
+
+# Seconds for a failure to be told before this process ends with it.
+_LAST_WORDS = 2.0
+
+
+class Follower:
+    """A rank that does what rank 0 says, on this connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._inbox: SimpleQueue[Frame] = SimpleQueue()
+        self._link = Link(connection, "rank 0", self._heard, lambda reason: end(sentence(reason)))
+
+    def _heard(self, frame: Frame) -> None:
+        """Take a frame, in the link's thread: whatever is being computed, the end is now."""
+        if frame.kind == "end":
+            end(frame.values["reason"], quiet=frame.values["quiet"])
+        self._inbox.put(frame)
+
+    def say(self, kind: str, **values: object) -> None:
+        """Send a frame to rank 0."""
+        self._link.send(Frame(kind, values))
+
+    def expect(self, kind: str) -> Frame:
+        """The next frame, of this kind."""
+        frame = self._inbox.get()
+        if frame.kind != kind:
+            raise MLXQwenError(f"Rank 0 sent {frame.kind!r}, expected {kind!r}.")
+        return frame
+
+    def fail(self, reason: str) -> NoReturn:
+        """Tell rank 0 why this one cannot go on, and end with that."""
+        self.say("failed", reason=reason)
+        self._link.close(_LAST_WORDS)
+        end(reason)
+
+    def follow(self, engine: Engine, processor: Processor) -> NoReturn:
+        """Take every turn of rank 0's engine."""
+        requests: SimpleQueue[Frame] = SimpleQueue()
+        prepared: dict[int, Sequence] = {}
+        Thread(target=self._prepare, args=(engine.model, processor, requests, prepared), daemon=True).start()
+        record = Record()
+        while True:
+            frame = self._inbox.get()
+            if frame.kind == "request":
+                requests.put(frame)
+            elif frame.kind == "forget":
+                prepared.pop(frame.values["number"], None)
+            else:
+                outgoing = engine.follow(turn_of(frame, prepared))
+                step = record.step(outgoing, engine.model.mtp_reads)
+                self.say("took", **step._asdict())
+
+    def _prepare(
+        self, model: Model, processor: Processor, requests: "SimpleQueue[Frame]", prepared: dict[int, Sequence]
+    ) -> None:
+        """Make the same sequences as rank 0 of what it asks for, while turns are being taken."""
+        while True:
+            frame = requests.get()
+            number = frame.values["number"]
+            try:
+                prepared[number] = _sequence(model, processor, frame)
+            except Exception as error:
+                self.say("ready", number=number, reason=str(error) or type(error).__name__)
+            else:
+                self.say("ready", number=number)
+
+
+def _sequence(model: Model, processor: Processor, frame: Frame) -> Sequence:
+    asked = asked_of(frame)
+    request = prepare_request(model, processor, asked.inputs, asked.options, asked.settings, index=asked.index)
+    sequence = request.sequence
+    sequence.number, sequence.sampler.seed = frame.values["number"], frame.values["seed"]
+    own(model, sequence)
+    mx.synchronize()
+    return sequence

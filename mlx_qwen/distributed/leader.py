@@ -1,0 +1,165 @@
+"""Rank 0: tells the others of requests and turns, and ends all where one has gone or does something else."""
+
+import socket
+import time
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Listed
+from functools import partial
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
+from typing import NoReturn
+
+from mlx_qwen.distributed.ending import end, sentence
+from mlx_qwen.distributed.frames import Frame
+from mlx_qwen.distributed.link import BEAT, Link
+from mlx_qwen.distributed.pace import Pace, Record, Step
+from mlx_qwen.distributed.wire import request_frame, turn_frame
+from mlx_qwen.engine.engine import Engine
+from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.turn import Turn
+from mlx_qwen.errors import MLXQwenError, PromptError
+
+# Seconds for the others to end by themselves, and for words to reach one that may stand still.
+_PARTING, _LAST_WORDS = 5.0, 0.5
+
+
+class Leader:
+    """The other ranks, as rank 0 sees them; also what its engine tells them (`mlx_qwen.engine.turn.Ranks`).
+
+    Args:
+        connections: to each of them, by its number.
+        names: what each is called in messages.
+    """
+
+    def __init__(self, connections: Mapping[int, socket.socket], names: Mapping[int, str]) -> None:
+        self._inbox: SimpleQueue[tuple[int, Frame]] = SimpleQueue()
+        self._pace, self._record = Pace(1 + len(connections)), Record()
+        self._lock, self._ending = Lock(), Lock()
+        self._asked: dict[int, tuple[Sequence, set[int]]] = {}
+        self._engine: Engine | None = None
+        self._over = Event()
+        self._links = {
+            rank: Link(connection, names[rank], partial(self.heard, rank), self.fail)
+            for rank, connection in connections.items()
+        }
+
+    def lead(self, engine: Engine) -> None:
+        """Let the engine's turns be taken by all from now on."""
+        self._engine = engine
+        engine.lead(self)
+        Thread(target=self._watch, name="mlx-qwen ranks", daemon=True).start()
+
+    def tell(self, frame: Frame) -> None:
+        """Send a frame to all."""
+        for link in self._links.values():
+            link.send(frame)
+
+    def heard(self, rank: int, frame: Frame) -> None:
+        """Take a frame of a rank; called in the thread of its link."""
+        if frame.kind == "failed":
+            self.fail(f"{self._links[rank].other} cannot go on: {frame.values['reason']}")
+        elif frame.kind == "took":
+            self._pace.took(rank, Step(**frame.values))
+        elif frame.kind == "ready":
+            self._ready(rank, frame.values["number"], frame.values.get("reason"))
+        else:
+            self._inbox.put((rank, frame))
+
+    def answers(self, kind: str) -> dict[int, Frame]:
+        """The next frame of each rank, all of one kind; waits for as long as they live."""
+        found: dict[int, Frame] = {}
+        while len(found) < len(self._links):
+            rank, frame = self._inbox.get()
+            if frame.kind != kind:
+                raise MLXQwenError(f"{self._links[rank].other} sent {frame.kind!r}, expected {kind!r}.")
+            found[rank] = frame
+        return found
+
+    def check(self, sequence: Sequence) -> None:
+        """See `Ranks.check`."""
+        request_frame(sequence)
+
+    def announce(self, sequence: Sequence) -> None:
+        """See `Ranks.announce`."""
+        frame = request_frame(sequence)
+        sequence.progress = _never_failing(sequence)
+        with self._lock:
+            self._asked[sequence.number] = (sequence, set())
+        self.tell(frame)
+
+    def send(self, turn: Turn) -> None:
+        """See `Ranks.send`."""
+        self._pace.began()
+        self.tell(turn_frame(turn))
+
+    def took(self, outgoing: Listed[tuple[Sequence, Emission | BaseException | None]]) -> None:
+        """See `Ranks.took`."""
+        assert self._engine is not None, "an engine is led before it takes turns"
+        step = self._record.step(outgoing, self._engine.model.mtp_reads)
+        self._pace.took(0, step)
+        if step.failure:
+            # Another rank may have gone, which its link is about to say; then this never returns.
+            time.sleep(2 * BEAT)
+            self.fail(f"rank 0 failed: {step.failure}")
+
+    def close(self, reason: str = "") -> None:
+        """Let all others end: well, or quietly with a failure where there is a reason."""
+        if self._over.is_set():
+            return
+        self._over.set()
+        self.tell(Frame("end", {"reason": reason, "quiet": True}))
+        for link in self._links.values():
+            link.close(_PARTING)
+
+    def fail(self, reason: str) -> NoReturn:
+        """End all ranks with an error, this process at once."""
+        with self._ending:
+            if not self._over.is_set():
+                self._over.set()
+                said = sentence(reason)
+                self.tell(Frame("end", {"reason": said, "quiet": False}))
+                for link in self._links.values():
+                    link.close(_LAST_WORDS)
+                end(said)
+        while True:  # this process is ending already
+            time.sleep(1)
+
+    def _ready(self, rank: int, number: int, reason: str | None) -> None:
+        """Note that a rank is ready for an answer, or why it never will be, which ends that answer alone."""
+        assert self._engine is not None, "requests come from an engine that is led"
+        with self._lock:
+            asked = self._asked.get(number)
+            if asked is None:
+                return
+            sequence, ready = asked
+            ready.add(rank)
+            if reason is None and len(ready) < len(self._links):
+                return
+            del self._asked[number]
+        if reason is None:
+            self._engine.arrive(sequence)
+            return
+        self.tell(Frame("forget", {"number": number}))
+        sequence.failed = True
+        sequence.deliver(PromptError(f"{self._links[rank].other} cannot take this request: {reason}"))
+        sequence.ended.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(BEAT):
+            if (reason := self._pace.trouble()) is not None:
+                self.fail(reason)
+
+
+def _never_failing(sequence: Sequence) -> Callable[[int, int], None] | None:
+    """The sequence's progress; where it fails the answer is cancelled, as all ranks can do and no rank alone."""
+    progress = sequence.progress
+    if progress is None:
+        return None
+
+    def show(done: int, total: int) -> None:
+        try:
+            progress(done, total)
+        except Exception:
+            sequence.cancelled = True
+
+    return show

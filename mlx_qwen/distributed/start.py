@@ -1,0 +1,150 @@
+"""How ranks begin: they come together, compare what they are, load their shares, and agree on what each may use."""
+
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import mlx.core as mx
+
+from mlx_qwen.checkpoint.hub import resolve
+from mlx_qwen.demo import demo_folder
+from mlx_qwen.distributed.ending import end
+from mlx_qwen.distributed.environment import JOINING, joined, within
+from mlx_qwen.distributed.follower import Follower
+from mlx_qwen.distributed.frames import Frame, packed, received
+from mlx_qwen.distributed.leader import Leader
+from mlx_qwen.distributed.meeting import accepted, listening, reached, told
+from mlx_qwen.distributed.sameness import check_files, check_versions, files, host, versions
+from mlx_qwen.engine.engine import Engine, engine_of
+from mlx_qwen.errors import MLXQwenError
+from mlx_qwen.loading import load
+from mlx_qwen.model import Model
+from mlx_qwen.prompt import Processor
+
+
+class Led(NamedTuple):
+    """What rank 0 has: its share of the model, its processor, and the other ranks, which wait for its engine."""
+
+    model: Model
+    processor: Processor
+    leader: Leader
+
+
+def lead(path: str | None, *, revision: str | None = None) -> Led:
+    """Load a model on all ranks, as rank 0.
+
+    Raises MLXQwenError, and ends all other ranks with it, where they differ or one of them cannot load its share.
+    """
+    group = joined(end)
+    with listening() as (listener, note):
+        with within(JOINING, lambda: end("A rank ended before all were connected.")):
+            told(group, note)
+        leader = Leader(*_gathered(listener, note, group.size()))
+    try:
+        leader.tell(Frame("load", {"path": path, "revision": revision}))
+        folder = _folder(path, revision)
+        here, where = files(folder), str(folder)
+        for rank, frame in sorted(leader.answers("holds").items()):
+            check_files(rank, here, frame.values["files"], where, frame.values["folder"], frame.values["host"])
+        leader.tell(Frame("read", {}))
+        model, processor = load(folder, group=group)
+        engine = engine_of(model)
+        ranks = [_means(engine), *(frame.values for frame in leader.answers("loaded").values())]
+        means = {name: min(int(one[name]) for one in ranks) for name in ranks[0]}
+        known = {"reads": model.mtp_reads, "unsettled": model.mtp_unsettled}
+        leader.tell(Frame("begin", {"means": means, **known}))
+        _agree(engine, means)
+        leader.lead(engine)
+    except BaseException as error:
+        leader.close(str(error) or type(error).__name__)
+        raise
+    return Led(model, processor, leader)
+
+
+def follow() -> NoReturn:
+    """Be a rank above 0 until rank 0 ends."""
+    # Ctrl-C is for rank 0, which stops an answer or ends all.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        group = joined(end)
+        with within(JOINING, lambda: end("A rank ended before all were connected.")):
+            connection = reached(told(group, None))
+    except MLXQwenError as error:
+        end(str(error))
+    hello = Frame("hello", {"rank": group.rank(), "host": host(), "versions": versions()})
+    connection.sendall(b"".join(packed(hello)))
+    follower = Follower(connection)
+    try:
+        with _told_of_failures(follower):
+            engine, processor = _loaded(follower, group)
+            follower.follow(engine, processor)
+    finally:
+        end("This rank ended without a word from rank 0.")
+
+
+def _loaded(follower: Follower, group: mx.distributed.Group) -> tuple[Engine, Processor]:
+    asked = follower.expect("load").values
+    folder = _folder(asked["path"], asked["revision"])
+    follower.say("holds", files=files(folder), folder=str(folder), host=host())
+    follower.expect("read")
+    model, processor = load(folder, group=group)
+    engine = engine_of(model)
+    follower.say("loaded", **_means(engine))
+    begin = follower.expect("begin").values
+    model.mtp_reads, model.mtp_unsettled = begin["reads"], begin["unsettled"]
+    _agree(engine, begin["means"])
+    return engine, processor
+
+
+@contextmanager
+def _told_of_failures(follower: Follower) -> Iterator[None]:
+    """What goes wrong here is told to rank 0, and ends all."""
+    try:
+        yield
+    except MLXQwenError as error:
+        follower.fail(str(error))
+    except Exception as error:
+        follower.fail(f"{type(error).__name__}: {error}")
+
+
+def _gathered(listener: socket.socket, note: object, size: int) -> tuple[dict[int, socket.socket], dict[int, str]]:
+    """Connections to all other ranks and their names; raises MLXQwenError for one that runs other versions."""
+    connections: dict[int, socket.socket] = {}
+    names: dict[int, str] = {}
+    until = time.monotonic() + JOINING
+    try:
+        while len(connections) < size - 1:
+            connection = accepted(listener, note, until)
+            hello = None if connection is None else received(connection)
+            if connection is None or hello is None:
+                missing = ", ".join(f"rank {rank}" for rank in range(1, size) if rank not in connections)
+                raise MLXQwenError(f"{missing} did not connect to rank 0 within {JOINING:.0f} s. Start all again.")
+            rank, named = int(hello.values["rank"]), str(hello.values["host"])
+            connections[rank], names[rank] = connection, f"rank {rank} ({named})"
+            check_versions(rank, hello.values["versions"], named)
+    except MLXQwenError as error:
+        last = packed(Frame("end", {"reason": str(error), "quiet": False}))
+        for connection in connections.values():
+            connection.sendall(b"".join(last))
+        raise
+    return connections, names
+
+
+def _folder(path: str | None, revision: str | None) -> Path:
+    return resolve(demo_folder() if path is None else path, revision=revision)
+
+
+def _means(engine: Engine) -> dict[str, int]:
+    """What this machine has for answers, in bytes."""
+    kept = engine.prefixes.budget_bytes if engine.prefixes is not None else 0
+    return {"states": engine.memory.state_bytes, "piece": engine.memory.piece_bytes, "prefixes": kept}
+
+
+def _agree(engine: Engine, means: dict[str, int]) -> None:
+    """Use no more than the rank with the least, so that all decide alike."""
+    engine.memory.state_bytes, engine.memory.piece_bytes = means["states"], means["piece"]
+    engine.store.limit(means["prefixes"])
