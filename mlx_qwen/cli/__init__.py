@@ -10,6 +10,7 @@ from typing import TextIO
 import click
 
 from mlx_qwen.cli.failures import is_device_failure, told
+from mlx_qwen.distributed.environment import own_rank
 from mlx_qwen.errors import MLXQwenError
 
 # What `mlx-qwen --help` says of each command: its module's docstring would cost the import.
@@ -30,6 +31,8 @@ COMMANDS = {
 }
 
 INTERRUPTED = 130
+# What several Macs do as one, where mlx.launch starts it on each.
+TOGETHER = ("generate", "chat", "serve")
 
 
 class LazyGroup(click.Group):
@@ -41,6 +44,10 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name in TOGETHER and own_rank():
+            from mlx_qwen.cli.several import followed
+
+            return followed
         command = importlib.import_module(f"mlx_qwen.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command), "every module of a sub-command defines `command`"
         return command

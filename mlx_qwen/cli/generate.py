@@ -7,6 +7,7 @@ import click
 
 from mlx_qwen.cli.options import chosen_model, generation_flags, model_flags
 from mlx_qwen.cli.reading import read_prompt
+from mlx_qwen.cli.several import load_here, refuse_stdin
 from mlx_qwen.cli.words import ManyValuesCommand
 from mlx_qwen.keywords import OptionKeywords, options_and_settings
 
@@ -58,10 +59,9 @@ def command(
     from mlx_qwen.cli.answering import answer_prompt
     from mlx_qwen.cli.prompt_cache import rest
     from mlx_qwen.engine.state_files import load_prompt_cache
-    from mlx_qwen.loading import load
 
     options, settings = options_and_settings({**flags, "progress": sys.stderr.isatty()})
-    loaded, processor = load(path, revision=revision)
+    loaded, processor = load_here(path, revision=revision)
     plain = ignore_chat_template or processor.chat_template is None
     asked: Prompt = text if plain else _messages(text, system_prompt)
     cache = None if prompt_cache_file is None else load_prompt_cache(prompt_cache_file, loaded)
@@ -80,9 +80,12 @@ def _prompt(question: str | None, prompt: str | None, file: str | None) -> str:
         )
     if not given and sys.stdin.isatty():
         raise click.UsageError('There is no prompt; expected one like: mlx-qwen generate "What is 37+58?"')
-    if file is not None or given in ([], ["-"]):
-        return read_prompt(file or "-")
-    return given[0]
+    source = file if file is not None else "-" if given in ([], ["-"]) else None
+    if source is None:
+        return given[0]
+    if source == "-":
+        refuse_stdin()
+    return read_prompt(source)
 
 
 def _messages(text: str, system_prompt: str | None) -> list[dict[str, str]]:

@@ -6,7 +6,9 @@ from typing import Any
 import click
 
 from mlx_qwen.cli.flags import Flag, flags_of, with_flags
+from mlx_qwen.cli.several import load_here
 from mlx_qwen.declared import chosen
+from mlx_qwen.distributed.environment import own_rank
 from mlx_qwen.errors import PromptError
 from mlx_qwen.keywords import options_and_settings
 from mlx_qwen.options import GenerationOptions
@@ -51,4 +53,9 @@ def command(models: tuple[str, ...], **flags: Any) -> None:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
             raise
         raise PromptError("The server needs two packages more: pip install 'mlx-qwen[serve]'") from error
-    serve(models, settings, options, engine, say=lambda line: click.echo(line, err=True))
+    ready = None
+    if own_rank() is not None:
+        if len(models) > 1:
+            raise PromptError("Several Macs share one model at a time; expected one --model.")
+        ready = load_here(models[0] if models else None)
+    serve(models, settings, options, engine, say=lambda line: click.echo(line, err=True), ready=ready)

@@ -4,10 +4,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Timer
-
-import mlx.core as mx
+from typing import TYPE_CHECKING
 
 from mlx_qwen.errors import MLXQwenError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 # mlx.launch sets the first for its ring, for jaccl and for nccl; MPI's launchers set the others.
 _RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
@@ -35,11 +37,13 @@ def _said(name: str) -> bool:
         return True
 
 
-def joined(give_up: Callable[[str], None]) -> mx.distributed.Group:
+def joined(give_up: Callable[[str], None]) -> "mx.distributed.Group":
     """The group of all ranks; `give_up` is called where they do not come together.
 
     Raises MLXQwenError where MLX can connect none.
     """
+    import mlx.core as mx
+
     with within(JOINING, lambda: give_up(f"The ranks did not come together within {JOINING:.0f} s. {_ADVICE}")):
         try:
             return mx.distributed.init(strict=True)

@@ -17,7 +17,7 @@ from mlx_qwen.distributed.environment import JOINING, joined, within
 from mlx_qwen.distributed.follower import Follower
 from mlx_qwen.distributed.frames import Frame, packed, received
 from mlx_qwen.distributed.leader import Leader
-from mlx_qwen.distributed.meeting import accepted, listening, reached, told
+from mlx_qwen.distributed.meeting import Note, accepted, listening, reached, told
 from mlx_qwen.distributed.sameness import check_files, check_versions, files, host, versions
 from mlx_qwen.engine.engine import Engine, engine_of
 from mlx_qwen.errors import MLXQwenError
@@ -111,7 +111,7 @@ def _told_of_failures(follower: Follower) -> Iterator[None]:
         follower.fail(f"{type(error).__name__}: {error}")
 
 
-def _gathered(listener: socket.socket, note: object, size: int) -> tuple[dict[int, socket.socket], dict[int, str]]:
+def _gathered(listener: socket.socket, note: Note, size: int) -> tuple[dict[int, socket.socket], dict[int, str]]:
     """Connections to all other ranks and their names; raises MLXQwenError for one that runs other versions."""
     connections: dict[int, socket.socket] = {}
     names: dict[int, str] = {}

@@ -40,9 +40,9 @@ def request_frame(sequence: Sequence) -> Frame:
     options, settings = _options(asked.options), _settings(asked.settings)
     media, parts = [], [np.array(asked.inputs.ids, np.int64).tobytes()]
     for one in asked.inputs.media:
-        values = one.patches.pixel_values
-        media.append([int(one.kind), one.start, [list(grid) for grid in one.patches.grids], list(values.shape)])
-        parts.append(np.array(values.astype(mx.float32)).tobytes())
+        pixels = one.patches.pixel_values
+        media.append([int(one.kind), one.start, [list(grid) for grid in one.patches.grids], list(pixels.shape)])
+        parts.append(np.array(pixels.astype(mx.float32)).tobytes())
     values = {"number": sequence.number, "seed": sequence.sampler.seed, "index": asked.index}
     frame = Frame("request", {**values, "options": options, "settings": settings, "media": media}, parts)
     try:
@@ -74,7 +74,8 @@ def turn_frame(turn: Turn) -> Frame:
         "behind": sorted(turn.behind),
         "passed": [list(one) for one in turn.passed],
     }
-    return Frame("turn", {name: value for name, value in values.items() if value})
+    told = {name: value for name, value in values.items() if value}
+    return Frame("turn", {**told, "most_rows": turn.most_rows})
 
 
 def turn_of(frame: Frame, prepared: dict[int, Sequence]) -> Turn:
@@ -85,6 +86,7 @@ def turn_of(frame: Frame, prepared: dict[int, Sequence]) -> Turn:
         frozenset(values.get("cancelled", ())),
         frozenset(values.get("behind", ())),
         tuple(Passed(*one) for one in values.get("passed", ())),
+        values["most_rows"],
     )
 
 

@@ -168,7 +168,7 @@ class Engine:
         with self._lock:
             coming = tuple(self._coming)
             self._coming.clear()
-        return self._scheduler.turn(coming)
+        return self._scheduler.turn(coming, self.limits.most_rows)
 
     def _take(self, turn: Turn) -> Outgoing:
         scheduler, outgoing = self._scheduler, Outgoing()
@@ -193,7 +193,7 @@ class Engine:
 
     def _work(self, scheduler: Scheduler, turn: Turn, outgoing: Outgoing) -> None:
         scheduler.begin(turn)
-        scheduler.admit(self.limits.most_rows, outgoing)
+        scheduler.admit(turn.most_rows, outgoing)
         if scheduler.is_computing:
             self._wired.raise_limit()
         scheduler.read(outgoing)

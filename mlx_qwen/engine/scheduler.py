@@ -51,22 +51,22 @@ class Scheduler:
         can_begin = bool(self._waiting) and not self._writing
         return can_begin or bool(self._reading) or any(not row.waits_for_reader for row in self._writing)
 
-    def turn(self, coming: Iterable[Sequence]) -> Turn:
+    def turn(self, coming: Iterable[Sequence], most_rows: int) -> Turn:
         """The next turn, as things are now."""
         passed, self._passed = self._passed, []
         every = (*self._waiting, *self._reading, *self._writing)
         cancelled = frozenset(one.number for one in every if one.cancelled)
         behind = frozenset(row.number for row in self._writing if row.waits_for_reader)
-        return Turn(tuple(coming), cancelled, behind, tuple(passed))
+        return Turn(tuple(coming), cancelled, behind, tuple(passed), most_rows)
 
     def begin(self, turn: Turn) -> None:
         """Put the sequences that come behind those that wait, and let go of those that are cancelled."""
         self._waiting += turn.coming
-        for one in turn.coming:
-            self._store.limit(one.prefix_bytes)
-        for one in turn.passed:
-            if one.rows:
-                self._guessers.costs.saw(*one)
+        for sequence in turn.coming:
+            self._store.limit(sequence.prefix_bytes)
+        for passed in turn.passed:
+            if passed.rows:
+                self._guessers.costs.saw(*passed)
             else:
                 self._guessers.costs.interrupted()
         self.drop_cancelled(turn.cancelled)

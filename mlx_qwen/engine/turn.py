@@ -29,12 +29,14 @@ class Turn(NamedTuple):
         cancelled: numbers of answers that nobody waits for any more.
         behind: numbers of those whose readers are too far behind to write more.
         passed: what was computed since the turn before, and how long it took.
+        most_rows: how many answers may be written at the same time.
     """
 
     coming: tuple[Sequence, ...] = ()
     cancelled: frozenset[int] = frozenset()
     behind: frozenset[int] = frozenset()
     passed: tuple[Passed, ...] = ()
+    most_rows: int = 16
 
     @property
     def tells(self) -> bool:

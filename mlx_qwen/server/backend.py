@@ -31,13 +31,19 @@ class EngineBackend:
         settings: the server's.
         options: what holds for requests that say nothing.
         engine: how the engine works.
+        ready: the first model, where it is loaded already.
     """
 
     def __init__(
-        self, sources: Sequence[str], settings: ServerSettings, options: GenerationOptions, engine: EngineSettings
+        self,
+        sources: Sequence[str],
+        settings: ServerSettings,
+        options: GenerationOptions,
+        engine: EngineSettings,
+        ready: Loaded | None = None,
     ) -> None:
-        self.models = Models(sources, settings, loaded=self._loaded)
         self._settings, self._options, self._engine = settings, options, engine
+        self.models = Models(sources, settings, loaded=self._loaded, ready=ready)
 
     def cards(self) -> list[ModelCard]:
         """The models that can be asked, their contexts no longer than --max-context."""

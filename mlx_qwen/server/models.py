@@ -68,12 +68,19 @@ class Hosted:
 class Models:
     """Keeps as many models loaded as fit.
 
-    `loaded` gets each model that was loaded.
+    `loaded` gets each model that was loaded. `ready` is the first model, where it is there already: it stays loaded.
 
     Raises PromptError for two models of one name, and an alias of none of them; CheckpointError for no such folder.
     """
 
-    def __init__(self, sources: Sequence[str], settings: ServerSettings, *, loaded: Callable[[Model], None]) -> None:
+    def __init__(
+        self,
+        sources: Sequence[str],
+        settings: ServerSettings,
+        *,
+        loaded: Callable[[Model], None],
+        ready: Loaded | None = None,
+    ) -> None:
         self.hosted = [_hosted(source) for source in sources] or [_hosted(demo_folder(), name=DEMO)]
         self._aliases = [alias.partition("=")[::2] for alias in settings.alias]
         self._budget = memory_bytes(settings.memory) if settings.memory is not None else machine_bytes() * 3 // 4
@@ -81,6 +88,9 @@ class Models:
         self._unload_after = settings.unload_after
         self._on_load = loaded
         self._check_names()
+        if ready is not None:
+            self.hosted[0].loaded, self.hosted[0].users = ready, 1
+            self._on_load(ready[0])
 
     def cards(self) -> list[ModelCard]:
         """The models, and the aliases that stand for one name."""

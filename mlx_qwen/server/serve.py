@@ -17,6 +17,7 @@ from mlx_qwen.options import GenerationOptions
 from mlx_qwen.server.app import Server
 from mlx_qwen.server.backend import EngineBackend
 from mlx_qwen.server.connections import Connection, allow_files
+from mlx_qwen.server.models import Loaded
 from mlx_qwen.server.record import LOG
 from mlx_qwen.server.settings import ServerSettings
 from mlx_qwen.settings import EngineSettings
@@ -34,6 +35,7 @@ def serve(
     engine: EngineSettings,
     *,
     say: Callable[[str], None] = print,
+    ready: Loaded | None = None,
 ) -> None:
     """Answers requests until SIGINT or SIGTERM.
 
@@ -43,11 +45,12 @@ def serve(
         options: what holds for requests that say nothing.
         engine: how the engine works.
         say: gets the line that tells where the server listens.
+        ready: the first model, where it is loaded already; it is never unloaded.
 
     Raises:
         PromptError: names do not fit together, or nothing can listen there.
     """
-    backend = EngineBackend(sources, settings, options, engine)
+    backend = EngineBackend(sources, settings, options, engine, ready)
     bound = listening(settings)
     show_log()
     allow_files()

@@ -58,12 +58,15 @@ HOUSE = {
     "generation": Room(
         _loose("generation", "async_generation", "conversation", "requests", "drafting"), ("engine", "loading")
     ),
+    "distributed": Room(("mlx_qwen/distributed",), ("generation",)),
     "server": Room(("mlx_qwen/server",), ("generation", "loading")),
     "launch": Room(("mlx_qwen/launch",), ("errors",)),
     "bench": Room(("mlx_qwen/bench",), ("engine", "loading")),
     "convert": Room(("convert",), ("loading",)),
     "mlx_qwen": Room(_loose("__init__"), ("generation", "convert")),
-    "cli": Room(("mlx_qwen/cli", *_loose("__main__")), ("generation", "server", "launch", "bench", "convert")),
+    "cli": Room(
+        ("mlx_qwen/cli", *_loose("__main__")), ("generation", "distributed", "server", "launch", "bench", "convert")
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from mlx_qwen.cli.options import chosen_model, generation_flags, model_flags
+from mlx_qwen.cli.several import load_here
 from mlx_qwen.keywords import OptionKeywords, options_and_settings
 
 if TYPE_CHECKING:
@@ -32,12 +33,11 @@ def command(
     from mlx_qwen.cli.chat.talk import Talk
     from mlx_qwen.conversation import Conversation
     from mlx_qwen.engine.caching import kv_cache_summary
-    from mlx_qwen.loading import load
 
     flags["progress"] = sys.stderr.isatty()
     _, settings = options_and_settings(flags)  # checked before the model is loaded
     reader, rich = _reader()
-    loaded, processor = load(path, revision=revision)
+    loaded, processor = load_here(path, revision=revision)
     conversation = Conversation(loaded, processor, system=system_prompt, **flags)
     click.echo(f"{path or 'The bundled demo'}. /help lists what you can type besides questions.")
     if settings.kv_bits is not None:

@@ -1,0 +1,59 @@
+"""Commands that run on several Macs at once: `mlx.launch` starts them on each, and rank 0's is the one that is used."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from mlx_qwen.distributed.environment import own_rank
+
+if TYPE_CHECKING:
+    from mlx_qwen.distributed.leader import Leader
+    from mlx_qwen.model import Model
+    from mlx_qwen.prompt import Processor
+
+_led: "list[Leader]" = []
+
+
+@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def followed(words: tuple[str, ...]) -> None:
+    """Do what rank 0 says: all flags are its own, files that they name included."""
+    if {"-h", "--help"} & set(words):
+        return
+    from mlx_qwen.distributed.start import follow
+
+    follow()
+
+
+def load_here(path: str | None, *, revision: str | None = None) -> "tuple[Model, Processor]":
+    """What `load` gives; where this is rank 0 of several, with all of them ready to follow until the command ends."""
+    if own_rank() is None:
+        from mlx_qwen.loading import load
+
+        return load(path, revision=revision)
+
+    from mlx_qwen.distributed.start import lead
+
+    model, processor, leader = lead(path, revision=revision)
+    _led.append(leader)
+    click.get_current_context().find_root().call_on_close(part)
+    return model, processor
+
+
+def part() -> None:
+    """Let the other ranks end, if there are any: with a failure of their own where an error ends this one."""
+    error = sys.exc_info()[1]
+    failed = error is not None and bool(getattr(error, "code", True) or getattr(error, "exit_code", True))
+    for leader in _led:
+        leader.close(str(error) or type(error).__name__ if failed else "")
+    _led.clear()
+
+
+def refuse_stdin() -> None:
+    """Raises UsageError where standard input would never end: mlx.launch hands on what is typed, but not the end."""
+    if own_rank() is not None:
+        raise click.UsageError(
+            "mlx.launch never ends standard input, so that a prompt cannot be read from it. Give it as an argument, or "
+            "with --prompt-file."
+        )
