@@ -45,6 +45,17 @@ def test_the_answer_is_the_one_without_drafts(model: Model, parameters: Sampling
     assert not any(emission.from_draft for emission in plain)
 
 
+@pytest.mark.parametrize("kv_bits", [8, 4])
+def test_packed_keys_and_values_are_guessed_over_as_unpacked_ones_are(model: Model, kv_bits: int) -> None:
+    rows = [sequence(model, prompt(seed, 30), depth, how) for seed, depth, how in ((1, 0, GREEDY), (2, 0, DRAWN),
+            (1, 3, GREEDY), (2, MOST_DRAFTS, DRAWN))]  # fmt: skip
+    for row in rows:
+        row.kv_bits = kv_bits
+    found = [tokens(each) for each in written(Engine(model), *rows)]
+    assert found[2:] == found[:2]
+    assert all(row.state is not None and row.state.kind.packing is not None for row in rows)
+
+
 def test_the_rows_of_a_batch_keep_their_own_numbers_of_drafts(model: Model) -> None:
     engine, wanted = Engine(model), [(1, 0, GREEDY), (2, 3, GREEDY), (3, 7, DRAWN), (4, None, PENALIZED)]
     alone = [tokens(written(engine, sequence(model, prompt(seed, 9 * seed), 0, how))[0]) for seed, _, how in wanted]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
+import click
 import mlx.core as mx
 import numpy as np
 
@@ -24,12 +25,12 @@ from tools.benchmarks.stepping import request
 
 _ROWS, _PROMPT_TOKENS = 3, 24
 _SMALL = {
-    "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
-    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
-    "vocab_size": 1024,
+    "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
+    "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+    "vocab_size": 512,
 }  # fmt: skip
 _EXPERTS = {
-    "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64,
+    "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
 }  # fmt: skip
 _PENALTIES = {
     "": SamplingParameters(temperature=0),
@@ -50,6 +51,7 @@ def bench_equality(*, tokens: int = 500) -> Table:
                 passes = sum(not emission.from_draft for emission in _flat(found))
                 total = _ROWS * tokens
                 rows.append((name + how, drafter, f"{same:,} of {total:,}", f"{total / passes:.2f}"))
+                click.echo("  ".join(rows[-1]), err=True)
     note = (
         f"Greedy answers of {tokens} tokens, {_ROWS} at the same time, to random prompts. The small models have random "
         "weights, whose MTP layer knows nothing; their draft model is the model packed to 4 bits, the bundled one's is "
