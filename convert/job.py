@@ -42,7 +42,8 @@ from .writing.staging import Workspace, write_text
 class Survey:
     """What the headers of a source say, and `remarks` on what it lacks.
 
-    `windows` are token ids [n, T] of a calibration text, None without one. `adapter` is the folder of what is merged.
+    `windows` are token ids [n, T] of a calibration text, None without one. `copied` names files that are copied as they
+    are, `adapter` is the folder of what is merged.
     """
 
     origin: Origin
@@ -50,6 +51,7 @@ class Survey:
     plan: Plan
     windows: npt.NDArray[np.int64] | None
     remarks: tuple[str, ...]
+    copied: tuple[str, ...]
     adapter: Path | None = None
 
     @property
@@ -60,7 +62,7 @@ class Survey:
     @property
     def copied_bytes(self) -> int:
         """Bytes of the files that are copied as they are."""
-        return sum(file.stat().st_size for file in copied_files(self.source))
+        return sum((self.source / name).stat().st_size for name in self.copied)
 
     def most_bytes(self, settings: Settings) -> int:
         """The most that the output can take on the disk, where `settings` leave choices to weights yet to come."""
@@ -130,7 +132,7 @@ class Job:
                 if file.parent == space.downloads:  # the same command then downloads it again
                     file.unlink()
             raise advice from error
-        copy_files(source, folder)
+        copy_files((source / name for name in survey.copied), folder)
         write_text(folder / "README.md", card)
         config = converted_config(
             survey.config, self.outputs, quantization, written.companion, has_vision=plan.has_vision
@@ -156,7 +158,8 @@ def survey_source(origin: Origin, settings: Settings) -> Survey:
     plan, text = read.plan, settings.calibration
     remarks = check_loadable(origin.folder, plan.config)
     windows = None if text is None else calibration_windows(text, origin.folder, config)
-    return Survey(origin, plan.config, plan, windows, read.remarks + remarks, read.adapter)
+    copied = tuple(file.name for file in copied_files(origin.folder))
+    return Survey(origin, plan.config, plan, windows, read.remarks + remarks, copied, read.adapter)
 
 
 def plan_job(

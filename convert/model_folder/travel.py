@@ -1,16 +1,16 @@
 """What travels with the weights: tokenizer, chat template, processor configs, licence and model card."""
 
 import os
-import shutil
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_qwen.checkpoint.shards import COMPANION_PATTERN
+from mlx_qwen.errors import CheckpointError
 from mlx_qwen.version import __version__
 
 from ..description import Description
-from ..source.folder import copied_files
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -30,12 +30,19 @@ mlx-qwen generate --model <this folder> --prompt "Hello"
 """
 
 
-def copy_files(source: Path, folder: Path) -> None:
-    """Copy them, on the disk when this returns."""
-    for path in copied_files(source):
-        copy = folder / path.name
-        shutil.copyfile(path, copy)
-        with copy.open("rb") as file:
+def copy_files(files: Iterable[Path], folder: Path) -> None:
+    """Copy them, on the disk when this returns; raises CheckpointError for those that can no longer be read."""
+    try:
+        contents = {path.name: path.read_bytes() for path in files}
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename} can no longer be read ({error.strerror}). Put it back, or give yourself the "
+            "right to read it; the same command then goes on."
+        ) from error
+    for name, content in contents.items():
+        with (folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
 
 

@@ -19,6 +19,7 @@ from mlx_qwen.json_files import read_json_object
 COMPANION_PATTERN = "mlx-qwen*.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 _SINGLE_NAME = "model.safetensors"
+_BLOCK_BYTES = 1 << 20
 _IS_MTP = re.compile(r"(?:^|\.)mtp\.")
 
 # How numpy holds each safetensors dtype, and what MLX calls it where numpy has no such type.
@@ -86,7 +87,11 @@ class TensorInfo:
 
         Only these bytes are read, so that a slice of a large tensor never costs the memory of the whole.
         """
-        numpy_type, mlx_type = _DTYPES[self.dtype]
+        return _as_mlx(self._values(start, stop), self.dtype)
+
+    def _values(self, start: int, stop: int | None) -> npt.NDArray[np.generic]:
+        """What `read` reads, as numpy holds it."""
+        numpy_type, _ = _DTYPES[self.dtype]
         if not self.shape:
             rows: tuple[int, ...] = ()
             count, first = 1, 0
@@ -95,11 +100,10 @@ class TensorInfo:
             rows = (stop - start, *self.shape[1:])
             row_size = int(np.prod(self.shape[1:], dtype=np.int64))
             count, first = (stop - start) * row_size, start * row_size
-        item = np.dtype(numpy_type).itemsize
-        values = self.load(numpy_type, count, self.offset + first * item)
+        values = self.load(numpy_type, count, self.offset + first * np.dtype(numpy_type).itemsize)
         if values.size != count:
             raise CheckpointError(f"{self.file} ended inside {self.name}. The file is truncated: download it again.")
-        return _as_mlx(values.reshape(rows), mlx_type)
+        return values.reshape(rows)
 
     def load(self, dtype: npt.DTypeLike, count: int, offset: int) -> npt.NDArray[np.generic]:
         """`count` items from byte `offset` of the file on, or as many as it has."""
@@ -115,13 +119,23 @@ class TensorInfo:
         return self.read_part(slice(None), slice(start, stop))
 
     def read_part(self, *part: slice) -> mx.array:
-        """Read what `part` slices of the leading axes, from pages of the file that the system may drop again."""
-        numpy_type, mlx_type = _DTYPES[self.dtype]
-        stored = np.memmap(self.file, dtype=numpy_type, mode="r", offset=self.offset, shape=self.shape)
-        return _as_mlx(np.ascontiguousarray(stored[part]), mlx_type)
+        """Read what `part` slices of the leading axes, through a block of whole entries at a time.
+
+        No file is mapped into memory: one that shrinks meanwhile would end the process.
+        """
+        numpy_type, _ = _DTYPES[self.dtype]
+        start, stop, _ = part[0].indices(self.shape[0])
+        inner = np.broadcast_to(np.empty(1, dtype=numpy_type), self.shape[1:])
+        found = np.empty((stop - start, *inner[part[1:]].shape), dtype=numpy_type)
+        step = max(1, _BLOCK_BYTES // max(1, inner.size * inner.itemsize))
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            found[first - start : last - start] = self._values(first, last)[(slice(None), *part[1:])]
+        return _as_mlx(found, self.dtype)
 
 
-def _as_mlx(values: npt.NDArray[np.generic], mlx_type: mx.Dtype | None) -> mx.array:
+def _as_mlx(values: npt.NDArray[np.generic], dtype: str) -> mx.array:
+    _, mlx_type = _DTYPES[dtype]
     array = mx.array(values)
     return array.view(mlx_type) if mlx_type is not None else array
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from mlx_qwen.checkpoint import shards as checkpoint_shards
 from mlx_qwen.checkpoint.shards import INDEX_NAME, checkpoint_tensors, read_header
 from mlx_qwen.errors import CheckpointError
 
@@ -47,6 +48,18 @@ def test_any_slice_of_a_tensor_is_read_as_mlx_reads_it(tmp_path: Path, dtype: mx
     assert mx.array_equal(header["x"].read(2, 5), arrays["x"][2:5])
     assert header["x"].read(2, 5).dtype == dtype
     assert header["s"].read().item() == 2.5
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100, 1 << 20])
+def test_columns_of_a_matrix_are_those_of_the_whole(
+    block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_shards, "_BLOCK_BYTES", block_bytes)
+    array = mx.random.normal((7, 11)).astype(mx.bfloat16)
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), {"pad": mx.zeros(3), "x": array})
+    info = read_header(tmp_path / "model.safetensors")["x"]
+    for start, stop in ((0, 11), (3, 4), (2, 9), (10, 11)):
+        assert mx.array_equal(info.read_columns(start, stop), array[:, start:stop])
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1000])

@@ -8,11 +8,15 @@ import shutil
 import signal
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
 from torch import Tensor
 
 from mlx_qwen.checkpoint.released import reduced
@@ -24,7 +28,8 @@ from mlx_qwen.convert.writing.staging import staged
 from mlx_qwen.errors import CheckpointError, ConversionError
 from tests.conftest import CheckpointFactory
 from tests.convert.conftest import Interrupt
-from tests.support.foreign import edit_tensors
+from tests.support.foreign import edit_tensors, foreign_checkpoint
+from tests.support.integer_codes import little_endian, nearest
 from tests.support.mlx_folders import digests
 from tools.benchmarks.synthetic import write_random_checkpoint
 
@@ -266,16 +271,60 @@ def pieces_recorded(target: Path) -> int:
     return max((json.loads(line).get("pieces", 0) for line in lines if line.endswith("}")), default=0)
 
 
-def test_a_source_that_vanishes_midway_is_no_fault_of_the_target(
-    checkpoint: CheckpointFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def vanish(file: Path) -> None:
+    file.unlink(missing_ok=True)
+
+
+def shrink(file: Path) -> None:
+    os.truncate(file, min(file.stat().st_size, 20_000))
+
+
+@pytest.mark.parametrize("kind", ["plain", "gptq"])
+@pytest.mark.parametrize(
+    ("harm", "words"), [(vanish, "can no longer be read.*Put it back"), (shrink, "The file is truncated: download it")]
+)
+def test_a_source_that_goes_midway_is_no_fault_of_the_target(
+    kind: str,
+    harm: Callable[[Path], None],
+    words: str,
+    checkpoint: CheckpointFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = shutil.copytree(checkpoint("dense"), tmp_path / "source")
+    if kind == "gptq":
+        settings = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False}
+        source, _ = foreign_checkpoint(source, tmp_path / "made", settings, as_gptq)
     produce = weights.produce
 
+    def harming(piece: weights.Piece, *how: object) -> object:
+        harm(source / "model.safetensors")
+        return produce(piece, *how)
+
+    monkeypatch.setattr(weights, "produce", harming)
+    with pytest.raises(CheckpointError, match=rf"{source.name}/model\.safetensors .*{words}"):
+        convert(source, tmp_path / "out", recipe="mixed-4-8")
+
+
+def as_gptq(weight: Tensor) -> tuple[dict[str, Tensor], npt.NDArray[np.float32]]:
+    found = nearest(weight, np.arange(weight.shape[1]) // 32, bits=4, symmetric=True)
+    return {
+        "qweight": torch.from_numpy(little_endian(found.codes, 4).T.copy()),
+        "qzeros": torch.from_numpy(little_endian(found.zeros.T, 4)),
+        "scales": found.scales.T,
+    }, found.values
+
+
+def test_a_tokenizer_that_vanishes_midway_is_no_fault_of_the_target(
+    chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, produce = shutil.copytree(chat_folder, tmp_path / "source"), weights.produce
+
     def removing(piece: weights.Piece, *how: object) -> object:
-        (source / "model.safetensors").unlink(missing_ok=True)
+        (source / "tokenizer.json").unlink(missing_ok=True)
         return produce(piece, *how)
 
     monkeypatch.setattr(weights, "produce", removing)
-    with pytest.raises(CheckpointError, match=r"source/model\.safetensors can no longer be read"):
-        convert(source, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json can no longer be read.*the same command then goes on"):
+        convert(source, tmp_path / "out", recipe="mixed-4-8")
+    assert pieces_recorded(tmp_path / "out") > 0
