@@ -1,6 +1,5 @@
 """Everything a caller can choose about a conversion, declared once, and the settings that follow from it."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TypedDict, get_args
 from mlx_qwen.checkpoint.layout import Mode
 from mlx_qwen.declared import check_values, documented, option
 from mlx_qwen.errors import ConversionError
+from mlx_qwen.sizes import bytes_of
 
 from .description import Description
 from .recipes.precisions import precision
@@ -16,7 +16,6 @@ from .recipes.recipe import BALANCED_BITS, DEFAULT_RECIPE, RECIPES, Recipe, name
 from .recipes.rules import written_rules
 from .settings import AUTO, DEFAULT_TEXT, AskedDType, DType, Quantizer, Settings
 
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _FOR_QUANTIZING = ("bits", "group_size", "mode", "recipe", "bits_for", "target_size", "quantizer", "calibration")
 
 
@@ -49,8 +48,9 @@ class DescriptionOptions:
     )
     target_size: int | str | None = option(
         None,
-        help="instead of a recipe, the most that the weight files may take, in bytes or as 16GB (10^9 each): bits are "
-        "chosen for each matrix by its measured error, and with a calibration text by that of its outputs.",
+        help="instead of a recipe, the most that the weight files may take, in bytes or as 16GB (10^9 each; 16GiB are "
+        "2^30): bits are chosen for each matrix by its measured error, and with a calibration text by that of its "
+        "outputs.",
         flag="--target-size",
         metavar="SIZE",
     )
@@ -247,7 +247,7 @@ def check_settings(options: DescriptionOptions | None = None) -> Settings:
         dequantize=False,
         asked=exact or named_or_fitted,
         exact=exact,
-        target_size=None if size is None else size_in_bytes(size),
+        target_size=None if size is None else bytes_of(size, "target_size", ConversionError),
         target_bits=BALANCED_BITS if balanced else None,
         chip=options.chip,
         quantizer=_quantizer(options.quantizer, options.calibration),
@@ -293,15 +293,3 @@ def _recipe(options: DescriptionOptions, exact: bool) -> Recipe:
     if options.recipe in (None, DEFAULT_RECIPE):
         return uniform(precision(None, options.group_size), DEFAULT_RECIPE)
     return named(options.recipe, options.group_size)
-
-
-def size_in_bytes(size: int | str) -> int:
-    """Bytes of a size on a disk: a number, or text such as "16GB" (10^9 bytes each), "800MB" or "16GiB" (2^30)."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(size), re.IGNORECASE)
-    unit = None if found is None else _UNITS.get(found[2].lower())
-    if found is None or unit is None or (nbytes := int(float(found[1]) * unit)) <= 0:
-        raise ConversionError(
-            f"target_size is {size!r}, expected a positive number of bytes, or of kB, MB or GB (10^3, 10^6 or 10^9 "
-            "bytes) or KiB, MiB or GiB (2^10, 2^20 or 2^30), such as 16GB."
-        )
-    return nbytes

@@ -5,6 +5,7 @@ import re
 import sys
 
 from mlx_qwen.errors import MLXQwenError, PromptError
+from mlx_qwen.sizes import GIB
 
 
 def machine_bytes() -> int:
@@ -21,10 +22,10 @@ def memory_bytes(memory: int | str, error: type[MLXQwenError] = PromptError) -> 
     if isinstance(memory, int):
         size = memory
     else:
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*Gi?B\s*", memory, re.IGNORECASE)
+        found = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*Gi?B\s*", memory, re.IGNORECASE)
         if found is None:
-            raise error(f"memory is {memory!r}, expected a number of GB or GiB (2^30 bytes), such as 64GB.")
-        size = int(float(found[1]) * (1 << 30))
+            raise error(f"memory is {memory!r:.60}, expected a number of GB or GiB (2^30 bytes), such as 64GB.")
+        size = int(float(found[1]) * GIB)
     if size <= 0:
         raise error(f"memory is {memory!r}, expected more than nothing, such as 64GB.")
     return size

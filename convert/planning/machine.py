@@ -6,10 +6,9 @@ import mlx.core as mx
 
 from mlx_qwen.errors import PlanningError
 from mlx_qwen.machine import machine_bytes, memory_bytes
+from mlx_qwen.sizes import GIB
 
 from .chips import CHIP_NAMES, Chip, chip_named, this_chip
-
-GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,8 @@ class PlanOptions:
     )
     memory: int | str | None = option(
         None,
-        help="memory of the machine, as 64GB or in bytes; this machine's when neither it nor a chip is given.",
+        help="memory of the Mac, as it is sold: 64GB is one with 64 GiB; or in bytes. This machine's when neither it "
+        "nor a chip is given.",
         flag="--memory",
         metavar="SIZE",
     )

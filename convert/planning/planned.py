@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from mlx_qwen.sizes import GIB
+
 from .bounds import Bound, Work
-from .machine import GIB, Machine
+from .machine import Machine
 from .weight_sizes import UNPACKED, Weights
 
 _NOTE = """\

@@ -31,8 +31,8 @@ def _by_pattern(ctx: click.Context, param: click.Parameter, values: tuple[str, .
 @click.option(
     "--fit",
     metavar="MEMORY",
-    help="Memory of the Mac to run on, such as 24GB (2^30 bytes each, as memory is sold; sizes of files count 10^9); "
-    "bits as measured, room left for --context.",
+    help="The Mac to run on by its memory, as it is sold: 24GB is one with 24 GiB. Bits as measured, room left for "
+    "--context.",
 )
 @click.option("--context", type=int, help="Tokens that --fit leaves room for.  [default: 32768, or the model's limit]")
 @flags_of(

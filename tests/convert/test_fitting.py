@@ -13,7 +13,6 @@ from mlx_qwen.checkpoint.shards import checkpoint_tensors
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import convert, describe
 from mlx_qwen.convert.choices.sensitivity import harm_weights, measure, sampled_rows
-from mlx_qwen.convert.options import size_in_bytes
 from mlx_qwen.convert.recipes.kinds import joined_with
 from mlx_qwen.errors import ConversionError
 from mlx_qwen.loading import load_model
@@ -165,14 +164,6 @@ def test_rows_are_sampled_from_all_experts(checkpoint: CheckpointFactory) -> Non
     assert found == set(range(8))
 
 
-@pytest.mark.parametrize(
-    ("text", "nbytes"), [("16GB", 16 * 10**9), ("1.5 gib", 3 << 29), ("800MB", 8 * 10**8), (12345, 12345)]
-)
-def test_sizes_are_read_as_disks_count_them(text: int | str, nbytes: int) -> None:
-    assert size_in_bytes(text) == nbytes
-
-
-@pytest.mark.parametrize("size", ["16G", "much", "0GB", "-1", -5, ""])
-def test_a_size_that_is_none_is_told_every_unit(size: int | str) -> None:
-    with pytest.raises(ConversionError, match=r"expected a positive number of bytes, or of kB, MB or GB \(10\^3.* KiB"):
-        size_in_bytes(size)
+def test_a_size_that_is_none_is_told_every_unit(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=r"target_size is '16G', expected a positive number of bytes, or of kB"):
+        convert(checkpoint("dense"), tmp_path / "out", target_size="16G")

@@ -7,9 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlx_qwen.cli import main
-from mlx_qwen.convert.options import size_in_bytes
 from mlx_qwen.convert.planning import room_for_weights
-from mlx_qwen.convert.planning.machine import memory_bytes
 from tests.conftest import CheckpointFactory
 
 
@@ -121,6 +119,5 @@ def test_what_cannot_be_meant_is_one_line(options: tuple[str, ...], said: str, s
 
 def test_help_says_how_large_a_gigabyte_of_memory_and_of_files_is() -> None:
     shown = " ".join(run("--help").output.split())
-    assert "such as 24GB (2^30 bytes each" in shown and "16GB (10^9 each)" in shown
-    assert size_in_bytes("16GB") == 16 * 10**9 and memory_bytes("16GB") == 16 * 2**30
-    assert size_in_bytes("16GiB") == memory_bytes("16GiB")
+    assert "16GB (10^9 each; 16GiB are 2^30)" in shown
+    assert "as it is sold: 24GB is one with 24 GiB" in shown

@@ -40,6 +40,7 @@ HOUSE = {
             "version",
             "forked",
             "remembered",
+            "sizes",
             "machine",
             "command_buffers",
         ),
