@@ -16,6 +16,8 @@ _MOST = 1 << 40
 # No picture is enlarged beyond this area, which takes memory, whatever a config says.
 _MOST_LEAST_AREA = 1 << 26
 _MOST_CHANNEL = 1e6
+# What is done to every picture; 3 is pillow's number of bicubic resampling.
+_STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255, "resample": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,19 @@ class PixelLayout:
 
     @classmethod
     def from_config(cls, vision: VisionConfig, settings: Mapping[str, Json]) -> "PixelLayout":
-        """Sizes of the tower, mean and std of a preprocessor's settings; raises ValueError for what is no number."""
+        """Sizes of the tower, mean and std of a preprocessor's settings.
+
+        Raises ValueError for what is no number, and for a step that is left out or done otherwise than here.
+        """
+        sizes = {
+            "patch_size": vision.patch_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+            "merge_size": vision.spatial_merge_size,
+        }
+        for name, usual in {**_STEPS, **sizes}.items():
+            stated = settings.get(name)
+            if stated is not None and not _is_like(stated, usual):
+                raise ValueError(f"{name} is {stated!r:.40}, expected {usual!r}")
         return cls(
             patch_size=vision.patch_size,
             temporal_patch_size=vision.temporal_patch_size,
@@ -109,6 +123,12 @@ def whole(value: Json, default: int, *, most: int = _MOST) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= most:
         raise ValueError(f"{value!r:.40} is no number from 1 to {most:,}")
     return int(value)
+
+
+def _is_like(stated: Json, usual: float) -> bool:
+    """Whether a setting says the usual; numbers may be rounded."""
+    is_number = isinstance(stated, int | float) and isinstance(stated, bool) == isinstance(usual, bool)
+    return is_number and abs(stated - usual) <= 1e-6 * abs(usual)
 
 
 def _channels(values: Json, default: tuple[float, ...]) -> tuple[float, ...]:
