@@ -127,8 +127,9 @@ def whole(value: Json, default: int, *, most: int = _MOST) -> int:
 
 def _is_like(stated: Json, usual: float) -> bool:
     """Whether a setting says the usual; numbers may be rounded."""
-    is_number = isinstance(stated, int | float) and isinstance(stated, bool) == isinstance(usual, bool)
-    return is_number and abs(stated - usual) <= 1e-6 * abs(usual)
+    if not isinstance(stated, int | float) or isinstance(stated, bool) != isinstance(usual, bool):
+        return False
+    return abs(stated - usual) <= 1e-6 * abs(usual)
 
 
 def _channels(values: Json, default: tuple[float, ...]) -> tuple[float, ...]:
