@@ -60,7 +60,7 @@ def rope_config(fields: Fields, head_dim: int, most_positions: int, *, has_axes:
     place = next((name for name in reversed(_PLACES) if stated[name]), _PLACES[0])
     nested = {key: value for name in _PLACES for key, value in stated[name].items() if value is not None}
     rope = Fields({**fields.values, **nested}, f"{fields.place}.{place}")
-    kind = nested.get("rope_type", "default")
+    kind = nested.get("rope_type", fields.values.get("rope_type")) or "default"
     if kind not in ("default", "mrope", "yarn"):
         raise ConfigError(f"{rope.place}.rope_type is {kind!r}, expected 'default' or 'yarn'. Remove the rope scaling.")
     unknown = sorted(set(nested) - _PLAIN - (_OF_YARN if kind == "yarn" else set()))

@@ -11,7 +11,7 @@ from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import CheckpointError
 
-from . import auto_round, awq, compressed_tensors, floats, fp8, gptq
+from . import auto_round, awq, compressed_tensors, floats, fp8, gptq, mlx_experts
 from .encoded import Encoded, Format, Matrix, RowReader, Stack, encoded
 from .integers import IntegerMatrix
 
@@ -36,12 +36,12 @@ def decodable(
     """`tensors` with the encoded ones replaced by arrays that decode themselves, under names that a plan knows.
 
     A matrix whose integer codes MLX can hold, in a precision that `keeps` accepts, becomes MLX-quantized `weight`,
-    `scales` and `biases`; any other a dense `weight`. Raises CheckpointError for an unknown format, and for tensors
-    that are missing or misshapen.
+    `scales` and `biases`; any other a dense `weight`. Experts that are packed for MLX one by one are stacked. Raises
+    CheckpointError for an unknown format, and for tensors that are missing or misshapen.
     """
     settings = foreign_quantization(config)
-    if settings is None:
-        return tensors
+    if settings is None or auto_round.is_for_mlx(settings):
+        return mlx_experts.stacked(tensors)
     method = settings["quant_method"]
     if method not in _FORMATS:
         raise CheckpointError(f"config.json says that the weights are {unreadable(method)}")

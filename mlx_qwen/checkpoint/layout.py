@@ -219,6 +219,11 @@ class Pool:
         if not all(found):
             return None
         infos = [info for info in found if info is not None]
+        if infos[0].dtype == "U32":
+            raise CheckpointError(
+                f"{infos[0].name} in {infos[0].file.name} is packed apart from the other experts, as AutoRound's "
+                f"export for MLX does. `mlx-qwen convert --hf-path {infos[0].file.parent}` stacks them."
+            )
         for info in infos:
             _expect_shape(info, spec.shape[1:])
         return Target(spec, tuple(Source(info) for info in infos))

@@ -1,5 +1,6 @@
 """AutoRound checkpoints convert to what they stand for, in each of its packings."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,15 @@ from torch import Tensor
 from mlx_qwen.convert import convert
 from mlx_qwen.errors import CheckpointError
 from tests.conftest import CheckpointFactory
-from tests.support.foreign import Encoder, Values, assert_reference_logits, foreign_checkpoint
+from tests.support.foreign import (
+    Encoder,
+    Values,
+    assert_reference_logits,
+    edit_tensors,
+    every_projection,
+    foreign_checkpoint,
+    logits,
+)
 from tests.support.integer_codes import little_endian, nearest
 from tests.support.mlx_folders import dequantized, equal, expected_arrays, main_arrays
 
@@ -99,4 +108,60 @@ def test_what_differs_for_single_modules_is_heeded(checkpoint: CheckpointFactory
 def test_other_packings_are_refused_by_name(checkpoint: CheckpointFactory, tmp_path: Path) -> None:
     foreign, _ = foreign_checkpoint(checkpoint("dense"), tmp_path, settings("auto_round:llm_compressor"), as_gptq(0))
     with pytest.raises(CheckpointError, match=r"packing_format is 'auto_round:llm_compressor', expected one of"):
+        convert(foreign, tmp_path / "out")
+
+
+def for_mlx(bits: int) -> Encoder:
+    """Codes and grids as AutoRound's export for MLX writes them, in fp16: scale · code + bias."""
+
+    def encode(weight: Tensor) -> tuple[dict[str, Tensor], Values]:
+        found = nearest(weight, np.arange(weight.shape[1]) // 32, bits=bits, symmetric=True)
+        words = torch.from_numpy(little_endian(found.codes, bits)).view(torch.uint32)
+        biases = (-found.scales.float() * torch.from_numpy(found.zeros)).half()
+        groups = np.arange(weight.shape[1]) // 32
+        values = found.codes * found.scales.float().numpy()[:, groups] + biases.float().numpy()[:, groups]
+        return {"weight": words, "scales": found.scales, "biases": biases}, values.astype(np.float32)
+
+    return encode
+
+
+def flattened(folder: Path, quantization: dict[str, object]) -> None:
+    """What the export makes of config.json: rotary settings beside all others."""
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"] = {"group_size": 32, "bits": 4, "lm_head": False}
+    config["quantization_config"] = quantization
+    config |= config.pop("rope_parameters")
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+@pytest.mark.parametrize("said", ["mlx", None])
+def test_the_export_for_mlx_keeps_its_codes_and_gives_the_logits_of_the_reference(
+    said: str | None, kind: str, bits: int, checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    stated = {"group_size": 32, "bits": bits} if said is None else settings(said, bits)
+    foreign, plain = foreign_checkpoint(checkpoint(kind), tmp_path, {}, for_mlx(bits))
+    flattened(foreign, stated)
+    convert(foreign, tmp_path / "out", dtype="float16", bits=bits, group_size=32)
+    written, expected = main_arrays(tmp_path / "out"), expected_arrays(plain)
+    kept = [name for name in expected if every_projection(name) or "switch_mlp" in name]
+    assert len([name for name in kept if "switch_mlp" in name]) == (12 if kind == "moe" else 0)
+    for name in kept:
+        assert equal(dequantized(written, name, bits), expected[name]), name
+    convert(foreign, tmp_path / "exact", dequantize=True, dtype="float32")
+    assert_reference_logits(tmp_path / "exact", plain)
+
+
+def test_experts_packed_apart_that_are_incomplete_or_loaded_are_one_clear_error(
+    checkpoint: CheckpointFactory, tmp_path: Path
+) -> None:
+    foreign, _ = foreign_checkpoint(checkpoint("moe"), tmp_path, {}, for_mlx(4))
+    flattened(foreign, {"group_size": 32, "bits": 4})
+    with pytest.raises(CheckpointError, match=r"packed apart from the other experts.*mlx-qwen convert --hf-path"):
+        logits(foreign)
+    edit_tensors(
+        foreign, lambda tensors: tensors.pop(next(n for n in tensors if n.endswith("experts.3.up_proj.weight")))
+    )
+    with pytest.raises(CheckpointError, match="not packed alike, or some of them are missing"):
         convert(foreign, tmp_path / "out")
