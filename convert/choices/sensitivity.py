@@ -8,14 +8,17 @@ from itertools import accumulate
 from math import prod
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_qwen.checkpoint.layout import Quantization, Target
 from mlx_qwen.checkpoint.names import Role, TensorSpec, decoder_layer
 
+from ..arrays import as_float32
 from ..outputs import Output
 from ..progress import Progress
+from ..quantize.scales import Floats, extremes, mlx_grids, rounding_errors
 from ..recipes.kinds import Kind, kind_of
-from ..work.pieces import Piece, sound_values
+from ..work.pieces import Piece, dense_values, is_finite, sound_values
 from ..workers import piece_count
 
 SAMPLED_ROWS = 256
@@ -74,10 +77,9 @@ def measure(
     mx.eval(list(squares.values()))  # here, as threads cannot evaluate what another one began
 
     def harm_of(target: Target) -> Sensitivity:
-        rows, h = sampled_rows(target), squares.get(target.spec.name)
-        weight = weights[target.spec.name]
-        harm: dict[Quantization | None, float] = {choice: weight * _error(rows, choice, h) for choice in choices}
-        return Sensitivity(target, harm | {None: 0.0})
+        weight, h = weights[target.spec.name], squares.get(target.spec.name)
+        errors = _errors(sampled_rows(target), choices, h)
+        return Sensitivity(target, {None: 0.0, **{choice: weight * error for choice, error in errors.items()}})
 
     measured = []
     read = [4 * target.spec.shape[-1] * min(SAMPLED_ROWS, prod(target.spec.shape[:-1])) for target in targets]
@@ -92,11 +94,10 @@ def expect(targets: Iterable[Target], choices: tuple[Quantization, ...]) -> list
     """The harm that `measure` finds where weights are normally distributed, as those of trained matrices nearly are."""
     targets = list(targets)
     rows = mx.random.normal(_EXPECTED_SHAPE, key=mx.random.key(0))
-    errors: dict[Quantization | None, float] = {choice: _error(rows, choice, None) for choice in choices}
-    weights = harm_weights([target.spec for target in targets])
+    errors, weights = _errors(rows, choices, None), harm_weights([target.spec for target in targets])
     return [
         Sensitivity(
-            target, {choice: weights[target.spec.name] * error for choice, error in errors.items()} | {None: 0.0}
+            target, {None: 0.0, **{choice: weights[target.spec.name] * error for choice, error in errors.items()}}
         )
         for target in targets
     ]
@@ -117,16 +118,54 @@ def sampled_rows(target: Target) -> mx.array:
 
     Raises DamagedPieceError for values that are NaN or infinite.
     """
-    return mx.concatenate([sound_values(piece).astype(mx.float32) for piece in _blocks(target)])
+    blocks = list(_blocks(target))
+    rows = mx.concatenate([dense_values(piece).astype(mx.float32) for piece in blocks])
+    if not is_finite(rows):  # which one it is matters only now
+        for piece in blocks:
+            sound_values(piece)
+    return rows
 
 
-def _error(rows: mx.array, choice: Quantization, importance: mx.array | None) -> float:
-    """Σ h (w − packed w)² / Σ h w², packed as MLX rounds."""
-    weight, scales, *biases = mx.quantize(rows, choice.group_size, choice.bits, choice.mode)
-    restored = mx.dequantize(weight, scales, biases[0] if biases else None, choice.group_size, choice.bits, choice.mode)
-    h = mx.array(1.0) if importance is None else importance.astype(mx.float32)
-    lost, held = (h * (rows - restored) ** 2).sum(), (h * rows**2).sum()
-    return float(lost / mx.maximum(held, _TINY))
+def _errors(rows: mx.array, choices: Iterable[Quantization], importance: mx.array | None) -> dict[Quantization, float]:
+    """Σ h (w − packed w)² / Σ h w² for each choice, packed as MLX rounds.
+
+    Affine codes are rounded here and never packed: MLX's packing and unpacking take ten times as long on a CPU.
+    """
+    values = as_float32(rows)
+    h = np.ones(values.shape[1], np.float32) if importance is None else as_float32(importance.astype(mx.float32))
+    held = max(float(np.sum((values * values) @ h)), _TINY)
+    errors, grouped = {}, {}
+    for choice in choices:
+        if choice.mode == "affine":
+            if choice.group_size not in grouped:
+                grouped[choice.group_size] = _Grouped.of(values, choice.group_size, None if importance is None else h)
+            lost = grouped[choice.group_size].lost(choice.bits)
+        else:
+            codes, scales, *_ = mx.quantize(rows, choice.group_size, choice.bits, choice.mode)
+            restored = mx.dequantize(codes, scales, None, choice.group_size, choice.bits, choice.mode)
+            lost = float(np.sum((values - as_float32(restored)) ** 2 @ h))
+        errors[choice] = lost / held
+    return errors
+
+
+@dataclass(frozen=True, slots=True)
+class _Grouped:
+    """Rows in groups [G, g], the least and greatest of each, and how much each weight counts."""
+
+    groups: Floats
+    range: tuple[Floats, Floats]
+    importance: Floats | None
+
+    @classmethod
+    def of(cls, values: Floats, group_size: int, importance: Floats | None) -> "_Grouped":
+        groups = values.reshape(-1, group_size)
+        h = None if importance is None else np.broadcast_to(importance, values.shape).reshape(groups.shape)
+        return cls(groups, extremes(groups), h)
+
+    def lost(self, bits: int) -> float:
+        """Σ h (w − packed w)² of affine codes."""
+        grids = mlx_grids(*self.range, bits, "float32")
+        return float(rounding_errors(self.groups, grids, bits, self.importance).sum(dtype=np.float64))
 
 
 def _blocks(target: Target) -> Iterator[Piece]:

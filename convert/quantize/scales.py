@@ -95,6 +95,14 @@ def searched_grids(groups: Floats, bits: int, dtype: DType, importance: Floats |
     return Grids(scales, biases, dtype)
 
 
+def rounding_errors(groups: Floats, grids: Grids, bits: int, importance: Floats | None = None) -> Floats:
+    """The sum of squared errors of each group [G, g] with the nearest codes of its grid, [G, 1].
+
+    `importance` is how much a weight's squared error counts, as in `searched_grids`.
+    """
+    return _Rounding(groups, bits, importance).error(grids)
+
+
 def extremes(groups: Floats) -> tuple[Floats, Floats]:
     """The least and the greatest weight of each group, [G, 1]; NaN where there is one."""
     # By their places, as numpy finds these several times faster than the extremes themselves.
