@@ -87,7 +87,7 @@ class TensorInfo:
 
         Only these bytes are read, so that a slice of a large tensor never costs the memory of the whole.
         """
-        return _as_mlx(self._values(start, stop), self.dtype)
+        return _as_mlx(self._values(start, stop), _DTYPES[self.dtype][1])
 
     def _values(self, start: int, stop: int | None) -> npt.NDArray[np.generic]:
         """What `read` reads, as numpy holds it."""
@@ -123,7 +123,7 @@ class TensorInfo:
 
         No file is mapped into memory: one that shrinks meanwhile would end the process.
         """
-        numpy_type, _ = _DTYPES[self.dtype]
+        numpy_type, mlx_type = _DTYPES[self.dtype]
         start, stop, _ = part[0].indices(self.shape[0])
         inner = np.broadcast_to(np.empty(1, dtype=numpy_type), self.shape[1:])
         found = np.empty((stop - start, *inner[part[1:]].shape), dtype=numpy_type)
@@ -131,11 +131,10 @@ class TensorInfo:
         for first in range(start, stop, step):
             last = min(first + step, stop)
             found[first - start : last - start] = self._values(first, last)[(slice(None), *part[1:])]
-        return _as_mlx(found, self.dtype)
+        return _as_mlx(found, mlx_type)
 
 
-def _as_mlx(values: npt.NDArray[np.generic], dtype: str) -> mx.array:
-    _, mlx_type = _DTYPES[dtype]
+def _as_mlx(values: npt.NDArray[np.generic], mlx_type: mx.Dtype | None) -> mx.array:
     array = mx.array(values)
     return array.view(mlx_type) if mlx_type is not None else array
 
