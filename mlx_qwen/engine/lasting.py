@@ -21,7 +21,7 @@ from mlx_qwen.forked import note_computing
 P = ParamSpec("P")
 T = TypeVar("T")
 # Seconds to wait at the interpreter's end for what a thread is doing.
-_PATIENCE = 10.0
+_PATIENCE = 30.0
 _MOST = min(32, (cpu_count() or 1) + 4)
 
 
