@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 from mlx_qwen.declared import check_values, documented, option
 from mlx_qwen.errors import PromptError
@@ -95,25 +94,3 @@ class ServerSettings:
                 f"host is {self.host!r}, where others can reach the server; give an API key too (--api-key, or "
                 "MLX_QWEN_API_KEY), or leave the host out."
             )
-
-
-class ServerKeywords(TypedDict, total=False):
-    """The fields of `ServerSettings`, for type checkers."""
-
-    host: str
-    port: int
-    api_key: str | None
-    alias: Sequence[str]
-    max_context: int | None
-    max_batch: int
-    max_queue: int
-    max_body: int
-    max_images: int
-    max_image_pixels: float
-    memory: int | str | None
-    unload_after: float
-    allow_url: bool
-    allow_origin: Sequence[str]
-    allow_host: Sequence[str]
-    log_prompts: bool
-    heartbeat: float

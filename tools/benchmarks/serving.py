@@ -15,7 +15,7 @@ from tools.benchmarks.servers import VLM, Running, endless_demo, events, serving
 
 _BATCHES = (1, 4, 16)
 _TOKENS = 64
-_WORDS = 100
+_WORDS = 40
 
 
 class _Turn(NamedTuple):
