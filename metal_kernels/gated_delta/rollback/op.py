@@ -74,7 +74,8 @@ def _launch(tape: Tape, kept: int | mx.array, conv_state: mx.array, state: mx.ar
     new_conv_state, new_state = _KERNEL(
         [*tape, counts, conv_state, state],
         [conv_state.dtype, heads.key_dim, heads.value_dim, taps + 1, rows, simdgroups],
-        grid=(32 * simdgroups, heads.num_value, B),
+        # Smaller threadgroups are more threadgroups: a GPU may have more cores than there are heads.
+        grid=(32 * simdgroups * -(-heads.value_dim // (4 * rows * simdgroups)), heads.num_value, B),
         threadgroup=(32 * simdgroups, 1, 1),
         output_shapes=[conv_state.shape, state.shape],
         output_dtypes=[conv_state.dtype, mx.float32],

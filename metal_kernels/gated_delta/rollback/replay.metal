@@ -1,4 +1,5 @@
-// Takes tokens of a verify step back: one threadgroup a value head replays the kept ones on the state from before.
+// Takes tokens of a verify step back: replays the kept ones on the state from before. The rows of a value head are one
+// threadgroup's, or several threadgroups', which have nothing to tell each other.
 
 #include <metal_stdlib>
 #include "../head.h"
@@ -29,7 +30,7 @@ void keep_rows(
   }
 }
 
-/// Of both states after `kept` [B] tokens of a tape: what belongs to one value head.
+/// Of both states after `kept` [B] tokens of a tape: what belongs to one value head, or to some rows of it.
 template <typename E, int DK, int DV, int W, int ROWS, int SIMDGROUPS, typename LogDecays, typename Kept>
 void gated_delta_replay(
     const device float* k, const constant int64_t* k_strides,
@@ -43,15 +44,17 @@ void gated_delta_replay(
     uint3 group, uint thread_index, uint lane, uint simdgroup) {
   const Head head = head_of<DK, DV>(group, delta_shape[2], rows_shape[2]);
   const int tokens = metal::clamp(static_cast<int>(kept[head.batch * kept_strides[0]]), 0, delta_shape[1]);
-  keep_rows<E, DK, DV, W, 32 * SIMDGROUPS>(rows, rows_strides, conv_state, conv_state_strides, new_conv_state, tokens,
-                                           head, thread_index);
+  if (group.x == 0) {
+    keep_rows<E, DK, DV, W, 32 * SIMDGROUPS>(rows, rows_strides, conv_state, conv_state_strides, new_conv_state, tokens,
+                                             head, thread_index);
+  }
   k += head.batch * k_strides[0] + head.key * k_strides[2];
   delta += head.batch * delta_strides[0] + head.value * delta_strides[2];
   log_decay += head.batch * log_decay_strides[0] + head.value * log_decay_strides[2];
   state += head.batch * state_strides[0] + head.value * state_strides[1];
   new_state += static_cast<int64_t>(head.batch * head.value_heads + head.value) * DV * DK;
-  RowLane at = row_lane_of<ROWS>(simdgroup, lane);
-  for (; at.row < DV; at.row += SIMDGROUPS * ROWS_AT_ONCE * ROWS) {
+  const RowLane at = row_lane_of<ROWS>(group.x * SIMDGROUPS + simdgroup, lane);
+  if (at.row < DV) {
     StatePart<DK, ROWS> part;
     part.load(state, state_strides[2], state_strides[3], at);
     for (int t = 0; t < tokens; ++t) {

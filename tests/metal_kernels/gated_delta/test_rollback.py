@@ -4,7 +4,9 @@ import mlx.core as mx
 import pytest
 
 from metal_kernels import OpStats, reset_stats, stats
+from metal_kernels._choices import Choices, chosen
 from metal_kernels.gated_delta import Tape, roll_back
+from tests.metal_emulator import emulated
 from tests.metal_kernels.gated_delta.mixer_calls import (
     call,
     in_one_launch,
@@ -59,6 +61,18 @@ def test_sequences_of_a_batch_roll_back_each_to_its_own_token(run):
         expected_conv_state, expected_state = in_reference(roll_back, tape, kept, *before)
         assert mx.array_equal(conv_state[i], expected_conv_state[i])
         assert relative_error(state[i], as_numpy(expected_state[i])) < 1e-6
+
+
+@pytest.mark.parametrize(("threads", "groups"), [(128, 2), (64, 4), (96, 3)])
+def test_the_rows_of_a_head_may_be_split_over_threadgroups(monkeypatch, threads, groups):
+    inputs = layer_inputs(3, B=2, Dv=64)
+    given = reference(**inputs, tape=True).tape, mx.array([1, 3]), inputs["conv_state"], inputs["state"]
+    expected = in_one_launch(roll_back, *given)
+    monkeypatch.setenv("MLX_QWEN_KERNELS", "metal")
+    with chosen(Choices(most_threads={"roll_back": threads})), emulated(checked=True) as report:
+        found = roll_back(*given)
+    assert report.launches[0].grid == (threads * groups, 4, 2)
+    assert all(mx.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("order", ["forward", "reverse", "random"])
