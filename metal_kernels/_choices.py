@@ -18,6 +18,7 @@ class Choices:
         prefill_rows: rows of a head's state in a threadgroup of the gated-delta prefill, 32 or 64.
         chunked_from: tokens from which the prefill runs in chunks; `NEVER` is never.
         expert_rows: tokens up to which experts run as two kernels, at most `MOST_EXPERT_ROWS`; more are sorted.
+        attention_groups: threadgroups that attention to a long context is split over, about.
         replay: whether a few tokens are decoded by replayed graphs.
     """
 
@@ -26,6 +27,7 @@ class Choices:
     prefill_rows: int = 64
     chunked_from: int = 64
     expert_rows: int = 16
+    attention_groups: int = 64
     replay: bool = True
 
     def threads(self, kernel: str, suited: int) -> int:

@@ -17,6 +17,7 @@ from metal_kernels.moe_dispatch import ExpertWeights, SparseWeights
 from metal_kernels.parity import Arrays, forced
 
 EPS = 1e-6
+KV_BITS = (4, 8)
 Call = Callable[[], Arrays]
 
 
@@ -200,3 +201,35 @@ class StreamCalls:
     def epilogue(self) -> Arrays:
         gate = self._rows[..., : self._sizes.heads * self._sizes.head_dim]
         return [attention.attention_epilogue(self._attended, gate)]
+
+
+class ContextCalls:
+    """Attention of the last `tokens` tokens to a context of `context`, unpacked and packed in groups of 64 channels."""
+
+    def __init__(self, sizes: AttentionSizes, tokens: int, context: int, dtype: mx.Dtype) -> None:
+        D = sizes.head_dim
+        self._q, self._scale = normal(1, sizes.heads, tokens, D, dtype=dtype), D**-0.5
+        self._kv = [normal(1, sizes.kv_heads, context + i, D, dtype=dtype)[:, :, i:] for i in range(2)]
+        self._group_size = 64 if D % 64 == 0 else 32
+        self._packed = {bits: [mx.quantize(x, self._group_size, bits) for x in self._kv] for bits in KV_BITS}
+        mx.eval(list(self._packed.values()))
+
+    def plain(self) -> Arrays:
+        return [attention.attention(self._q, *self._kv, scale=self._scale)]
+
+    def packed(self) -> Arrays:
+        return self._attended(self._q.dtype)
+
+    def compared(self) -> Arrays:
+        """As `packed`, but plain MLX computes in fp32: its own products in short types are off by up to a tenth."""
+        dtype = self._q.dtype if backend() is Backend.METAL else mx.float32
+        return [y.astype(self._q.dtype) for y in self._attended(dtype)]
+
+    def _attended(self, dtype: mx.Dtype) -> Arrays:
+        q, found = self._q.astype(dtype), []
+        for bits, held in self._packed.items():
+            keys, values = ((words, scales.astype(dtype), biases.astype(dtype)) for words, scales, biases in held)
+            found.append(
+                attention.packed_attention(q, keys, values, bits=bits, group_size=self._group_size, scale=self._scale)
+            )
+        return found

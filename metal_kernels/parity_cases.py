@@ -2,7 +2,17 @@
 
 import mlx.core as mx
 
-from metal_kernels.calls import AttentionSizes, Call, ExpertSizes, SparseCalls, StreamCalls, mixer, rule, sparse_weights
+from metal_kernels.calls import (
+    AttentionSizes,
+    Call,
+    ContextCalls,
+    ExpertSizes,
+    SparseCalls,
+    StreamCalls,
+    mixer,
+    rule,
+    sparse_weights,
+)
 from metal_kernels.gated_delta import Heads
 from metal_kernels.parity import Probe
 
@@ -80,4 +90,16 @@ def _stream_probes(dtype: mx.Dtype, *, heads: int, kv_heads: int) -> list[Probe]
         _probe("add_rms_norm", dtype, calls.add_rms_norm),
         _probe("attention_prologue", dtype, calls.prologue, what),
         _probe("attention_epilogue", dtype, calls.epilogue, what),
+        *_context_probes(dtype, heads, kv_heads),
+    ]
+
+
+def _context_probes(dtype: mx.Dtype, heads: int, kv_heads: int) -> list[Probe]:
+    """One token, whose context is split over threadgroups in fp32; in the short types as many as are verified."""
+    tokens, context = (1, 300) if dtype == mx.float32 else (4, 100)
+    calls = ContextCalls(AttentionSizes(heads, kv_heads), tokens, context, dtype)
+    what = f"{heads} heads, {tokens} token{'s' * (tokens > 1)}"
+    return [
+        _probe("attention", dtype, calls.plain, what),
+        _probe("packed_attention", dtype, calls.compared, what),
     ]

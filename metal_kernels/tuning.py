@@ -16,7 +16,7 @@ from metal_kernels._choices import MOST_EXPERT_ROWS, NEVER, Choices, choices, ch
 from metal_kernels.calls import Call
 from metal_kernels.gated_delta.rule.prefill import WIDEST_CHUNKED_KEY, PrefillForm
 from metal_kernels.parity import Arrays, difference, forced
-from metal_kernels.tuning_cases import Case, ModelSizes, cases, expert_case, rule_case
+from metal_kernels.tuning_cases import Case, ModelSizes, cases, context_case, expert_case, rule_case
 
 Implementation = Literal["kernel", "reference"]
 # A label such as "rms_norm, 512 threads", who runs it, and the call; gives seconds.
@@ -30,6 +30,7 @@ _SLOWER = 1.1
 _REPEATS, _AT_ONCE = 5, 4
 _THREADS = (512, 256, 128)
 _PREFILLS = (32, 64, 128, 256, 1024)
+LONG_CONTEXT, _CONTEXT_GROUPS = 16384, (16, 32, 64, 128, 256)
 _EXPERT_ROWS = (1, 2, 4, 8, 16, 32, 64, MOST_EXPERT_ROWS)
 
 
@@ -72,7 +73,8 @@ def tune(sizes: ModelSizes, *, clock: Clock = seconds_of, report: Report = lambd
         clock: times a call; another one stands in for a device in tests.
         report: called with how many kernels are done, and of how many.
     """
-    single, more = cases(sizes), [_prefill] * (sizes.heads is not None) + [_experts] * (sizes.experts is not None)
+    single, steps = cases(sizes), ((_contexts, sizes.attention), (_prefill, sizes.heads), (_experts, sizes.experts))
+    more = [step for step, needed in steps if needed is not None]
     made, rows = Choices(), []
     for done, case in enumerate(single):
         report(done, len(single) + len(more))
@@ -199,6 +201,19 @@ def _crossing(times: Mapping[int, Mapping[tuple[PrefillForm, int], float]], heig
             break
         crossing = T
     return 0 if crossing == min(times) else crossing
+
+
+def _contexts(sizes: ModelSizes, made: Choices, clock: Clock) -> tuple[Choices, list[Row]]:
+    """Over how many threadgroups attention to a long context is split."""
+    if "attention" in made.left_out:
+        return made, []
+    call, times = context_case(sizes, LONG_CONTEXT), {}
+    for groups in _CONTEXT_GROUPS:
+        with chosen(replace(made, attention_groups=groups)), forced(Backend.METAL):
+            times[groups] = clock(f"attention, {groups} threadgroups", "kernel", call)
+    best = min(times, key=lambda groups: (times[groups], groups != made.attention_groups))
+    row = Row("attention, a long context", f"{best} threadgroups", kernel_ms=1e3 * times[best])
+    return replace(made, attention_groups=best), [row]
 
 
 def _experts(sizes: ModelSizes, made: Choices, clock: Clock) -> tuple[Choices, list[Row]]:

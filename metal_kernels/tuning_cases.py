@@ -5,7 +5,17 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-from metal_kernels.calls import AttentionSizes, Call, ExpertSizes, SparseCalls, StreamCalls, mixer, rule, sparse_weights
+from metal_kernels.calls import (
+    AttentionSizes,
+    Call,
+    ContextCalls,
+    ExpertSizes,
+    SparseCalls,
+    StreamCalls,
+    mixer,
+    rule,
+    sparse_weights,
+)
 from metal_kernels.gated_delta import Heads
 from metal_kernels.gated_delta.head_kernels import threads as head_threads
 from metal_kernels.gated_delta.rule.prefill import PrefillForm
@@ -14,7 +24,7 @@ from metal_kernels.parity_cases import TOLERANCES
 
 # Enough experts that tokens seldom share one, and few enough to make up in a moment.
 _MOST_EXPERTS = 16
-_VERIFIED, _SORTED = 4, 64
+_VERIFIED, _SORTED, _CONTEXT = 4, 64, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +58,8 @@ class ModelSizes:
 class Case:
     """One kernel's call: to `tolerance` of the largest value, in threadgroups of `threads` where it may choose.
 
-    `also` is a call of the same kernel that is compared and not timed.
+    `also` is a call of the same kernel that is compared and not timed; `compared`, if given, is compared in place of
+    `run`.
     """
 
     kernel: str
@@ -56,10 +67,11 @@ class Case:
     tolerance: float
     threads: int = 0
     also: Call | None = None
+    compared: Call | None = None
 
     def calls(self) -> Arrays:
         """Everything that is compared."""
-        return [*self.run(), *(self.also() if self.also else ())]
+        return [*(self.compared or self.run)(), *(self.also() if self.also else ())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +96,25 @@ def cases(sizes: ModelSizes) -> list[Case]:
             Case("attention_prologue", stream.prologue, tolerance),
             Case("attention_epilogue", stream.epilogue, tolerance),
         ]
+        one, several = (ContextCalls(sizes.attention, T, _CONTEXT, dtype) for T in (1, _VERIFIED))
+        found += [
+            Case("attention", one.plain, tolerance, sizes.attention.head_dim, several.plain),
+            Case(
+                "packed_attention",
+                one.packed,
+                tolerance,
+                sizes.attention.head_dim,
+                several.compared,
+                compared=one.compared,
+            ),
+        ]
     if sizes.heads is not None:
-        one = mixer(sizes.heads, sizes.hidden, 1, dtype, taps=sizes.taps)
-        several = mixer(sizes.heads, sizes.hidden, _VERIFIED, dtype, taps=sizes.taps)
+        single = mixer(sizes.heads, sizes.hidden, 1, dtype, taps=sizes.taps)
+        run = mixer(sizes.heads, sizes.hidden, _VERIFIED, dtype, taps=sizes.taps)
         _, groups = head_threads("", sizes.heads)
         found += [
-            Case("gated_delta_mixer", one.plain, tolerance, 32 * groups, several.verified),
-            Case("roll_back", several.taken_back, tolerance, 32 * groups),
+            Case("gated_delta_mixer", single.plain, tolerance, 32 * groups, run.verified),
+            Case("roll_back", run.taken_back, tolerance, 32 * groups),
         ]
     if sizes.experts is not None:
         fewer = _fewer(sizes.experts)
@@ -109,6 +133,12 @@ def cases(sizes: ModelSizes) -> list[Case]:
         activation = StreamCalls(2 * inner, None, 1, dtype)
         found.append(Case("swiglu", activation.swiglu, tolerance))
     return found
+
+
+def context_case(sizes: ModelSizes, context: int) -> Call:
+    """A token's attention to a context."""
+    assert sizes.attention is not None, "asked only for models with attention layers"
+    return ContextCalls(sizes.attention, 1, context, sizes.dtype).plain
 
 
 def rule_case(sizes: ModelSizes, T: int) -> RuleCase:

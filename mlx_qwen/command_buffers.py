@@ -1,7 +1,7 @@
 """How much MLX puts into one command buffer on a Mac, set before MLX reads it, and never over the user's own.
 
 MLX commits a command buffer after so many operations, or when the arrays that they read have more than so many times
-2^20 elements. Its own limits of 20 to 50 suit small models: the experts of one layer exceed them, and the GPU waits at
+2^20 elements. Its own limits of 40 or 50 suit small models: the experts of one layer exceed them, and the GPU waits at
 every commit. MLX reads both variables once, with its first operation (`metal::Device` of MLX 0.32).
 """
 

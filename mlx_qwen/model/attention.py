@@ -8,7 +8,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels.attention import attention_epilogue, attention_prologue
+from metal_kernels.attention import attention, attention_epilogue, attention_prologue, packed_attention
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.chain import Chain, Packing, Quantized, keys_and_values
 from mlx_qwen.model.layers import AnyLinear, FusedLinear, RMSNorm
@@ -128,11 +128,8 @@ def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.arr
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
 
     def attend(first: int, last: int, seen: int) -> mx.array:
-        part: mx.array | str | None = None if q.shape[2] == 1 else "causal"
-        if mask is not None:
-            part = mask[..., first:last, :seen]
-        queries, keys, values = q[:, :, first:last], k[:, :, :seen], v[:, :, :seen]
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=part)
+        part = None if mask is None else mask[..., first:last, :seen]
+        return attention(q[:, :, first:last], k[:, :, :seen], v[:, :, :seen], scale=scale, mask=part)
 
     return _in_blocks(q, k.shape[2], attend)
 
@@ -140,25 +137,15 @@ def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.arr
 def _quantized_attention(
     q: mx.array, keys: Quantized, values: Quantized, scale: float, mask: mx.array | None, packing: Packing
 ) -> mx.array:
-    """Attention over packed keys and values, which are never unpacked in memory.
-
-    Queries that share a key head are rows of one matrix, so that keys and values are read once for all of them.
-    """
-    (B, H, T, D), S, Hkv = q.shape, keys.packed.shape[2], keys.packed.shape[1]
+    """Attention over packed keys and values, of as many queries at a time as keep scores within `MOST_SCORE_BYTES`."""
 
     def attend(first: int, last: int, seen: int) -> mx.array:
-        rows = (q[:, :, first:last] * scale).reshape(B, Hkv, -1, D)
-        scores = _packed_matmul(rows, keys, seen, packing, transpose=True)
-        part = None if mask is None else mask[..., first:last, :seen][:, :, None]
-        if mask is None and T > 1:
-            part = mx.arange(seen)[None] <= mx.arange(S - T + first, seen)[:, None]
-        if part is not None:
-            grouped = scores.reshape(B, Hkv, H // Hkv, last - first, seen)
-            scores = mx.where(part, grouped, mx.finfo(scores.dtype).min).reshape(scores.shape)
-        weights = mx.softmax(scores, axis=-1, precise=True)
-        return _packed_matmul(weights, values, seen, packing, transpose=False).reshape(B, H, last - first, D)
+        part = None if mask is None else mask[..., first:last, :seen]
+        k, v = (Quantized(*(array[:, :, :seen] for array in each)) for each in (keys, values))
+        bits, size = packing
+        return packed_attention(q[:, :, first:last], k, v, bits=bits, group_size=size, scale=scale, mask=part)
 
-    return _in_blocks(q, S, attend)
+    return _in_blocks(q, keys.packed.shape[2], attend)
 
 
 @cache
@@ -176,11 +163,3 @@ def _in_blocks(q: mx.array, S: int, attend: Callable[[int, int, int], mx.array])
     ends = [min(first + rows, T) for first in range(0, T, rows)]
     blocks = [attend(first, last, S - T + last) for first, last in zip([0, *ends], ends, strict=False)]
     return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)
-
-
-def _packed_matmul(x: mx.array, packed: Quantized, seen: int, packing: Packing, *, transpose: bool) -> mx.array:
-    """x [B, Hkv, rows, ...] times the first `seen` packed keys (transposed) or values of each head."""
-    weight, scales, biases = (part[:, :, :seen] for part in packed)
-    return mx.quantized_matmul(
-        x, weight, scales, biases, transpose=transpose, group_size=packing.group_size, bits=packing.bits
-    )

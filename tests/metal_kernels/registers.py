@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import mlx.core as mx
 
-from metal_kernels.calls import ExpertSizes, SparseCalls, sparse_weights
+from metal_kernels.calls import AttentionSizes, ContextCalls, ExpertSizes, SparseCalls, sparse_weights
 from metal_kernels.gated_delta.rule.prefill import gated_delta_prefill
 from metal_kernels.parity_cases import probes
 from tests.metal_emulator import EmulatedKernel, emulated
@@ -44,6 +44,11 @@ ROWS = {
     },
     "attention prologue, 32 heads": ["attention_prologue<bfloat16_t, 32, .*>"],
     "attention epilogue": ["attention_epilogue<.*>"],
+    "attention, heads of 256: 8 / 32 rows": [f"decode_attention<bfloat16_t, 256, {blocks}, .*>" for blocks in (1, 4)],
+    "the same, 32 rows: 4 / 8 bits": [
+        f"packed_decode_attention<bfloat16_t, 256, 4, .*, {bits}, 64>" for bits in (4, 8)
+    ],
+    "combining runs of keys": ["combine_attention<.*>"],
     "norm / norm of a sum": ["rms_norm<.*>", "add_rms_norm<.*>"],
     "router / sort / combine / swiglu": ["route<.*>", "sort_by_expert", "combine<.*>", "swiglu_rows<.*>"],
 }
@@ -78,6 +83,7 @@ def _calls() -> None:
         gated_delta_prefill(*arrays, form="sequential")
         if Dk <= 128:
             gated_delta_prefill(*arrays, form="chunked")
+    ContextCalls(AttentionSizes(16, 4), 1, 100, mx.bfloat16).plain()
     for mode, bits, group in PACKINGS:
         sizes = ExpertSizes(4, 4, 128, 128, bits, group, mode)
         SparseCalls(sizes, 128, 1, mx.bfloat16, sparse_weights(sizes, 128, mx.bfloat16)).layer()

@@ -34,6 +34,7 @@ def test_sound_kernels_are_all_used_as_they_suit(sound: Tuned) -> None:
     assert sound.choices.left_out == {}
     assert sound.choices.most_threads == {}
     tried = {row.kernel for row in sound.rows}
+    assert tried >= {"attention", "packed_attention"}
     assert tried >= {"rms_norm", "gated_delta_mixer", "roll_back", "route", "expert_gate_up", "combine", "swiglu"}
     assert all(row.error is None or row.error < 1e-5 for row in sound.rows)
 
@@ -102,6 +103,19 @@ def test_one_form_of_the_prefill_stands_in_for_the_other(bad: str, crossing: int
 def test_plain_mlx_prefills_where_both_forms_fail() -> None:
     found = tuned(Device(builds_badly=frozenset({"_gated_delta_prefill_sequential", "_gated_delta_prefill_chunked"})))
     assert "gated_delta_rule" in found.choices.left_out
+
+
+@pytest.mark.parametrize(("kernel", "alone"), [("_decode_attention", False), ("_packed_decode_attention", True)])
+def test_attention_is_left_out_where_its_kernel_differs(kernel: str, alone: bool) -> None:
+    # Both kernels' names end with that of the plain one.
+    found = tuned(Device(computes_wrongly=frozenset({kernel}))).choices
+    assert set(found.left_out) == ({"packed_attention"} if alone else {"attention", "packed_attention"})
+
+
+def test_long_contexts_are_split_over_as_many_threadgroups_as_are_quickest(sound: Tuned) -> None:
+    assert sound.choices.attention_groups == 64
+    quick = Device(seconds={"attention, 256 threadgroups: kernel": 0.5})
+    assert tuned(quick).choices.attention_groups == 256
 
 
 def test_experts_are_sorted_from_where_that_is_quicker_on() -> None:

@@ -62,6 +62,7 @@ def through_kernels(monkeypatch: pytest.MonkeyPatch, run: Run) -> np.ndarray:
         found = run()
     counts = stats()
     assert report.count("mlx_qwen_gated_delta_mixer") and report.count("mlx_qwen_attention_prologue")
+    assert counts["attention"].kernel if "attention" in counts else counts["packed_attention"].kernel
     assert {reason for op in counts.values() for reason in op.reference} <= ALLOWED, counts
     monkeypatch.setenv("MLX_QWEN_KERNELS", "reference")
     return found
@@ -88,6 +89,18 @@ def test_the_kernels_are_within_the_models_bounds_of_transformers(
     with torch.no_grad():
         expected = reference_model(path)(input_ids=torch.tensor(np.array(ids)), use_cache=False).logits.numpy()
     assert_equal(found, expected, tolerance=2e-4)
+
+
+@pytest.mark.parametrize("kv_bits", [None, 8])
+def test_attention_that_is_split_over_threadgroups(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, kv_bits: int | None
+) -> None:
+    monkeypatch.setattr("metal_kernels.attention.decode.kernel._FEWEST_KEYS", 16)
+    model, ids, mask = load(checkpoint("dense")), tokens(80, rows=2), np.arange(80) >= np.array([[0], [40]])
+    edges = [0, 72, 73, 77, 80]
+    found = through_kernels(monkeypatch, lambda: in_pieces(model, ids, edges, mask, kv_bits))
+    tolerance = TOLERANCE if kv_bits is None else 1e-2
+    assert_equal(found[mask], in_pieces(model, ids, edges, mask, kv_bits)[mask], tolerance)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import mlx.core as mx
 import numpy as np
 
-from metal_kernels import _build
+from metal_kernels import _build, tuning
 from metal_kernels._choices import Choices, choose
 from metal_kernels.calls import Call
 from metal_kernels.tuning import Implementation
@@ -92,6 +92,8 @@ def running_on(device: Device) -> Iterator[Report]:
         with (
             emulated() as report,
             patch.object(mx.fast, "metal_kernel", device.metal_kernel),
+            # What takes a GPU a moment takes the emulator a minute.
+            patch.object(tuning, "LONG_CONTEXT", 300),
             patch.object(mx, "eval", device.evaluated),
             patch.object(mx, "async_eval", device.evaluated),
             patch.object(mx.metal, "is_available", lambda: True),

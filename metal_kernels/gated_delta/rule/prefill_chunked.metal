@@ -3,34 +3,16 @@
 // Source: Yang, Kautz, Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with Delta Rule" (2024).
 
 #include <metal_stdlib>
+#include "../../matrix.h"
 #include "prefill_tile.h"
 
 namespace mlx_qwen {
-
-using Matrix = metal::simdgroup_matrix<float, 8, 8>;
 
 constant constexpr int CHUNK = 16;
 constant constexpr int BLOCKS = CHUNK / 8;
 // Rows a multiple of 32 floats apart would fall on the same banks of threadgroup memory.
 constant constexpr int PAD = 8;
 constant constexpr int PAIR_STRIDE = CHUNK + PAD;
-
-/// The row, and the first of two columns, whose elements of an 8 x 8 matrix a lane holds.
-inline uint row_of(uint lane) {
-  return lane / 16 * 4 + lane / 2 % 4;
-}
-inline uint column_of(uint lane) {
-  return lane / 8 % 2 * 4 + lane % 2 * 2;
-}
-
-inline Matrix zeros() {
-  return metal::make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
-}
-
-inline void scale(thread Matrix& matrix, float factor) {
-  matrix.thread_elements()[0] *= factor;
-  matrix.thread_elements()[1] *= factor;
-}
 
 /// exp of the summed log decays of the tokens in (after, last]. The sum is formed directly: a difference of two running
 /// sums would cancel when a strong decay stands before both.
