@@ -1,23 +1,26 @@
-"""Device bytes of every kernel at real layer shapes: `python -m tests.metal_kernels.bytes_moved`, which needs no GPU.
+"""Device bytes of every kernel at real layer shapes: `python -m tests.metal_kernels.bytes_moved`, which needs no GPU;
+with numbers of tokens after it, of attention to contexts of these lengths.
 
 The emulator counts 64-byte lines, once a launch and once a threadgroup; the minimum is every input and output once, of
 gathered matrices the chosen ones. mlx-lm's prefill kernel runs through the same emulator.
 """
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from metal_kernels.attention import Rotary, attention_epilogue, attention_prologue
+from metal_kernels.attention import Rotary, attention, attention_epilogue, attention_prologue, packed_attention
 from metal_kernels.gated_delta.rule.prefill import gated_delta_prefill
 from metal_kernels.moe_dispatch import ExpertWeights, Routing, SparseWeights, route, sparse_mlp
 from metal_kernels.norm import add_rms_norm
 from mlx_qwen.bench.table import Table
 from mlx_qwen.checkpoint.released import released
 from mlx_qwen.config import TextConfig
+from mlx_qwen.model.memory import KV_GROUP_SIZE, kv_bytes
 from tests.metal_emulator import emulated
 from tests.metal_emulator.report import LaunchRecord
 from tests.metal_kernels.gated_delta.mixer_calls import call, layer_inputs
@@ -137,8 +140,40 @@ def _mlx_lm_prefill(inputs) -> tuple[mx.array, mx.array]:
         mx.metal.is_available = available
 
 
+def context_kernels(S: int, bits: int | None) -> tuple[Moved, int]:
+    """Attention of one token to S others in one key head of 9B, and what is planned for its keys and values."""
+    text = released("9B").text
+    D, sharing = text.head_dim, text.num_attention_heads // text.num_key_value_heads
+    q, kv = normal(1, sharing, 1, D), [normal(1, 1, S, D) for _ in range(2)]
+    if bits is None:
+        (first, *_) = launches(lambda: attention(q, *kv, scale=D**-0.5))
+    else:
+        held = [mx.quantize(x, KV_GROUP_SIZE, bits) for x in kv]
+        mx.eval(held)
+        (first, *_) = launches(lambda: packed_attention(q, *held, bits=bits, group_size=KV_GROUP_SIZE, scale=D**-0.5))
+    heads = text.num_key_value_heads * text.layer_types.count("full_attention")
+    return moved(first), kv_bytes(text, S, kv_bits=bits) // heads
+
+
+def contexts_table(contexts: Sequence[int]) -> Table:
+    """Bytes that attention to long contexts moves beside what is planned for keys and values."""
+    rows = []
+    for S in contexts:
+        for bits in (None, 8, 4):
+            found, planned = context_kernels(S, bits)
+            ratios = (f"{count / planned:.3f}" for count in (found.per_launch, found.per_threadgroup))
+            rows.append((f"{S:,} tokens, {'bf16' if bits is None else f'{bits} bits'}", f"{planned:,}", *ratios))
+    note = "Bytes of one key head of 9B, of its first launch over what is planned for keys and values."
+    return Table(
+        "Attention of a decoded token", note, ("context", "planned", "once a launch", "once a threadgroup"), rows
+    )
+
+
 def main() -> None:
     """Print the tables."""
+    if sys.argv[1:]:
+        print(contexts_table([int(tokens) for tokens in sys.argv[1:]]))
+        return
     header = ("kernel", "minimum", "once a launch", "once a threadgroup")
     note = "Bytes over the minimum (each input and output once), bf16."
     for size in ("0.8B", "9B", "35B-A3B"):

@@ -17,6 +17,7 @@ from tests.support.tokenizers import add_tokenizer
 from tools.benchmarks.__main__ import main
 from tools.benchmarks.conversions import bench_conversion_memory
 from tools.benchmarks.delta_rule import random_problem
+from tools.benchmarks.packed_keys import bench_packed
 from tools.benchmarks.peer import WITHOUT_TORCH, random_pair
 from tools.benchmarks.quality import bench_quality
 from tools.benchmarks.ranks import bench_ranks
@@ -112,3 +113,11 @@ def test_two_ranks_are_compared_with_one_and_with_mlx_lms(tmp_path: Path) -> Non
     for row in (table.rows[1], table.rows[5]):
         assert all(float(cell.split(",")[0]) < 1e-5 and "same tokens" in cell for cell in row[2:4])
         assert float(row[4]) < 2e-4
+
+
+def test_packed_keys_and_values_take_what_is_planned_for_them() -> None:
+    table = bench_packed(tokens=300)
+    assert [row[0] for row in table.rows] == ["fp32", "8 bits", "4 bits"]
+    assert {row[4] for row in table.rows} == {"1.000"}
+    held = [float(row[5]) for row in table.rows]
+    assert held == sorted(held, reverse=True)

@@ -21,7 +21,7 @@ class Run:
         folder: for checkpoints, which are removed with it.
         model, text: a model folder and a text file, for the sections that judge a model.
         kinds: another model and a text of its own, whose weights of kinds are taken.
-        tokens, minutes: how long the prompt of `long` is, and how long `soak` and `load` go on.
+        tokens, minutes: how long the prompt of `long` and `packed` is, and how long `soak` and `load` go on.
         vlm: the Python of an environment with mlx-vlm, for `serve`.
     """
 
@@ -90,6 +90,12 @@ def _long(run: Run) -> Section:
     from tools.benchmarks.long_prompt import bench_long
 
     return section_of([bench_long(tokens=run.tokens)])
+
+
+def _packed(run: Run) -> Section:
+    from tools.benchmarks.packed_keys import bench_packed
+
+    return section_of([bench_packed(tokens=run.tokens)])
 
 
 def _restore(run: Run) -> Section:
@@ -196,6 +202,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "grammar": ("what holding an answer to a grammar costs a token", _grammar),
     "throughput": ("answers that are written at the same time", _throughput),
     "long": ("a prompt of --tokens tokens beside what is planned", _long),
+    "packed": ("a prompt of --tokens tokens with packed keys and values: memory beside mlx-lm's", _packed),
     "restore": ("going back to a prefix of 16k tokens, in memory and from a folder", _restore),
     "soak": ("--minutes of random requests: answers, memory, files and threads", _soak),
     "serve": ("throughput and first tokens of servers, beside mlx-lm's and mlx-vlm's", _serve),
@@ -238,7 +245,9 @@ class _Listed(click.Command):
     metavar="MODEL TEXT",
     help="For `recipes`, take the weights of kinds that another model shows on a text.",
 )
-@click.option("--tokens", type=click.IntRange(1000), default=100_000, show_default=True, help="Prompt of `long`.")
+@click.option(
+    "--tokens", type=click.IntRange(1000), default=100_000, show_default=True, help="Prompt of `long`, `packed`."
+)
 @click.option("--minutes", type=click.FloatRange(0.1), default=5, show_default=True, help="Time of `soak` and `load`.")
 @click.option("--requests", type=click.IntRange(1), default=1000, show_default=True, help="How many `requests` asks.")
 @click.option(
