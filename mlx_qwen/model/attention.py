@@ -160,6 +160,12 @@ def _in_blocks(q: mx.array, S: int, attend: Callable[[int, int, int], mx.array])
     """What `attend(first, last, seen)` gives for queries first to last, the last of which sees `seen` of S keys."""
     B, H, T, _ = q.shape
     rows = max(1, MOST_SCORE_BYTES // (B * H * S * q.itemsize))
-    ends = [min(first + rows, T) for first in range(0, T, rows)]
-    blocks = [attend(first, last, S - T + last) for first, last in zip([0, *ends], ends, strict=False)]
-    return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)
+    if rows >= T:
+        return attend(0, T, S)
+    blocks = []
+    for first in range(0, T, rows):
+        last = min(first + rows, T)
+        blocks.append(attend(first, last, S - T + last))
+        # MLX gives all arrays of a graph their memory long before it computes them.
+        mx.eval(blocks[-1])
+    return mx.concatenate(blocks, axis=2)

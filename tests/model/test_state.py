@@ -108,6 +108,27 @@ def test_long_contexts_attend_in_blocks_of_queries_to_the_same_logits(
     assert np.abs(logits() - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_blocks_of_queries_bound_the_memory_of_their_scores(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    q, kv = mx.random.normal((1, 4, 512, 32)), mx.random.normal((1, 2, 1024, 32))
+    held = Quantized(*mx.quantize(kv, 32, 8))
+    mx.eval(q, kv, held)
+    whole = 4 * 512 * 1024 * 4
+
+    def peak() -> int:
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        if packed:
+            mx.eval(attention._quantized_attention(q, held, held, 1.0, None, Packing(8, 32)))
+        else:
+            mx.eval(attention._attention(q, kv, kv, 1.0, None))
+        return mx.get_peak_memory() - before
+
+    assert peak() > whole
+    monkeypatch.setattr(attention, "MOST_SCORE_BYTES", whole // 16)
+    assert peak() < whole // 4
+
+
 @pytest.mark.parametrize("T", [1, 5])
 @pytest.mark.parametrize("limit", [1 << 30, 1])
 def test_packed_attention_is_that_of_the_unpacked_keys_and_reads_them_once_a_key_head(
