@@ -7,12 +7,13 @@ import click
 
 from mlx_qwen.cli.flags import Flag, flags_of, with_flags
 from mlx_qwen.cli.reading import GrammarFile, SchemaText, ToolsFile
+from mlx_qwen.cli.several import pipeline_flag
 from mlx_qwen.options import GenerationOptions
 from mlx_qwen.settings import EngineSettings
 
 
 def model_flags(function: Callable[..., None]) -> Callable[..., None]:
-    """Adds --model, --revision and --no-tune."""
+    """Adds --model, --revision, --pipeline and --no-tune."""
     flags: list[Flag] = [
         click.option(
             "--model",
@@ -20,6 +21,7 @@ def model_flags(function: Callable[..., None]) -> Callable[..., None]:
             help="Model folder, or repository on the Hugging Face Hub.  [default: the bundled demo]",
         ),
         click.option("--revision", help="Branch, tag or commit of the repository."),
+        pipeline_flag,
         click.option(
             "--no-tune",
             is_flag=True,

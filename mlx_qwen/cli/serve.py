@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from mlx_qwen.cli.flags import Flag, flags_of, with_flags
-from mlx_qwen.cli.several import load_here
+from mlx_qwen.cli.several import load_here, pipeline_flag
 from mlx_qwen.declared import chosen
 from mlx_qwen.distributed.environment import own_rank
 from mlx_qwen.errors import PromptError
@@ -31,6 +31,7 @@ def _flags() -> Flag:
                 help="Model folder, or repository on the Hugging Face Hub. May be repeated; the first answers requests "
                 "that name none.  [default: the bundled demo]",
             ),
+            pipeline_flag,
             flags_of(ServerSettings),
             flags_of(GenerationOptions, EngineSettings, without=_NOT_HERE, max_tokens={"default": 32768}),
         ],

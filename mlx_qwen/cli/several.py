@@ -13,6 +13,22 @@ if TYPE_CHECKING:
     from mlx_qwen.prompt import Processor
 
 _led: "list[Leader]" = []
+_PIPELINE = f"{__name__}.pipeline"
+
+
+def _note_pipeline(context: click.Context, flag: click.Parameter, given: bool) -> None:
+    if given and own_rank() is None:
+        raise click.UsageError("--pipeline divides a model among several Macs; start the command with mlx.launch.")
+    context.meta[_PIPELINE] = given
+
+
+pipeline_flag = click.option(
+    "--pipeline",
+    is_flag=True,
+    expose_value=False,
+    callback=_note_pipeline,
+    help="Give each of several Macs whole layers, as many as its memory has room for, instead of a part of each.",
+)
 
 
 @click.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -35,7 +51,8 @@ def load_here(path: str | None, *, revision: str | None = None) -> "tuple[Model,
 
     from mlx_qwen.distributed.start import lead
 
-    model, processor, leader = lead(path, revision=revision)
+    pipeline = click.get_current_context().meta.get(_PIPELINE, False)
+    model, processor, leader = lead(path, revision=revision, pipeline=pipeline)
     _led.append(leader)
     click.get_current_context().find_root().call_on_close(part)
     return model, processor

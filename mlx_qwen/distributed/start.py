@@ -34,8 +34,8 @@ class Led(NamedTuple):
     leader: Leader
 
 
-def lead(path: str | None, *, revision: str | None = None) -> Led:
-    """Load a model on all ranks, as rank 0.
+def lead(path: str | None, *, revision: str | None = None, pipeline: bool = False) -> Led:
+    """Load a model on all ranks, as rank 0; arguments as of `load`.
 
     Raises MLXQwenError, and ends all other ranks with it, where they differ or one of them cannot load its share.
     """
@@ -45,13 +45,13 @@ def lead(path: str | None, *, revision: str | None = None) -> Led:
             told(group, note)
         leader = Leader(*_gathered(listener, note, group.size()))
     try:
-        leader.tell(Frame("load", {"path": path, "revision": revision}))
+        leader.tell(Frame("load", {"path": path, "revision": revision, "pipeline": pipeline}))
         folder = _folder(path, revision)
         here, where = files(folder), str(folder)
         for rank, frame in sorted(leader.answers("holds").items()):
             check_files(rank, here, frame.values["files"], where, frame.values["folder"], frame.values["host"])
         leader.tell(Frame("read", {}))
-        model, processor = load(folder, group=group)
+        model, processor = load(folder, group=group, pipeline=pipeline)
         engine = engine_of(model)
         ranks = [_means(engine), *(frame.values for frame in leader.answers("loaded").values())]
         means = {name: min(int(one[name]) for one in ranks) for name in ranks[0]}
@@ -91,7 +91,7 @@ def _loaded(follower: Follower, group: mx.distributed.Group) -> tuple[Engine, Pr
     folder = _folder(asked["path"], asked["revision"])
     follower.say("holds", files=files(folder), folder=str(folder), host=host())
     follower.expect("read")
-    model, processor = load(folder, group=group)
+    model, processor = load(folder, group=group, pipeline=bool(asked["pipeline"]))
     engine = engine_of(model)
     follower.say("loaded", **_means(engine))
     begin = follower.expect("begin").values

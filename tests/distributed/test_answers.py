@@ -13,9 +13,11 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from click.testing import CliRunner
 from PIL import Image, ImageDraw
 
 import mlx_qwen
+from mlx_qwen.cli import main
 from mlx_qwen.demo import demo_folder
 from mlx_qwen.model import Model
 from mlx_qwen.prompt import Processor
@@ -143,3 +145,18 @@ def test_a_command_on_two_ranks_drafts_answers_once_and_ends_both(folder: Path, 
         assert started.out(1) == started.err(1) == ""
     messages = [{"role": "user", "content": PROMPTS[2]}]
     assert said["text"] == alone(loaded, messages, mtp=0)
+
+
+def test_ranks_that_run_whole_layers_one_after_the_other_draft_and_answer_alike(folder: Path, loaded: Loaded) -> None:
+    words = ["--model", folder, "--temp", 0, "--mtp", 2, "--max-tokens", 24, "--json"]
+    with ranks(2, "generate", PROMPTS[2], *words, "--pipeline") as started:
+        assert started.ended(60) == [0, 0]
+        said = json.loads(started.out(0))
+    messages = [{"role": "user", "content": PROMPTS[2]}]
+    assert said["text"] == alone(loaded, messages, mtp=0, max_tokens=24)
+
+
+def test_one_mac_alone_has_no_layers_to_divide() -> None:
+    result = CliRunner().invoke(main, ["generate", "Hi", "--pipeline"])
+    assert result.exit_code == 2
+    assert "--pipeline divides a model among several Macs; start the command with mlx.launch." in result.output

@@ -150,3 +150,19 @@ def test_ranks_together_see_images_as_one_does(count: int, monkeypatch: pytest.M
     expected = answer(None)
     for logits in in_threads(count, answer, monkeypatch):
         assert np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", ["moe", "demo"])
+def test_ranks_in_bf16_are_as_near_to_fp32_as_one_rank(
+    checkpoint: Checkpoint, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = demo_folder() if kind == "demo" else checkpoint(kind)
+    ids = mx.array(np.random.default_rng(0).integers(0, 299, (1, 48)))
+
+    def logits(dtype: mx.Dtype, group: Any = None) -> np.ndarray:
+        return np.array(load(path, group, dtype)(ids).astype(mx.float32))
+
+    exact = logits(mx.float32)
+    alone = np.sqrt(np.square(logits(mx.bfloat16) - exact).mean())
+    for together in in_threads(2, lambda group: logits(mx.bfloat16, group), monkeypatch):
+        assert np.sqrt(np.square(together - exact).mean()) <= 1.5 * alone
