@@ -64,6 +64,11 @@ def stated_sampling(config: Mapping[str, object]) -> SamplingParameters | None:
     return replace(_PLAIN, **stated) if len(stated) > 1 or stated["top_k"] else None  # type: ignore[arg-type]
 
 
+def passed_over(config: Mapping[str, object]) -> list[str]:
+    """What a generation_config.json asks for, beyond the usual, that no answer here follows, by name."""
+    return [name for name, usual in _NOT_FOLLOWED.items() if config.get(name, usual) not in (usual, None, [], {})]
+
+
 def recommended_sampling(
     text: TextConfig, *, thinking: bool, pictures: bool = False, is_next: bool = False, template: str = ""
 ) -> SamplingParameters:
@@ -93,4 +98,16 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
     "repetition_penalty": (0.01, 100),
+}
+
+# What else changes which tokens transformers writes, and the values with which it changes nothing.
+_NOT_FOLLOWED: dict[str, object] = {
+    **{"num_beams": 1, "num_beam_groups": 1, "penalty_alpha": None, "dola_layers": None, "guidance_scale": 1.0},
+    **{"typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None, "watermarking_config": None},
+    **{"encoder_repetition_penalty": 1.0, "length_penalty": 1.0, "diversity_penalty": 0.0},
+    **{"no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "exponential_decay_length_penalty": None},
+    **{"bad_words_ids": None, "force_words_ids": None, "constraints": None, "sequence_bias": None},
+    **{"suppress_tokens": None, "begin_suppress_tokens": None, "remove_invalid_values": False},
+    **{"forced_bos_token_id": None, "forced_eos_token_id": None, "token_healing": False},
+    **{"min_length": 0, "min_new_tokens": None, "stop_strings": None, "renormalize_logits": False},
 }

@@ -21,7 +21,9 @@ def check_loadable(source: Path, config: ModelConfig) -> tuple[str, ...]:
     """
     if not any((source / name).exists() for name in (_TOKENIZER, *_OTHER_FORMS)):
         return (f"The source has no {_TOKENIZER}: the output loads once one is put beside it.",)
-    template = Processor.from_directory(source, config).chat_template
+    processor = Processor.from_directory(source, config)
+    template = processor.chat_template
+    _ = processor.image_processor, processor.video_processor  # which read their settings
     try:
         compile_template(template or "")
     except TemplateSyntaxError as error:

@@ -5,7 +5,7 @@ import socket
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from threading import Thread
 from urllib.request import (
     HTTPDefaultErrorHandler,
@@ -22,6 +22,8 @@ from mlx_qwen.errors import PromptError
 
 # Set by who trusts the addresses in prompts, as those that come to a server may not be.
 PRIVATE_ALLOWED = "MLX_QWEN_PRIVATE_URLS"
+# Where networks of version 6 alone put the addresses of version 4 (RFC 6052).
+_TRANSLATED = IPv6Network("64:ff9b::/96")
 _SILENT_SECONDS = 30
 _TOTAL_SECONDS = 300
 _PIECE = 1 << 18
@@ -84,9 +86,21 @@ def _check_peer(connected: socket.socket) -> None:
     The address that was reached is looked at, not the name, which may stand for another one the next time.
     """
     address = str(connected.getpeername()[0]).partition("%")[0]
-    if not ip_address(address).is_global and os.environ.get(PRIVATE_ALLOWED) != "1":
+    if not is_public(address) and os.environ.get(PRIVATE_ALLOWED) != "1":
         connected.close()
         raise _PrivateAddressError(address)
+
+
+def is_public(address: str) -> bool:
+    """Whether an address of the internet, also one of version 4 that stands within one of version 6."""
+    found = ip_address(address)
+    if isinstance(found, IPv6Address):
+        within = found.ipv4_mapped or found.sixtofour
+        if found in _TRANSLATED:
+            within = IPv4Address(int(found) & 0xFFFFFFFF)
+        if within is not None:
+            found = within
+    return found.is_global and not found.is_multicast
 
 
 class _HttpConnection(HTTPConnection):

@@ -1,5 +1,6 @@
 """Text to token ids and back, with the checkpoint's chat template and special tokens."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from mlx_qwen.prompt.mending import render_mended
 from mlx_qwen.prompt.messages import prepare_messages, prepare_tools
 from mlx_qwen.prompt.template import ChatTemplate, token_text
 from mlx_qwen.prompt.typed import TypedTokens
+from mlx_qwen.recommended import passed_over
 
 if TYPE_CHECKING:
     from mlx_qwen.media.images import ImageProcessor
@@ -77,6 +79,12 @@ class Processor:
         tokenizer = _read_tokenizer(path)
         tokenizer_config = _read_json(path / "tokenizer_config.json")
         generation_config = _read_json(path / "generation_config.json")
+        ignored = passed_over(generation_config)
+        if ignored:
+            warnings.warn(
+                f"generation_config.json of {path} asks for {', '.join(ignored)}, which answers here do not follow.",
+                stacklevel=3,
+            )
         return cls(
             tokenizer,
             template=ChatTemplate.from_directory(path, tokenizer_config),

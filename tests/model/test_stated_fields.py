@@ -22,6 +22,8 @@ from mlx_qwen.loading import load_model
 from mlx_qwen.media.grids import Grid
 from mlx_qwen.media.images import ImageProcessor
 from mlx_qwen.media.videos import VideoProcessor
+from mlx_qwen.prompt import Processor
+from mlx_qwen.recommended import _NOT_FOLLOWED, passed_over
 from tests.conftest import CheckpointFactory
 from tests.support.checkpoints import Kind, randomize, reference_logits, reference_model
 from tests.support.foreign import INPUT_IDS, logits
@@ -168,3 +170,33 @@ def test_a_field_of_the_preprocessors_is_honoured_or_refused(
         kind.from_config(vision, {field: usual})
         with pytest.raises(CheckpointError, match=rf"^{name}\.json cannot be used"):
             kind.from_config(vision, {field: other})
+
+
+# Those of sampling and stopping that answers follow, that name what is written, or are of transformers' own engine.
+FOLLOWED = {
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "do_sample", "eos_token_id", "bos_token_id"),
+    *("pad_token_id", "decoder_start_token_id", "max_length", "max_new_tokens", "max_time", "early_stopping"),
+    *("num_return_sequences", "use_cache", "cache_implementation", "cache_config", "return_legacy_cache"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
+    *("prefill_chunk_size", "compile_config", "disable_compile", "low_memory", "is_assistant", "assistant_lookbehind"),
+    *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold", "target_lookbehind"),
+    *("prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "continuous_batching_config"),
+    *("use_mtp", "max_cache_len", "assistant_ensemble_weight", "speculation_type", "transformers_version"),
+}
+
+
+def test_every_setting_of_generation_is_followed_or_named() -> None:
+    known = {name for name in vars(transformers.GenerationConfig()) if not name.startswith("_")}
+    assert known - FOLLOWED <= {*_NOT_FOLLOWED}
+    usual = {name: value for name, value in vars(transformers.GenerationConfig()).items() if name in _NOT_FOLLOWED}
+    assert passed_over(usual) == passed_over({}) == passed_over({"temperature": 0.7, "top_k": 20}) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("no_repeat_ngram_size", 3), ("suppress_tokens", [7]), ("num_beams", 4)])
+def test_a_setting_of_generation_that_is_not_followed_is_named(
+    name: str, value: object, chat_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(chat_folder, tmp_path / "folder")
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.7, name: value}))
+    with pytest.warns(UserWarning, match=f"generation_config.json of .* asks for {name}, which answers here"):
+        Processor.from_directory(folder, ModelConfig.from_directory(folder))

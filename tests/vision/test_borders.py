@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,26 @@ def test_this_machine_is_asked_only_where_that_is_allowed(host: str, monkeypatch
     monkeypatch.setenv(web.PRIVATE_ALLOWED, "1")
     assert open_image(url).size == (20, 30)
     server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "private", ["127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0"]
+)
+def test_a_private_address_is_one_in_every_dress(private: str) -> None:
+    number = int(IPv4Address(private))
+    dresses = [
+        private,
+        f"::ffff:{private}",
+        str(IPv6Address(0x64FF9B << 96 | number)),
+        str(IPv6Address(0x2002 << 112 | number << 80)),
+    ]
+    assert [dress for dress in dresses if web.is_public(dress)] == []
+    assert not any(map(web.is_public, ("::1", "::", "fe80::1", "fd00::1", "224.0.0.1", "ff02::1", "255.255.255.255")))
+
+
+@pytest.mark.parametrize("address", ["1.1.1.1", "::ffff:1.1.1.1", "64:ff9b::101:101", "2606:4700::1111"])
+def test_an_address_of_the_internet_is_public(address: str) -> None:
+    assert web.is_public(address)
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[", "https://a b/", "http://a\nb/", "http://:99999/", "http://%zz"])
