@@ -54,6 +54,20 @@ class PlanOptions:
         2048, least=1, help="tokens of the prompt that are read at once.", flag="--prefill-step-size"
     )
     ranks: int = option(1, least=1, help="Macs that share the model: sizes are those of each.", flag="--ranks")
+    latency: float | None = option(
+        None,
+        above=0,
+        expected="more than 0",
+        help="milliseconds of a sum of a token over all ranks, as `mlx-qwen doctor --distributed` measures it.",
+        flag="--latency",
+    )
+    link: float = option(
+        5.0,
+        above=0,
+        expected="more than 0",
+        help="10^9 bytes a second that a rank sends to the next; measured beside --latency.",
+        flag="--link",
+    )
     vision: bool = option(False, help="count the vision tower, which text alone does not load.", flag="--vision")
     revision: str | None = option(None, help="branch, tag or commit of the Hub repository.", flag="--revision")
 
@@ -73,5 +87,7 @@ class PlanKeywords(TypedDict, total=False):
     kv_bits: int | None
     prefill_step_size: int
     ranks: int
+    latency: float | None
+    link: float
     vision: bool
     revision: str | None

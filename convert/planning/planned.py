@@ -13,7 +13,7 @@ Bounds, not measurements: no machine with this bandwidth and arithmetic can be f
 Prefill is left open where the chip's arithmetic rate is not published. A token takes {launches} launches: if they take
 longer than "a launch" on average, they and not bandwidth set the pace of decoding."""
 _NETWORK = """
-What the ranks wait for each other, two sums a layer, is not counted."""
+What the ranks wait for each other, two sums a layer, comes on top of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Plan:
         vision: whether the vision tower is loaded.
         ranks: machines that share the model. Weights, keys and values, state, work and bounds are those of each, and
             what the ranks send each other comes on top.
+        network: seconds that the ranks wait for each other for each token; None where nobody knows their connection.
         stored: the whole checkpoint's tensors, by part.
         machine: memory, how much of it may be used, and the chip.
         largest_context: the most tokens that fit with these weights, None when not even one does.
@@ -51,6 +52,7 @@ class Plan:
     activations: int
     vision: bool
     ranks: int
+    network: float | None
     stored: Weights
     machine: Machine
     largest_context: int | None
@@ -89,6 +91,11 @@ class Plan:
         ]
         if self.ranks > 1:
             rows.append(("Each of", f"{self.ranks} ranks, which share the model and send each other sums"))
+        if self.network is not None:
+            said = (
+                f"{1e3 * self.network:.2f} ms of waiting a token, so that {1 / self.network:,.0f} tokens/s are the most"
+            )
+            rows.append(("Network", said))
         rows.append(("Language model", size(weights.text)))
         if weights.mtp:
             rows.append(("MTP layer", size(weights.mtp)))

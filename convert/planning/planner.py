@@ -9,6 +9,7 @@ from typing import Unpack
 from mlx_qwen.config import TextConfig
 from mlx_qwen.declared import check_keywords, check_value, chosen, takes
 from mlx_qwen.errors import PlanningError, ShardingError
+from mlx_qwen.model.network import Network, traffic
 from mlx_qwen.model.sharding import Share, check_ranks
 
 from .bounds import bound, work_of
@@ -69,6 +70,7 @@ def plan(model: str | Path, **options: Unpack[PlanKeywords]) -> Plan:
         activations=needs.activations(tokens),
         vision=asked.vision,
         ranks=asked.ranks,
+        network=_waiting(whole, asked),
         stored=weights if asked.ranks == 1 else weights_of(described, recipe),
         machine=target,
         largest_context=_largest(needs.beside_weights, room, text.max_position_embeddings),
@@ -139,3 +141,10 @@ def _largest(needed: Callable[[int], int], room: int, limit: int) -> int | None:
 
 def _with_rate(chip: Chip, tflops: float | None) -> Chip:
     return chip if tflops is None else replace(chip, tflops=tflops)
+
+
+def _waiting(text: TextConfig, asked: PlanOptions) -> float | None:
+    """Seconds that ranks wait for each other for each token."""
+    if asked.ranks == 1 or asked.latency is None:
+        return None
+    return traffic(text).seconds(Network(asked.latency / 1e3, asked.link * 1e9), asked.ranks)

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from mlx_qwen.cli.doctor_ranks import show_ranks
 from mlx_qwen.command_buffers import facts as buffer_facts
 from mlx_qwen.command_buffers import users_own
 from mlx_qwen.version import installed
@@ -19,12 +20,16 @@ _NAME = 54
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timed runs of each kernel.")
 @click.option("--tune", is_flag=True, help="Try the kernels anew at a model's own sizes, and remember what suits.")
 @click.option("--model", metavar="PATH|REPO", help="Whose sizes --tune tries.  [default: the bundled demo]")
-def command(repeats: int, tune: bool, model: str | None) -> None:
+@click.option("--distributed", is_flag=True, help="Instead, measure the connection between the Macs of mlx.launch.")
+def command(repeats: int, tune: bool, model: str | None, distributed: bool) -> None:
     """Check this machine and run each kernel's parity probe on its GPU.
 
     Paste the output into a bug report. Without a GPU the kernels are not run: MLX's CPU backend has no Metal, and the
     plain MLX references are used. Exits with 1 when a kernel disagrees with its reference or cannot be built.
     """
+    if distributed:
+        show_ranks()
+        return
     # Where MLX multiplies fp32 matrices at lower precision, the references would differ from the kernels by that.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
     import mlx.core as mx

@@ -32,6 +32,7 @@ class Link:
         on_lost: Callable[[str], None],
     ) -> None:
         self.other = other
+        self._gone = f"{other} has gone: it ended, was killed, or its connection broke"
         self._connection = connection
         self._on_frame, self._on_lost = on_frame, on_lost
         self._out: SimpleQueue[Frame | None] = SimpleQueue()
@@ -76,11 +77,11 @@ class Link:
             while (frame := received(self._connection)) is not None:
                 if frame.kind != _ALIVE.kind:
                     self._on_frame(frame)
-            reason = f"{self.other} has gone: it ended, was killed, or its connection broke"
+            reason = self._gone
         except TimeoutError:
             reason = f"{self.other} stands still: nothing came from it for {PATIENCE:.0f} s"
-        except OSError as error:
-            reason = f"{self.other} has gone ({error.strerror or error})"
+        except OSError:
+            reason = self._gone
         except MLXQwenError as error:
             reason = str(error)
         if not self._closed.is_set():
