@@ -19,6 +19,8 @@ from mlx_qwen.engine.sequence import Emission, Sequence
 from mlx_qwen.engine.turn import Turn
 from mlx_qwen.errors import MLXQwenError, PromptError
 
+# Seconds for a link to say that another rank has gone, which made this one fail: Metal gives up waiting after some 5.
+_HEARING = 3.0
 # Seconds for the others to end by themselves, and for words to reach one that may stand still.
 _PARTING, _LAST_WORDS = 5.0, 0.5
 
@@ -99,7 +101,7 @@ class Leader:
         self._pace.took(0, step)
         if step.failure:
             # Another rank may have gone, which its link is about to say; then this never returns.
-            time.sleep(2 * BEAT)
+            time.sleep(_HEARING)
             self.fail(f"rank 0 failed: {step.failure}")
 
     def close(self, reason: str = "") -> None:

@@ -10,11 +10,16 @@ from mlx_qwen.model.network import Network
 
 # Bytes of a token at the widths of 35B, 122B and 397B, and of pieces of prompts, in bf16.
 SIZES = (4096, 6144, 8192, 1 << 20, 16 << 20)
-_WARMING, _RUNS, _LARGE_RUNS, _LARGE = 10, 100, 7, 1 << 20
+_WARMING, _RUNS, _LARGE_RUNS, _LARGE = 2, 12, 5, 1 << 20
+# Sums that follow each other in one evaluation, as those of a token's layers do.
+_CHAINED = 16
 
 
 class Sum(NamedTuple):
-    """A sum over all ranks of `nbytes` a rank: seconds, the median of its runs."""
+    """A sum over all ranks of `nbytes` a rank: seconds, the median of its runs.
+
+    Where the GPU computes, the way to the CPU, which sends, and back is part of it.
+    """
 
     nbytes: int
     seconds: float
@@ -24,12 +29,15 @@ def sums(group: "mx.distributed.Group", sizes: tuple[int, ...] = SIZES) -> list[
     """The time of each size; all ranks measure together."""
     found = []
     for nbytes in sizes:
-        x = mx.zeros((nbytes // 2,), mx.bfloat16)
-        times = []
-        for _ in range(_WARMING + (_RUNS if nbytes < _LARGE else _LARGE_RUNS)):
+        x, is_large, times = mx.zeros((nbytes // 2,), mx.bfloat16), nbytes >= _LARGE, []
+        chained = 1 if is_large else _CHAINED
+        for _ in range(_WARMING + (_LARGE_RUNS if is_large else _RUNS)):
+            mx.eval(x)
             started = perf_counter()
-            mx.eval(mx.distributed.all_sum(x, group=group))
-            times.append(perf_counter() - started)
+            for _ in range(chained):
+                x = mx.distributed.all_sum(0.5 * x, group=group)
+            mx.eval(x)
+            times.append((perf_counter() - started) / chained)
         found.append(Sum(nbytes, median(times[_WARMING:])))
     return found
 
