@@ -29,6 +29,8 @@ def show_ranks() -> None:
     if rank:
         return
     click.echo(f"{'ranks':<28}{group.size()}\n{'backend':<28}{_backend()}")
+    if os.environ.get("MLX_METAL_FAST_SYNCH", "0") != "0":
+        click.echo("MLX_METAL_FAST_SYNCH is set: sums are quicker, and may lock the GPU until the Mac is started anew.")
     for one in measured:
         click.echo(f"{f'all_sum of {one.nbytes:,} B':<28}{1e3 * one.seconds:.3f} ms")
     network = network_of(measured, group.size())
