@@ -32,6 +32,7 @@ def bench_ranks(
     folder: Path,
     *,
     config: ModelConfig | None = None,
+    precisions: tuple[str, ...] = tuple(_PRECISIONS),
     ranks: tuple[int, ...] = (2, 4),
     turns: int = 3,
     tokens: int = TOKENS,
@@ -40,9 +41,9 @@ def bench_ranks(
     config = config or small_config(8, hidden_size=1024, intermediate_size=3584, heads=8, head_dim=64)
     write_random_checkpoint(config, folder / "source")
     rows = []
-    for name, options in _PRECISIONS.items():
+    for name in precisions:
         model = folder / name.replace(" ", "-")
-        convert(folder / "source", model, **options)
+        convert(folder / "source", model, **_PRECISIONS[name])
         (alone,) = _run(1, model, folder, tokens, turns)
         rows.append([name, "1", "", "", _between(alone), *_times(alone), *_bytes(alone)])
         for count in ranks:
