@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 NEVER = 1 << 30
 MOST_EXPERT_ROWS = 128
+MOST_MLP_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Choices:
         chunked_from: tokens from which the prefill runs in chunks; `NEVER` is never.
         expert_rows: tokens up to which experts run as two kernels, at most `MOST_EXPERT_ROWS`; more are sorted.
         attention_groups: threadgroups that attention to a long context is split over, about.
+        mlp_rows: tokens up to which a dense MLP's gate and up run as one kernel with their activation.
         replay: whether a few tokens are decoded by replayed graphs.
     """
 
@@ -28,6 +30,7 @@ class Choices:
     chunked_from: int = 64
     expert_rows: int = 16
     attention_groups: int = 64
+    mlp_rows: int = 4
     replay: bool = True
 
     def threads(self, kernel: str, suited: int) -> int:

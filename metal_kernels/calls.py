@@ -145,6 +145,13 @@ class SparseCalls:
     def layer(self) -> Arrays:
         return [moe_dispatch.sparse_mlp(self._x, self._routing, self._weights)]
 
+    def routed(self) -> Arrays:
+        return [moe_dispatch.routed_mlp(self._x, self._logits, self._sizes.chosen, self._weights)]
+
+    def routed_apart(self) -> Arrays:
+        routing = moe_dispatch.route(self._logits, self._sizes.chosen)
+        return [moe_dispatch.sparse_mlp(self._x, routing, self._weights)]
+
     def route(self) -> Arrays:
         return list(moe_dispatch.route(self._logits, self._sizes.chosen))
 
@@ -160,6 +167,14 @@ class SparseCalls:
     def combine(self) -> Arrays:
         places = mx.arange(self._outputs.shape[0], dtype=mx.uint32)
         return [moe_dispatch.combine(self._outputs, places, self._routing, self._shared)]
+
+
+def dense_mlp(packing: tuple[int, int, str], hidden: int, inner: int, tokens: int, dtype: mx.Dtype) -> Call:
+    """A dense MLP up to its activation, by bits, group size and mode of `packed`."""
+    bits, group_size, mode = packing
+    x = normal(tokens, hidden, dtype=dtype)
+    matrix = packed(2 * inner, hidden, dtype=dtype, bits=bits, group_size=group_size, mode=mode)
+    return lambda: [moe_dispatch.mlp_gate_up(x, matrix)]
 
 
 class StreamCalls:

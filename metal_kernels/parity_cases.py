@@ -9,6 +9,7 @@ from metal_kernels.calls import (
     ExpertSizes,
     SparseCalls,
     StreamCalls,
+    dense_mlp,
     mixer,
     rule,
     sparse_weights,
@@ -71,13 +72,15 @@ def _moe_probes(*, bits: int, dtype: mx.Dtype) -> list[Probe]:
     return [
         Probe(f"route, {str(dtype).removeprefix('mlx.core.')}", few.route),
         _probe("expert_gate_up, expert_down_combine", dtype, few.layer, f"{bits} bits"),
+        _probe("routed_gate_up", dtype, few.routed, f"{bits} bits"),
+        _probe("mlp_gate_up", dtype, dense_mlp((bits, 64, "affine"), _HIDDEN, 128, 2, dtype), f"{bits} bits"),
         _probe("sort_by_expert, combine, swiglu", dtype, many.layer, f"{bits} bits"),
     ]
 
 
 def _expert_probe(mode: str, bits: int, group_size: int) -> Probe:
     """The experts' two kernels in a precision that the other probes have not."""
-    sizes = ExpertSizes(4, 2, 128, 128, bits, group_size, mode)
+    sizes = ExpertSizes(4, 4, 128, 128, bits, group_size, mode)
     layer = SparseCalls(sizes, _HIDDEN, 1, mx.bfloat16, sparse_weights(sizes, _HIDDEN, mx.bfloat16)).layer
     what = f"{bits} bits" if mode == "affine" else mode
     return _probe("expert_gate_up, expert_down_combine", mx.bfloat16, layer, what)

@@ -12,11 +12,11 @@ from typing import Literal, get_args
 import mlx.core as mx
 
 from metal_kernels._backend import Backend
-from metal_kernels._choices import MOST_EXPERT_ROWS, NEVER, Choices, choices, chosen
+from metal_kernels._choices import MOST_EXPERT_ROWS, MOST_MLP_ROWS, NEVER, Choices, choices, chosen
 from metal_kernels.calls import Call
 from metal_kernels.gated_delta.rule.prefill import WIDEST_CHUNKED_KEY, PrefillForm
 from metal_kernels.parity import Arrays, difference, forced
-from metal_kernels.tuning_cases import Case, ModelSizes, cases, context_case, expert_case, rule_case
+from metal_kernels.tuning_cases import Case, ModelSizes, cases, context_case, expert_case, mlp_case, rule_case
 
 Implementation = Literal["kernel", "reference"]
 # A label such as "rms_norm, 512 threads", who runs it, and the call; gives seconds.
@@ -31,6 +31,7 @@ _REPEATS, _AT_ONCE = 5, 4
 _THREADS = (512, 256, 128)
 _PREFILLS = (32, 64, 128, 256, 1024)
 LONG_CONTEXT, _CONTEXT_GROUPS = 16384, (16, 32, 64, 128, 256)
+_MLP_ROWS = (1, 2, 4, MOST_MLP_ROWS)
 _EXPERT_ROWS = (1, 2, 4, 8, 16, 32, 64, MOST_EXPERT_ROWS)
 
 
@@ -73,8 +74,8 @@ def tune(sizes: ModelSizes, *, clock: Clock = seconds_of, report: Report = lambd
         clock: times a call; another one stands in for a device in tests.
         report: called with how many kernels are done, and of how many.
     """
-    single, steps = cases(sizes), ((_contexts, sizes.attention), (_prefill, sizes.heads), (_experts, sizes.experts))
-    more = [step for step, needed in steps if needed is not None]
+    steps = ((_contexts, sizes.attention), (_prefill, sizes.heads), (_experts, sizes.experts), (_mlp, sizes.dense))
+    single, more = cases(sizes), [step for step, part in steps if part is not None]
     made, rows = Choices(), []
     for done, case in enumerate(single):
         report(done, len(single) + len(more))
@@ -217,19 +218,52 @@ def _contexts(sizes: ModelSizes, made: Choices, clock: Clock) -> tuple[Choices, 
 
 
 def _experts(sizes: ModelSizes, made: Choices, clock: Clock) -> tuple[Choices, list[Row]]:
-    """Up to how many rows the two kernels of the experts beat sorting them."""
+    """Up to how many rows the two kernels of the experts beat sorting them, and whether the first one routes too."""
     if made.left_out.keys() & {"expert_gate_up", "expert_down_combine"}:
         return replace(made, expert_rows=0), []
     most, layer = 0, expert_case(sizes)
     for rows in _EXPERT_ROWS:
-        call, took = layer(rows), []
+        call, took = layer(rows).layer, []
         for name, limit in (("kernels", MOST_EXPERT_ROWS), ("sorted", 0)):
-            with chosen(replace(made, expert_rows=limit)), forced(Backend.METAL):
-                took.append(clock(f"sparse_mlp, {name}, {rows} rows", "kernel", call))
+            with chosen(replace(made, expert_rows=limit)):
+                took.append(_took(f"sparse_mlp, {name}, {rows} rows", call, clock))
         if took[0] > took[1]:
             break
         most = rows
-    return replace(made, expert_rows=most), [Row("sparse_mlp", f"sorted above {most} rows")]
+    made = replace(made, expert_rows=most)
+    if most and "routed_gate_up" not in made.left_out:
+        one = layer(1)
+        with chosen(made):
+            joined = _took("routed_gate_up, one row", one.routed, clock)
+            apart = _took("route and expert_gate_up, one row", one.routed_apart, clock)
+        if joined > apart:
+            made = _left_out(made, "routed_gate_up", "slower than route and expert_gate_up one after the other")
+    return made, [Row("sparse_mlp", f"sorted above {most} rows")]
+
+
+def _mlp(sizes: ModelSizes, made: Choices, clock: Clock) -> tuple[Choices, list[Row]]:
+    """Up to how many rows the kernel of a dense MLP's gate and up beats MLX's product and an activation behind it."""
+    if "mlp_gate_up" in made.left_out:
+        return made, []
+    most, layer = 0, mlp_case(sizes)
+    for rows in _MLP_ROWS:
+        call, took = layer(rows), []
+        for name, limit in (("kernel", MOST_MLP_ROWS), ("product", 0)):
+            with chosen(replace(made, mlp_rows=limit)):
+                took.append(_took(f"mlp_gate_up, {name}, {rows} rows", call, clock))
+        if took[0] > took[1]:
+            break
+        most = rows
+    return replace(made, mlp_rows=most), [Row("dense MLP", f"one kernel up to {most} rows")]
+
+
+def _took(label: str, call: Call, clock: Clock) -> float:
+    """Seconds that kernels take; infinity where one of them fails."""
+    try:
+        with forced(Backend.METAL):
+            return clock(label, "kernel", call)
+    except FAILURES:
+        return float("inf")
 
 
 def _forms(sizes: ModelSizes) -> list[PrefillForm]:

@@ -12,6 +12,7 @@ from metal_kernels.calls import (
     ExpertSizes,
     SparseCalls,
     StreamCalls,
+    dense_mlp,
     mixer,
     rule,
     sparse_weights,
@@ -37,7 +38,7 @@ class ModelSizes:
         heads: of the Gated DeltaNet layers, and `taps` of their convolutions.
         attention: heads of the full attention layers.
         experts: of the sparse layers.
-        dense: intermediate size of the dense layers.
+        dense: intermediate size of the dense layers, and `dense_packing` bits, group size and mode of their matrices.
     """
 
     dtype: mx.Dtype
@@ -47,6 +48,7 @@ class ModelSizes:
     attention: AttentionSizes | None = None
     experts: ExpertSizes | None = None
     dense: int | None = None
+    dense_packing: tuple[int, int, str] = (0, 64, "affine")
 
     @property
     def widest_key(self) -> int:
@@ -123,6 +125,7 @@ def cases(sizes: ModelSizes) -> list[Case]:
         router = SparseCalls(sizes.experts, 64, 1, dtype, weights)
         found += [
             Case("route", router.route, TOLERANCES[mx.float32]),
+            Case("routed_gate_up", few.routed, tolerance),
             Case("expert_gate_up", few.gate_up, tolerance),
             Case("expert_down_combine", few.down, tolerance),
             Case("sort_by_expert", many.sort, 0.0),
@@ -132,6 +135,8 @@ def cases(sizes: ModelSizes) -> list[Case]:
         inner = sizes.dense or (sizes.experts.inner if sizes.experts else 0)
         activation = StreamCalls(2 * inner, None, 1, dtype)
         found.append(Case("swiglu", activation.swiglu, tolerance))
+    if sizes.dense is not None:
+        found.append(Case("mlp_gate_up", mlp_case(sizes)(1), tolerance))
     return found
 
 
@@ -141,18 +146,25 @@ def context_case(sizes: ModelSizes, context: int) -> Call:
     return ContextCalls(sizes.attention, 1, context, sizes.dtype).plain
 
 
+def mlp_case(sizes: ModelSizes) -> Callable[[int], Call]:
+    """A dense MLP up to its activation, by the number of its tokens."""
+    inner = sizes.dense
+    assert inner is not None, "asked only for models with dense layers"
+    return lambda rows: dense_mlp(sizes.dense_packing, sizes.hidden, inner, rows, sizes.dtype)
+
+
 def rule_case(sizes: ModelSizes, T: int) -> RuleCase:
     """T tokens of a prompt through the gated delta rule."""
     assert sizes.heads is not None, "asked only for models with Gated DeltaNet layers"
     return RuleCase(rule(sizes.heads, T, sizes.dtype), TOLERANCES[sizes.dtype])
 
 
-def expert_case(sizes: ModelSizes) -> Callable[[int], Call]:
-    """A sparse layer, by the number of its tokens."""
+def expert_case(sizes: ModelSizes) -> Callable[[int], SparseCalls]:
+    """A sparse layer's calls, by the number of its tokens."""
     assert sizes.experts is not None, "asked only for models with experts"
     fewer = _fewer(sizes.experts)
     weights = sparse_weights(fewer, sizes.hidden, sizes.dtype)
-    return lambda rows: SparseCalls(fewer, sizes.hidden, rows, sizes.dtype, weights).layer
+    return lambda rows: SparseCalls(fewer, sizes.hidden, rows, sizes.dtype, weights)
 
 
 def _fewer(sizes: ExpertSizes) -> ExpertSizes:

@@ -10,7 +10,7 @@ from .weight_sizes import Weights
 
 # Launches of a decoded token at 4 bits, as `mlx-qwen bench --kernels` counts them.
 _LAUNCHES = {"linear_attention": 4, "full_attention": 7}
-_DENSE_LAUNCHES, _SPARSE_LAUNCHES, _END_LAUNCHES = 4, 5, 8
+_DENSE_LAUNCHES, _SPARSE_LAUNCHES, _END_LAUNCHES = 3, 4, 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,29 @@ _GATE_UP = MetalKernel(
     ),
 )  # fmt: skip
 
+_ROUTED_GATE_UP = MetalKernel(
+    _FOLDER / "experts.metal",
+    "mlx_qwen::routed_gate_up",
+    inputs=("x", "logits", *_MATRIX_INPUTS),
+    outputs=("hidden", "shared_hidden", "indices", "scores", "shared_score"),
+    template=("T", "E", "k", "normalize", *_MATRIX_TEMPLATE),
+    arguments=(
+        "x", "x_shape", "logits",
+        "weight", "weight_shape", "scales", "biases",
+        "shared_weight", "shared_weight_shape", "shared_scales", "shared_biases",
+        "hidden", "shared_hidden", "indices", "scores", "shared_score", _POSITION, _LANE,
+    ),
+)  # fmt: skip
+
+_MLP_GATE_UP = MetalKernel(
+    _FOLDER / "experts.metal",
+    "mlx_qwen::mlp_gate_up",
+    inputs=("x", "weight", "scales", "biases"),
+    outputs=("hidden",),
+    template=("T", "bits", "group", "floats"),
+    arguments=("x", "x_shape", "weight", "weight_shape", "scales", "biases", "hidden", _POSITION, _LANE),
+)
+
 _DOWN_COMBINE = MetalKernel(
     _FOLDER / "experts.metal",
     "mlx_qwen::expert_down_combine",
@@ -112,6 +135,37 @@ def expert_gate_up(
         output_dtypes=[x.dtype, x.dtype],
     )
     return hidden, shared_hidden
+
+
+def routed_gate_up(
+    x: mx.array, logits: mx.array, k: int, gate_up: ExpertWeights, shared: ExpertWeights, *, normalize: bool
+) -> tuple[mx.array, mx.array, Routing]:
+    """See `metal_kernels.moe_dispatch.routed_gate_up`."""
+    N, columns = logits.shape
+    I, shared_I = gate_up.weight.shape[1] // 2, shared.weight.shape[0] // 2  # noqa: E741
+    hidden, shared_hidden, *routing = _ROUTED_GATE_UP(
+        [x, logits, *_arrays(gate_up), *_arrays(shared)],
+        [x.dtype, columns - 1, k, normalize, *_packing(gate_up), *_packing(shared)],
+        grid=(32 * N, math.ceil(max(I, shared_I) / 2), k + 1),
+        threadgroup=(32, 2, 1),
+        output_shapes=[(N, k, I), (N, shared_I), (N, k), (N, k), (N, 1)],
+        output_dtypes=[x.dtype, x.dtype, mx.uint32, mx.float32, mx.float32],
+    )
+    return hidden, shared_hidden, Routing(*routing)
+
+
+def mlp_gate_up(x: mx.array, gate_up: ExpertWeights) -> mx.array:
+    """See `metal_kernels.moe_dispatch.mlp_gate_up`."""
+    N, I = x.shape[0], gate_up.weight.shape[0] // 2  # noqa: E741
+    (hidden,) = _MLP_GATE_UP(
+        [x, *_arrays(gate_up)],
+        [x.dtype, *_packing(gate_up)],
+        grid=(32 * N, math.ceil(I / 2), 1),
+        threadgroup=(32, 2, 1),
+        output_shapes=[(N, I)],
+        output_dtypes=[x.dtype],
+    )
+    return hidden
 
 
 def expert_down_combine(

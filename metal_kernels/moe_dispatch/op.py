@@ -43,6 +43,22 @@ def route(logits: mx.array, k: int, *, normalize: bool = True) -> Routing:
     return kernels.route(logits, k, normalize=normalize)
 
 
+def routed_mlp(x: mx.array, logits: mx.array, k: int, weights: SparseWeights, *, normalize: bool = True) -> mx.array:
+    """What `sparse_mlp` makes of `route`; for a few rows in two launches, the first of which finds the experts too.
+
+    Args and errors are theirs: x [N, K], logits [N, E + 1]. The kernel chooses the experts that `route`'s does.
+    """
+    if backend() is Backend.METAL and x.shape[0] <= choices().expert_rows:
+        E, matrices = logits.shape[-1] - 1, (weights.gate_up, *weights.shared_gate_up)
+        reason = _empty(x) or _unroutable(logits.dtype, E, k) or _unmultipliable(x, k, *matrices)
+        if 1 <= k <= E and takes_kernel("routed_gate_up", reason):
+            found = kernels.routed_gate_up(
+                x, logits, k, weights.gate_up, weights.shared_gate_up[0], normalize=normalize
+            )
+            return expert_down_combine(*found, weights)
+    return sparse_mlp(x, route(logits, k, normalize=normalize), weights)
+
+
 def sparse_mlp(x: mx.array, routing: Routing, weights: SparseWeights) -> mx.array:
     """Apply each token's experts and the shared expert, weighted by their scores.
 
@@ -88,6 +104,24 @@ def expert_gate_up(x: mx.array, indices: mx.array, weights: SparseWeights) -> tu
     if not takes_kernel("expert_gate_up", reason):
         return reference.expert_gate_up(x, indices, weights)
     return kernels.expert_gate_up(x, indices, weights.gate_up, weights.shared_gate_up[0])
+
+
+def mlp_gate_up(x: mx.array, *row_blocks: ExpertWeights) -> mx.array:
+    """A dense MLP up to its activation: SiLU(x Wgᵀ) · (x Wuᵀ), for a few rows (`Choices.mlp_rows`) in one launch.
+
+    Args:
+        x: [..., K], any float dtype.
+        row_blocks: [2 I, K], the rows of the gate before those of up, in as many pieces as have a precision of their
+            own; only one piece has a kernel, which rounds as `expert_gate_up` does.
+
+    Returns:
+        [..., I] in x's dtype.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    suits = backend() is Backend.METAL and len(row_blocks) == 1 and rows.shape[0] <= choices().mlp_rows
+    if suits and takes_kernel("mlp_gate_up", _empty(x) or _unmultiplied(x, *row_blocks)):
+        return kernels.mlp_gate_up(rows, row_blocks[0]).reshape(*x.shape[:-1], -1)
+    return swiglu(reference.matmul(x, *row_blocks))
 
 
 def expert_down_combine(
@@ -168,6 +202,10 @@ def _unmultipliable(x: mx.array, k: int, *matrices: ExpertWeights) -> str | None
         return "shared gate and up of different precision"
     if x.shape[0] > MOST_EXPERT_ROWS or k > _MAX_CHOSEN:
         return f"more than {MOST_EXPERT_ROWS} rows or {_MAX_CHOSEN} experts a row"
+    return _unmultiplied(x, *matrices)
+
+
+def _unmultiplied(x: mx.array, *matrices: ExpertWeights) -> str | None:
     for matrix in matrices:
         packing = (matrix.mode, matrix.bits, matrix.group_size)
         if matrix.scales is not None and packing not in _PACKINGS:

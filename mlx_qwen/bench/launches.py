@@ -53,18 +53,29 @@ class LaunchCount:
         return self.ends.total() + self.periods * self.period.total()
 
 
-def count_launches(size: str, precision: Precision) -> LaunchCount:
+def count_launches(size: str, precision: Precision, *, verified: int = 0) -> LaunchCount:
     """Count the launches of the decode step of a released size such as "35B-A3B".
+
+    Args:
+        size: its name.
+        precision: how its matrices are packed.
+        verified: count instead a step that reads so many drafted tokens and can be taken back in part.
 
     Raises:
         ConfigError: no released size has this name.
     """
     with as_on_gpu() as launches:
-        return launches_of_size(size, lambda config: _model(config, precision), lambda cache: cache.arrays(), launches)
+        return launches_of_size(
+            size, lambda config: _model(config, precision), lambda cache: cache.arrays(), launches, verified
+        )
 
 
 def launches_of_size(
-    size: str, build: Callable[[ModelConfig], Any], arrays_of: Callable[[Any], list[mx.array]], launches: Launches
+    size: str,
+    build: Callable[[ModelConfig], Any],
+    arrays_of: Callable[[Any], list[mx.array]],
+    launches: Launches,
+    verified: int = 0,
 ) -> LaunchCount:
     """Count the launches of a released size in any runtime.
 
@@ -75,10 +86,11 @@ def launches_of_size(
         build: makes a runtime's model, without weights.
         arrays_of: the arrays that a cache of that runtime holds.
         launches: of the `as_on_gpu` that this is called in.
+        verified: as of `count_launches`, for this project's own models.
     """
     periods = released(size).text.num_hidden_layers // _PERIOD
     one, two = (
-        _launches_of(build(reduced(size, num_layers=count * _PERIOD, changes={})), arrays_of, launches)
+        _launches_of(build(reduced(size, num_layers=count * _PERIOD, changes={})), arrays_of, launches, verified)
         for count in (1, 2)
     )
     period = two - one
@@ -86,13 +98,13 @@ def launches_of_size(
 
 
 def launches_table(precision: Precision, sizes: Sequence[str] = COUNTED_SIZES) -> Table:
-    """Launches of a decoded token for each size, and where they come from."""
+    """Launches of a decoded token for each size, where they come from, and those of a verified run of four."""
     rows = []
     for size in sizes:
-        count = count_launches(size, precision)
-        parts = (count.total, count.periods, count.period.total(), count.ends.total())
+        count, verified = (count_launches(size, precision, verified=tokens) for tokens in (0, 4))
+        parts = (count.total, count.periods, count.period.total(), count.ends.total(), verified.total)
         rows.append((size, *map(str, parts)))
-    header = ("", "launches", "groups of layers", "launches of each", "around them")
+    header = ("", "launches", "groups of layers", "launches of each", "around them", "of 4 drafted tokens")
     note = (
         "Nodes of the decode graph that run a kernel on a GPU, at 4 bits; copies of inputs included. A group is three "
         "Gated DeltaNet layers and one of attention."
@@ -106,13 +118,19 @@ def without_weights(model: nn.Module) -> Any:
     return model
 
 
-def _launches_of(model: Any, arrays_of: Callable[[Any], list[mx.array]], launches: Launches) -> Counter[str]:
+def _launches_of(
+    model: Any, arrays_of: Callable[[Any], list[mx.array]], launches: Launches, verified: int
+) -> Counter[str]:
     """Launches of the step that follows a short prompt."""
 
     def step() -> list[mx.array]:
         cache = model.make_cache()
         model(weightless((1, 2), mx.int32), cache=cache)
         _forget_history(cache)
+        if verified:
+            stepped = model.step(weightless((1, verified), mx.int32), cache.state, tape=True)
+            taped = [array for layer in stepped.tape.layers for array in layer]
+            return [model.logits(stepped.hidden), *stepped.state.arrays(), *taped]
         logits = model(weightless((1, 1), mx.int32), cache=cache)
         return [logits, *arrays_of(cache)]
 

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels.moe_dispatch import ExpertWeights, SparseWeights, route, sparse_mlp, swiglu
+from metal_kernels.moe_dispatch import ExpertWeights, SparseWeights, mlp_gate_up, routed_mlp
 from mlx_qwen.config import MoEConfig
 from mlx_qwen.model.layers import AnyExpertLinear, AnyLinear, ExpertLinear, FusedLinear
 
@@ -17,8 +17,13 @@ class MLP(nn.Module):
         self.down_proj: AnyLinear = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        output: mx.array = self.down_proj(swiglu(self.gate_up_proj(x)))
+        output: mx.array = self.down_proj(mlp_gate_up(x, *self.gate_up))
         return output
+
+    @property
+    def gate_up(self) -> tuple[ExpertWeights, ...]:
+        """The matrices of gate and up, gate rows before up rows, without copies."""
+        return tuple(_weights(part) for part in self.gate_up_proj.parts)
 
 
 class Experts(nn.Module):
@@ -46,8 +51,9 @@ class SparseMoE(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         rows = x.reshape(-1, x.shape[-1])
-        routing = route(self.router(rows), self.num_experts_per_tok, normalize=self.normalize)
-        return sparse_mlp(rows, routing, self.weights).reshape(x.shape)
+        logits = self.router(rows)
+        mixed = routed_mlp(rows, logits, self.num_experts_per_tok, self.weights, normalize=self.normalize)
+        return mixed.reshape(x.shape)
 
     @property
     def weights(self) -> SparseWeights:
@@ -56,7 +62,7 @@ class SparseMoE(nn.Module):
         return SparseWeights(
             experts.gate_up_proj.weights,
             experts.down_proj.weights,
-            tuple(_weights(part) for part in shared.gate_up_proj.parts),
+            shared.gate_up,
             _weights(shared.down_proj),
         )
 

@@ -14,7 +14,8 @@ import mlx.core as mx
 import metal_kernels
 from metal_kernels import machine_chooses
 from metal_kernels._choices import Choices, choices, choose, chosen
-from mlx_qwen.model.mlp import SparseMoE
+from metal_kernels.moe_dispatch import ExpertWeights
+from mlx_qwen.model.mlp import MLP, SparseMoE
 from mlx_qwen.model.qwen import Model
 from mlx_qwen.model.rope import rotary
 from mlx_qwen.remembered import recall, remember
@@ -97,14 +98,14 @@ def sizes_of(model: Model) -> "ModelSizes":
     moe, experts = text.moe, None
     if sparse is not None and moe is not None:
         matrix = sparse.weights.gate_up
-        packing = (0, 64, "affine") if matrix.scales is None else (matrix.bits, matrix.group_size, matrix.mode)
         experts = ExpertSizes(
             moe.num_experts,
             moe.num_experts_per_tok,
             moe.moe_intermediate_size,
             moe.shared_expert_intermediate_size,
-            *packing,
+            *_packing(matrix),
         )
+    dense = next((layer.mlp for layer in model.layers if isinstance(layer.mlp, MLP)), None)
     return ModelSizes(
         model.dtype,
         text.hidden_size,
@@ -116,8 +117,14 @@ def sizes_of(model: Model) -> "ModelSizes":
         if len(linear) < len(model.layers)
         else None,
         experts,
-        None if all(text.sparse_layers) else text.intermediate_size,
+        None if dense is None else text.intermediate_size,
+        (0, 64, "affine") if dense is None else _packing(dense.gate_up[0]),
     )
+
+
+def _packing(matrix: ExpertWeights) -> tuple[int, int, str]:
+    """Bits, group size and mode; 0 bits are a dense matrix."""
+    return (0, 64, "affine") if matrix.scales is None else (matrix.bits, matrix.group_size, matrix.mode)
 
 
 def machine() -> str:

@@ -1,20 +1,26 @@
 """Launches are counted by one rule, and a decoded token of every size needs few of them."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from click.testing import CliRunner
 
+from metal_kernels.moe_dispatch import op
 from mlx_qwen.bench.as_on_gpu import as_on_gpu, weightless
 from mlx_qwen.bench.graph import count_copies, count_nodes
 from mlx_qwen.bench.launches import COUNTED_SIZES, count_launches
 from mlx_qwen.checkpoint.layout import Quantization
+from mlx_qwen.checkpoint.released import released
 from mlx_qwen.cli import main
 from mlx_qwen.convert.recipes import uniform
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
 X = weightless((1, 4, 8), mx.float32)
 W = weightless((8, 8), mx.float32)
 
@@ -100,11 +106,37 @@ def test_everything_is_as_before_after_counting() -> None:
     assert mx.array_equal(mx.fast.rms_norm(mx.ones((1, 8)), mx.ones(8), 0.0), mx.ones((1, 8)))
 
 
-@pytest.mark.parametrize(("size", "most"), [("35B-A3B", 420), ("9B", 300), ("0.8B", 230)], ids=str)
-def test_a_decoded_token_needs_few_launches(size: str, most: int) -> None:
-    count = count_launches(size, uniform(Quantization(bits=4, group_size=64)).precision)
+@contextmanager
+def every_step_alone() -> Iterator[None]:
+    """Nothing that joins two steps of a feed-forward half is used."""
+    takes = op.takes_kernel
+
+    def taken(name: str, unsupported: str | None) -> bool:
+        return name not in ("routed_gate_up", "mlp_gate_up") and takes(name, unsupported)
+
+    with patch.object(op, "takes_kernel", taken):
+        yield
+
+
+def activation_bytes(size: str, *, alone: bool) -> int:
+    """What a decoded token's dense MLPs write and read up to their activations, weights and input apart, in bf16."""
+    text = released(size).text
+    layers, inner = text.sparse_layers.count(False), text.intermediate_size
+    return 2 * layers * inner * (5 if alone else 1) if layers else 0
+
+
+@pytest.mark.parametrize(("size", "most"), [("35B-A3B", 360), ("9B", 270), ("0.8B", 205)], ids=str)
+def test_a_decoded_token_needs_few_launches_and_four_drafted_ones_hardly_more(size: str, most: int) -> None:
+    precision = uniform(Quantization(bits=4, group_size=64)).precision
+    count, verified = count_launches(size, precision), count_launches(size, precision, verified=4)
     assert 100 < count.total <= most
     assert count.total == count.ends.total() + count.periods * count.period.total()
+    assert count.total <= verified.total <= 1.15 * count.total
+    with every_step_alone():
+        alone = count_launches(size, precision)
+    before, after = (activation_bytes(size, alone=each) / 1e3 for each in (True, False))
+    row = f"| {size} | {alone.total} | {count.total} | {verified.total} | {before:,.0f} | {after:,.0f} |"
+    assert row in PAGE.read_text(encoding="utf-8"), row
 
 
 def test_the_command_shows_launches_of_every_size_and_runs_no_model() -> None:

@@ -42,6 +42,10 @@ ROWS = {
         )
         for label, packings in (("2 / 3 / 4 / 5 / 6 / 8 bits", PACKINGS[:6]), ("mxfp4 / nvfp4 / mxfp8", PACKINGS[6:]))
     },
+    "gate and up of a dense MLP, 8 bits / with routing to 8 of 256, 4 bits": [
+        "mlp_gate_up<bfloat16_t, 8, .*>",
+        "routed_gate_up<bfloat16_t, 256, .*>",
+    ],
     "attention prologue, 32 heads": ["attention_prologue<bfloat16_t, 32, .*>"],
     "attention epilogue": ["attention_epilogue<.*>"],
     "attention, heads of 256: 8 / 32 rows": [f"decode_attention<bfloat16_t, 256, {blocks}, .*>" for blocks in (1, 4)],
@@ -87,6 +91,9 @@ def _calls() -> None:
     for mode, bits, group in PACKINGS:
         sizes = ExpertSizes(4, 4, 128, 128, bits, group, mode)
         SparseCalls(sizes, 128, 1, mx.bfloat16, sparse_weights(sizes, 128, mx.bfloat16)).layer()
+    # The most experts of a released model, 8 of 256 chosen.
+    many = ExpertSizes(256, 8, 64, 64, 4)
+    SparseCalls(many, 64, 1, mx.bfloat16, sparse_weights(many, 64, mx.bfloat16)).routed()
 
 
 def shipped() -> dict[str, Specialisation]:

@@ -73,7 +73,7 @@ def test_layer_of_kernels_equals_transformers(monkeypatch, transformers_block, l
     assert all(not calls.reference for calls in stats().values())
     few = shape[0] * shape[1] <= 16
     assert [launch.kernel.removeprefix("mlx_qwen_") for launch in report.launches] == (
-        ["route", "expert_gate_up", "expert_down_combine"]
+        ["routed_gate_up", "expert_down_combine"]
         if few
         else ["route", "sort_by_expert", "swiglu_rows", "swiglu_rows", "combine"]
     )

@@ -115,8 +115,8 @@ def test_an_impossible_number_of_experts_is_refused(k):
     ("sound", "broken", "kind"),
     [
         (
-            "expert < E ? float(logits[row + expert * strides[1]])",
-            "true ? float(logits[row + expert])",
+            "expert < E ? float(logits[expert * stride])",
+            "true ? float(logits[expert * stride])",
             "out of bounds",
         ),
         ("if (lane < k) {", "if (lane <= k) {", "double write"),

@@ -35,7 +35,16 @@ def test_sound_kernels_are_all_used_as_they_suit(sound: Tuned) -> None:
     assert sound.choices.most_threads == {}
     tried = {row.kernel for row in sound.rows}
     assert tried >= {"attention", "packed_attention"}
-    assert tried >= {"rms_norm", "gated_delta_mixer", "roll_back", "route", "expert_gate_up", "combine", "swiglu"}
+    assert tried >= {
+        "rms_norm",
+        "gated_delta_mixer",
+        "roll_back",
+        "route",
+        "routed_gate_up",
+        "expert_gate_up",
+        "combine",
+        "swiglu",
+    }
     assert all(row.error is None or row.error < 1e-5 for row in sound.rows)
 
 
@@ -153,3 +162,22 @@ def test_kernels_that_fail_later_are_found_and_only_those() -> None:
         assert set(failing(DENSE)) == {"rms_norm", "add_rms_norm"}
         choose(without(choices(), failing(DENSE)))
         assert failing(DENSE) == {}
+
+
+def test_routing_is_joined_to_the_experts_where_that_is_quicker(sound: Tuned) -> None:
+    assert "routed_gate_up" not in sound.choices.left_out
+    slow = {"routed_gate_up, one row: kernel": 3.0}
+    found = tuned(Device(seconds=slow), SIZES).choices
+    assert found.left_out == {"routed_gate_up": "slower than route and expert_gate_up one after the other"}
+
+
+def test_a_dense_mlp_is_one_kernel_up_to_as_many_rows_as_that_is_quicker() -> None:
+    assert tuned(Device()).choices.mlp_rows == 8
+    slow = {f"mlp_gate_up, kernel, {rows} rows: kernel": 3.0 for rows in (4, 8)}
+    assert tuned(Device(seconds=slow)).choices.mlp_rows == 2
+
+
+def test_a_kernel_is_not_compared_with_others_that_fail() -> None:
+    device = Device(builds_badly=frozenset({"_swiglu_rows"}))
+    found = tuned(device, SIZES).choices
+    assert list(found.left_out) == ["swiglu"] and found.expert_rows == 128
