@@ -23,15 +23,14 @@ def attention_prologue(
     B, T, _ = qkv.shape
     H, Hkv, D = num_heads, num_kv_heads, q_weight.shape[0]
 
-    def placed(x: mx.array, weight: mx.array) -> mx.array:
-        """Norm and rotate [B, T, heads, D] in fp32, rounded once: [B, heads, T, D]."""
-        normed = mx.fast.rms_norm(x.astype(mx.float32), weight, eps).transpose(0, 2, 1, 3)
-        return rotate(normed, rotary, positions).astype(x.dtype)
+    def normed(x: mx.array, weight: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x.reshape(B, T, -1, D).astype(mx.float32), weight, eps)
 
     q, k, v, _ = mx.split(qkv, [H * D, (H + Hkv) * D, (H + 2 * Hkv) * D], axis=-1)
-    q = placed(q.reshape(B, T, H, D), q_weight)
-    k = placed(k.reshape(B, T, Hkv, D), k_weight)
-    return q, mx.stack([k, v.reshape(B, T, Hkv, D).transpose(0, 2, 1, 3)])
+    # Angles take more nodes than all the rest: queries and keys are turned as heads of one array, rounded once.
+    heads = normed(k, k_weight) if H == 0 else mx.concatenate([normed(q, q_weight), normed(k, k_weight)], axis=2)
+    placed = rotate(heads.transpose(0, 2, 1, 3), rotary, positions).astype(qkv.dtype)
+    return placed[:, :H], mx.stack([placed[:, H:], v.reshape(B, T, Hkv, D).transpose(0, 2, 1, 3)])
 
 
 def attention_epilogue(attended: mx.array, gate: mx.array) -> mx.array:
