@@ -6,6 +6,9 @@ from metal_kernels._fusion import fused_on_metal
 from metal_kernels.gated_delta.lanes import join_lanes, run_in_lanes
 from metal_kernels.gated_delta.rule.reference import masked_rows
 
+# Windows of so few tokens are taken as one array, in fewer nodes than a sum tap by tap.
+_FEW = 8
+
 
 def causal_conv(
     x: mx.array, weight: mx.array, conv_state: mx.array | None = None, mask: mx.array | None = None
@@ -61,6 +64,10 @@ def _sums_over_taps(window: mx.array, taps: mx.array) -> mx.array:
     T = window.shape[1] - W + 1
     if T == 1:
         return (window * taps).sum(axis=1, keepdims=True)
+    if T <= _FEW:
+        B, rows, C = window.shape
+        windows = mx.as_strided(window, (B, T, W, C), (rows * C, C, C, 1))
+        return (windows * taps).sum(axis=2)
     sums = window[:, :T] * taps[:, :1]
     for w in range(1, W):
         sums = sums + window[:, w : w + T] * taps[:, w : w + 1]
