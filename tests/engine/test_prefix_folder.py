@@ -87,16 +87,18 @@ def test_memory_comes_first_and_the_disk_where_it_knows_more(loaded: Loaded, tmp
     assert len(read) == 1
 
 
-def test_each_packing_finds_only_its_own(loaded: Loaded, tmp_path: Path) -> None:
-    for folder in (tmp_path, None):
-        for kv_bits in (None, 8, 4):
-            expected = fresh(*loaded[:2], PROMPT, kv_bits=kv_bits)
-            loaded.model.engine = None
-            cached = [asked(*loaded[:2], PROMPT, folder, kv_bits=bits)[-1] for bits in (8, None)]
-            assert set(cached) <= {0, 90}
-            again = asked(*loaded[:2], PROMPT, folder, kv_bits=kv_bits)
-            assert again[:-1] == expected
-            assert again[-1] == 0 if folder is None and kv_bits == 4 else 90
+@pytest.mark.parametrize("on_disk", [True, False], ids=["disk", "memory"])
+def test_each_packing_finds_only_its_own(loaded: Loaded, tmp_path: Path, on_disk: bool) -> None:
+    model, processor = loaded[:2]
+    expected = {bits: fresh(model, processor, PROMPT, kv_bits=bits) for bits in (8, None, 4)}
+    folder = tmp_path if on_disk else None
+    model.engine = None
+    for bits in (8, None):
+        assert asked(model, processor, PROMPT, folder, kv_bits=bits) == [*expected[bits], 0]
+    if on_disk:
+        written(model, tmp_path)
+    for bits, cached in ((None, 90), (4, 0), (8, 90)):
+        assert asked(model, processor, PROMPT, folder, kv_bits=bits) == [*expected[bits], cached]
 
 
 def test_another_models_folder_is_not_used(checkpoint: Checkpoint, loaded: Loaded, tmp_path: Path) -> None:
