@@ -147,7 +147,7 @@ class GenerationOptions(MediaLimits):
         flag="--xtc-threshold",
     )
     seed: int | None = option(
-        None, help="makes sampling repeatable; without it, one is drawn from `mx.random`.", least=0, flag="--seed"
+        None, help="makes sampling repeatable; without it, each answer draws one.", least=0, flag="--seed"
     )
     logprobs: int | None = option(
         None,

@@ -4,6 +4,8 @@ Bias, repetition, presence and frequency penalty, temperature, then top-k, top-p
 the order of transformers' processors, which have no such penalties. XTC comes last, as mlx-lm's `apply_xtc` defines it.
 """
 
+import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
@@ -69,8 +71,8 @@ class TokenSampler:
     `prompt` [n] are all tokens before the answer; presence penalty does not count them. Token n of an answer is drawn
     by noise that depends on the seed and n alone: with the same seed the same logits give the same tokens, whatever
     else draws from `mx.random`, and whoever guesses from similar logits is likely to draw the same token. Without a
-    seed one comes from `mx.random`, and is in `seed`; `is_repeatable` says whether the same request gives the same
-    answer.
+    seed one comes from `mx.random`, outside the main thread from the system, and is in `seed`; `is_repeatable` says
+    whether the same request gives the same answer.
     """
 
     def __init__(
@@ -253,6 +255,9 @@ def _ranked(scores: mx.array, k: int) -> mx.array:
 
 
 def _fresh_seed() -> int:
+    """From `mx.random`, whose state MLX starts alike in each thread: outside the main one the system gives another."""
+    if threading.current_thread() is not threading.main_thread():
+        return secrets.randbelow(2**31 - 1)
     seed = mx.random.randint(0, 2**31 - 1).item()
     assert isinstance(seed, int), "randint draws integers"
     return seed

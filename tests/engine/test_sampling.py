@@ -1,5 +1,8 @@
 """Sampling keeps the tokens, and gives them the probabilities, that transformers' own processors do."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -131,6 +134,14 @@ def test_without_a_seed_the_draws_follow_mx_random() -> None:
     first, second = (draw(sampler(parameters), logits, 20) for _ in range(2))
     mx.random.seed(5)
     assert draw(sampler(parameters), logits, 20) == first != second
+
+
+def test_without_a_seed_answers_asked_for_in_several_threads_differ() -> None:
+    parameters = SamplingParameters(temperature=1.5)
+    with ThreadPoolExecutor(4) as threads:
+        ready = threading.Barrier(4)
+        seeds = list(threads.map(lambda _: (ready.wait(60), sampler(parameters).seed)[1], range(4)))
+    assert len(set(seeds)) == 4
 
 
 def test_a_callers_sampler_and_processors_replace_and_extend_the_built_in_ones() -> None:
