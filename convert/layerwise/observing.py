@@ -61,8 +61,8 @@ def observed(layer: DecoderLayer, prefix: str, tensors: Collection[str], observe
             tap(layer.mlp.shared_expert, "down_proj", "mlp.shared_expert.down_proj")
             stack.enter_context(_replaced(layer, "mlp", _ObservedMoE(layer.mlp, show)))
         else:
-            tap(layer.mlp, "gate_up_proj", "mlp.gate_proj", "mlp.up_proj")
             tap(layer.mlp, "down_proj", "mlp.down_proj")
+            tap(layer, "mlp", "mlp.gate_proj", "mlp.up_proj")
         yield
 
 

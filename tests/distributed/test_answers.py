@@ -96,7 +96,9 @@ def test_drawn_answers_follow_their_seed_and_without_one_the_ranks_still_agree(t
     assert completed(two, PROMPTS[1], **sampled) == alone(loaded, PROMPTS[1], **sampled)
     # How many tokens are guessed ahead is now by the clock, which is rank 0's.
     with ThreadPoolExecutor(3) as pool:
-        assert all(pool.map(lambda prompt: completed(two, prompt, temperature=1.0), PROMPTS[1:]))
+        drawn = list(pool.map(lambda prompt: asked(two, "completions", prompt=prompt, temperature=1.0), PROMPTS[1:]))
+    assert all(answer["choices"][0]["finish_reason"] in ("stop", "length") for answer in drawn)
+    assert completed(two, PROMPTS[1]) == alone(loaded, PROMPTS[1])
 
 
 def test_what_was_read_before_is_not_read_again(two: Ranks) -> None:
