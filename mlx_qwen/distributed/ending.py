@@ -17,7 +17,8 @@ def end(reason: str = "", *, quiet: bool = False) -> NoReturn:
         sys.stdout.flush()
     if reason and not quiet:
         with suppress(OSError):
-            os.write(2, f"Error: {reason}\n".encode())
+            # On a line of its own, though MLX's ring may be in the midst of one that tells of each closed socket.
+            os.write(2, f"\nError: {reason}\n".encode())
     os._exit(FAILED if reason else 0)
 
 
