@@ -16,7 +16,8 @@ import pytest
 from mlx_qwen.demo import demo_folder
 from tests.distributed.processes import Ranks, ranks
 
-PATIENCE = 10.0
+# Ten seconds are promised of Macs that do nothing else; here other tests run beside.
+PATIENCE = 20.0
 # The demo's end tokens: with them banned, it writes on.
 ENDS = (626, 628)
 
