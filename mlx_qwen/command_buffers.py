@@ -5,13 +5,11 @@ MLX commits a command buffer after so many operations, or when the arrays that t
 every commit. MLX reads both variables once, with its first operation (`metal::Device` of MLX 0.32).
 """
 
-import hashlib
 import os
 import re
 from typing import NamedTuple
 
 from mlx_qwen.machine import chip_name, machine_bytes
-from mlx_qwen.remembered import recall, remember
 from mlx_qwen.version import installed
 
 VARIABLES = ("MLX_MAX_OPS_PER_BUFFER", "MLX_MAX_MB_PER_BUFFER")
@@ -89,6 +87,8 @@ def facts() -> list[tuple[str, str]]:
 
 def remember_limits(limits: Limits | None) -> bool:
     """Have processes that start later on this machine use `limits`; returns whether that was possible."""
+    from mlx_qwen.remembered import remember
+
     operations, megabytes = limits or (0, 0)
     return remember(_name(chip_name()), {"operations": operations, "megabytes": megabytes})
 
@@ -98,6 +98,8 @@ def _megabytes(memory: int) -> int:
 
 
 def _measured(chip: str, otherwise: Limits | None) -> Limits | None:
+    from mlx_qwen.remembered import recall  # where there is no such chip, starting does not wait for it
+
     found = recall(_name(chip))
     values = [found.get(name) for name in Limits._fields]
     if not all(type(value) is int and value >= 0 for value in values):
@@ -107,5 +109,7 @@ def _measured(chip: str, otherwise: Limits | None) -> Limits | None:
 
 
 def _name(chip: str) -> str:
+    import hashlib
+
     key = f"{chip}, {machine_bytes()}, MLX {installed('mlx')}"
     return f"command-buffers/{hashlib.sha256(key.encode()).hexdigest()[:24]}"
