@@ -1,7 +1,5 @@
 """Commands on several ranks of this machine, as MLX's launcher starts them: by its ring over loopback."""
 
-import json
-import os
 import re
 import subprocess
 import sys
@@ -12,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.ranks import ROOT
-from tools.benchmarks.ranks import free_ports
+from tools.benchmarks.ranks import ring
 
 PATIENCE = 60.0
 _LISTENING = re.compile(r"Listening at (http://\S+) ")
@@ -24,19 +22,17 @@ class Ranks:
     def __init__(
         self, folder: Path, count: int, words: Sequence[str], changes: Mapping[int, Mapping[str, str]]
     ) -> None:
-        hosts = folder / "hosts.json"
-        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]))
         self._folder = folder
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "mlx_qwen", *words],
                 cwd=ROOT,
-                env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts), **changes.get(rank, {})},
+                env={**environment, **changes.get(rank, {})},
                 stdin=subprocess.DEVNULL,
                 stdout=(folder / f"out{rank}").open("w"),
                 stderr=(folder / f"err{rank}").open("w"),
             )
-            for rank in range(count)
+            for rank, environment in enumerate(ring(count, folder))
         ]
 
     def out(self, rank: int) -> str:

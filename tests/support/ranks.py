@@ -1,7 +1,5 @@
 """Ranks that share a model: as threads of the test, whose collectives go through its memory, or as real processes."""
 
-import json
-import os
 import subprocess
 import sys
 import threading
@@ -16,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tools.benchmarks.ranks import free_ports
+from tools.benchmarks.ranks import ring
 
 ROOT = Path(__file__).resolve().parents[2]
 Result = TypeVar("Result")
@@ -93,19 +91,17 @@ def in_processes(count: int, script: str, *arguments: object, folder: Path, pati
     `folder` takes the file that names their ports. Raises AssertionError with what they wrote when one of them fails,
     or when they take longer than `patience` seconds.
     """
-    hosts = folder / "ring.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]))
     command = [sys.executable, "-c", script, *map(str, arguments)]
     ranks = [
         subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(count)
+        for environment in ring(count, folder)
     ]
     end = time.monotonic() + patience
     try:

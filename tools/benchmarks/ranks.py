@@ -65,12 +65,10 @@ def bench_ranks(
 def _run(count: int, model: Path, folder: Path, tokens: int, turns: int) -> list[dict[str, Any]]:
     """What `count` ranks found, each in a process of its own; one is alone."""
     results = [folder / f"rank-{rank}.json" for rank in range(count)]
-    hosts = folder / "ring.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]), encoding="utf-8")
-    ring = [{} if count == 1 else {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} for rank in range(count)]
+    environments = [dict(os.environ)] if count == 1 else ring(count, folder)
     processes = [
-        subprocess.Popen([sys.executable, "-c", _script(model, tokens, turns, result)], env={**os.environ, **own})
-        for result, own in zip(results, ring, strict=True)
+        subprocess.Popen([sys.executable, "-c", _script(model, tokens, turns, result)], env=environment)
+        for result, environment in zip(results, environments, strict=True)
     ]
     end = time.monotonic() + _PATIENCE
     try:
@@ -112,7 +110,14 @@ def _bytes(found: dict[str, Any]) -> list[str]:
     return [f"{found[name] / 1e6:.1f} MB" if found[name] else "" for name in ("held", "read", "peak")]
 
 
-def free_ports(count: int) -> list[int]:
+def ring(count: int, folder: Path) -> list[dict[str, str]]:
+    """Environments of `count` processes of MLX's ring over loopback; a file in `folder` names their ports."""
+    hosts = folder / "ring.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in _free_ports(count)]), encoding="utf-8")
+    return [{**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} for rank in range(count)]
+
+
+def _free_ports(count: int) -> list[int]:
     """Ports of this machine that nobody listens at."""
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in held]
