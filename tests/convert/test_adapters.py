@@ -28,7 +28,7 @@ from tests.convert.conftest import Interrupt
 from tests.support.checkpoints import stored_tensors
 from tests.support.foreign import INPUT_IDS, edit_tensors, foreign_checkpoint, logits
 from tests.support.hub import REPOSITORY, MakeHub
-from tests.support.integer_codes import little_endian, nearest
+from tests.support.integer_codes import symmetric_gptq
 from tests.support.mlx_folders import dequantized, digests, equal, expected_arrays, main_arrays
 
 LAYER = "language_model.model.layers.0"
@@ -191,16 +191,8 @@ def test_packed_sources_are_unpacked_where_they_are_changed(checkpoint: Checkpoi
 def test_codes_of_other_runtimes_are_kept_only_where_nothing_changes(
     checkpoint: CheckpointFactory, tmp_path: Path
 ) -> None:
-    def encode(weight: Tensor) -> tuple[Tensors, np.ndarray]:
-        found = nearest(weight, np.arange(weight.shape[1]) // 32, bits=4, symmetric=True)
-        return {
-            "qweight": torch.from_numpy(little_endian(found.codes, 4).T.copy()),
-            "qzeros": torch.from_numpy(little_endian(found.zeros.T, 4)),
-            "scales": found.scales.T,
-        }, found.values
-
     settings = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False}
-    source, plain = foreign_checkpoint(checkpoint("dense"), tmp_path / "made", settings, encode)
+    source, plain = foreign_checkpoint(checkpoint("dense"), tmp_path / "made", settings, symmetric_gptq)
     adapter = random_adapter(plain)
     report = convert(source, tmp_path / "out", adapter_path=written(tmp_path / "a", adapter), dtype="float32")
     changed = {f"{LAYER}.{module}.weight" for module in MODULES}

@@ -13,10 +13,7 @@ from contextlib import suppress
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pytest
-import torch
 from torch import Tensor
 
 from mlx_qwen.checkpoint.released import reduced
@@ -29,7 +26,7 @@ from mlx_qwen.errors import CheckpointError, ConversionError
 from tests.conftest import CheckpointFactory
 from tests.convert.conftest import Interrupt
 from tests.support.foreign import edit_tensors, foreign_checkpoint
-from tests.support.integer_codes import little_endian, nearest
+from tests.support.integer_codes import symmetric_gptq
 from tests.support.mlx_folders import digests
 from tools.benchmarks.synthetic import write_random_checkpoint
 
@@ -294,7 +291,7 @@ def test_a_source_that_goes_midway_is_no_fault_of_the_target(
     source = shutil.copytree(checkpoint("dense"), tmp_path / "source")
     if kind == "gptq":
         settings = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False}
-        source, _ = foreign_checkpoint(source, tmp_path / "made", settings, as_gptq)
+        source, _ = foreign_checkpoint(source, tmp_path / "made", settings, symmetric_gptq)
     produce = weights.produce
 
     def harming(piece: weights.Piece, *how: object) -> object:
@@ -304,15 +301,6 @@ def test_a_source_that_goes_midway_is_no_fault_of_the_target(
     monkeypatch.setattr(weights, "produce", harming)
     with pytest.raises(CheckpointError, match=rf"{source.name}/model\.safetensors .*{words}"):
         convert(source, tmp_path / "out", recipe="mixed-4-8")
-
-
-def as_gptq(weight: Tensor) -> tuple[dict[str, Tensor], npt.NDArray[np.float32]]:
-    found = nearest(weight, np.arange(weight.shape[1]) // 32, bits=4, symmetric=True)
-    return {
-        "qweight": torch.from_numpy(little_endian(found.codes, 4).T.copy()),
-        "qzeros": torch.from_numpy(little_endian(found.zeros.T, 4)),
-        "scales": found.scales.T,
-    }, found.values
 
 
 def test_a_tokenizer_that_vanishes_midway_is_no_fault_of_the_target(

@@ -22,7 +22,7 @@ from mlx_qwen.errors import CheckpointError, ConversionError
 from tests.conftest import CheckpointFactory
 from tests.support.foreign import Encoder, Values, foreign_checkpoint
 from tests.support.hub import REPOSITORY, MakeHub
-from tests.support.integer_codes import little_endian, nearest
+from tests.support.integer_codes import little_endian, nearest, symmetric_gptq
 from tests.support.mlx_folders import digests
 
 
@@ -93,14 +93,8 @@ def test_a_dry_run_reads_only_headers(checkpoint: CheckpointFactory, tmp_path: P
 
 def with_groups(weight: Tensor) -> tuple[dict[str, Tensor], Values]:
     """GPTQ's words and `g_idx`, which is not asked for where config.json says that it is in order."""
-    groups = np.arange(weight.shape[1]) // 32
-    found = nearest(weight, groups, bits=4, symmetric=True)
-    return {
-        "qweight": torch.from_numpy(little_endian(found.codes, 4).T.copy()),
-        "qzeros": torch.from_numpy(little_endian(found.zeros.T, 4)),
-        "scales": found.scales.T,
-        "g_idx": torch.from_numpy(groups.astype(np.int32)),
-    }, found.values
+    tensors, values = symmetric_gptq(weight)
+    return {**tensors, "g_idx": torch.from_numpy(np.arange(weight.shape[1], dtype=np.int32) // 32)}, values
 
 
 def packed(weight: Tensor) -> tuple[dict[str, Tensor], Values]:

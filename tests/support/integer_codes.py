@@ -40,6 +40,16 @@ def nearest(
     return Codes(codes, scales, zeros, values)
 
 
+def symmetric_gptq(weight: Tensor) -> tuple[dict[str, Tensor], npt.NDArray[np.float32]]:
+    """GPTQ's tensors of 4 bits in groups of 32, with the zeros as they are, and the values that they stand for."""
+    found = nearest(weight, np.arange(weight.shape[1]) // 32, bits=4, symmetric=True)
+    return {
+        "qweight": torch.from_numpy(little_endian(found.codes, 4).T.copy()),
+        "qzeros": torch.from_numpy(little_endian(found.zeros.T, 4)),
+        "scales": found.scales.T,
+    }, found.values
+
+
 def little_endian(codes: Integers, bits: int) -> npt.NDArray[np.int32]:
     """Codes [..., K] in int32 words [..., K · bits / 32], one bit after the other, the first in the lowest bits."""
     stream = (codes[..., None] >> np.arange(bits)) & 1
