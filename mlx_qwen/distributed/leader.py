@@ -13,7 +13,7 @@ from mlx_qwen.distributed.ending import end, sentence
 from mlx_qwen.distributed.frames import Frame
 from mlx_qwen.distributed.link import BEAT, Link
 from mlx_qwen.distributed.pace import Pace, Record, Step
-from mlx_qwen.distributed.wire import request_frame, turn_frame
+from mlx_qwen.distributed.wire import check_request, request_frame, turn_frame
 from mlx_qwen.engine.engine import Engine
 from mlx_qwen.engine.sequence import Emission, Sequence
 from mlx_qwen.engine.turn import Turn
@@ -79,7 +79,7 @@ class Leader:
 
     def check(self, sequence: Sequence) -> None:
         """See `Ranks.check`."""
-        request_frame(sequence)
+        check_request(sequence)
 
     def announce(self, sequence: Sequence) -> None:
         """See `Ranks.announce`."""
@@ -106,25 +106,24 @@ class Leader:
 
     def close(self, reason: str = "") -> None:
         """Let all others end: well, or quietly with a failure where there is a reason."""
-        if self._over.is_set():
-            return
-        self._over.set()
-        self.tell(Frame("end", {"reason": reason, "quiet": True}))
-        for link in self._links.values():
-            link.close(_PARTING)
+        if not self._over.is_set():
+            self._end_others(reason, quiet=True, patience=_PARTING)
 
     def fail(self, reason: str) -> NoReturn:
         """End all ranks with an error, this process at once."""
         with self._ending:
             if not self._over.is_set():
-                self._over.set()
                 said = sentence(reason)
-                self.tell(Frame("end", {"reason": said, "quiet": False}))
-                for link in self._links.values():
-                    link.close(_LAST_WORDS)
+                self._end_others(said, quiet=False, patience=_LAST_WORDS)
                 end(said)
         while True:  # this process is ending already
             time.sleep(1)
+
+    def _end_others(self, reason: str, *, quiet: bool, patience: float) -> None:
+        self._over.set()
+        self.tell(Frame("end", {"reason": reason, "quiet": quiet}))
+        for link in self._links.values():
+            link.close(patience)
 
     def _ready(self, rank: int, number: int, reason: str | None) -> None:
         """Note that a rank is ready for an answer, or why it never will be, which ends that answer alone."""

@@ -32,24 +32,32 @@ _FUNCTIONS = ("sampler", "logits_processors")
 def request_frame(sequence: Sequence) -> Frame:
     """A request for the other ranks, made of what the sequence was made of.
 
-    Raises PromptError for what cannot be sent: a function or a cache of the caller's own, or a folder of prefixes.
+    Raises PromptError as `check_request` does.
     """
-    asked = sequence.asked
-    if not isinstance(asked, Asked) or sequence.prompt_cache is not None:
-        raise PromptError("prompt_cache holds one rank's part of a state; on several ranks, leave it out.")
-    options, settings = _options(asked.options), _settings(asked.settings)
+    asked, values = check_request(sequence)
     media, parts = [], [np.array(asked.inputs.ids, np.int64).tobytes()]
     for one in asked.inputs.media:
         pixels = one.patches.pixel_values
         media.append([int(one.kind), one.start, [list(grid) for grid in one.patches.grids], list(pixels.shape)])
         parts.append(np.array(pixels.astype(mx.float32)).tobytes())
-    values = {"number": sequence.number, "seed": sequence.sampler.seed, "index": asked.index}
-    frame = Frame("request", {**values, "options": options, "settings": settings, "media": media}, parts)
+    told = {"number": sequence.number, "seed": sequence.sampler.seed, "index": asked.index}
+    return Frame("request", {**told, **values, "media": media}, parts)
+
+
+def check_request(sequence: Sequence) -> tuple[Asked, dict[str, Any]]:
+    """What a sequence was made of, and its options and settings as JSON values.
+
+    Raises PromptError for what cannot be sent: a function or a cache of the caller's own, or a folder of prefixes.
+    """
+    asked = sequence.asked
+    if not isinstance(asked, Asked) or sequence.prompt_cache is not None:
+        raise PromptError("prompt_cache holds one rank's part of a state; on several ranks, leave it out.")
+    values = {"options": _options(asked.options), "settings": _settings(asked.settings)}
     try:
-        packed(frame)
+        packed(Frame("request", values))
     except (TypeError, ValueError) as error:
         raise PromptError(f"An option cannot be sent to the other ranks: {error}. Give it as plain JSON.") from error
-    return frame
+    return asked, values
 
 
 def asked_of(frame: Frame) -> Asked:
