@@ -10,7 +10,7 @@ from mlx_qwen.config import TextConfig
 from mlx_qwen.declared import check_keywords, check_value, chosen, takes
 from mlx_qwen.errors import PlanningError, ShardingError
 from mlx_qwen.model.network import Network, traffic
-from mlx_qwen.model.sharding import Share, check_ranks
+from mlx_qwen.model.sharding import Share
 
 from .bounds import bound, work_of
 from .chips import CHIPS, Chip
@@ -50,9 +50,9 @@ def plan(model: str | Path, **options: Unpack[PlanKeywords]) -> Plan:
     described = describe(model, revision=asked.revision)
     whole, step, kv_bits = described.config.text, asked.prefill_step_size, asked.kv_bits
     tokens = _checked(asked.context, step, whole)
-    check_ranks(whole, asked.ranks)
-    text, recipe = Share(whole, 0, asked.ranks).text, recipe_named(asked.recipe, asked.bits)
+    recipe = recipe_named(asked.recipe, asked.bits)
     weights = weights_of(described, recipe, ranks=asked.ranks)
+    text = Share(whole, 0, asked.ranks).text
     needs = Needs(text, step, kv_bits)
     room = target.usable - resident_bytes(weights, vision=asked.vision)
     work = work_of(
