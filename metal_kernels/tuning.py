@@ -221,15 +221,9 @@ def _experts(sizes: ModelSizes, made: Choices, clock: Clock) -> tuple[Choices, l
     """Up to how many rows the two kernels of the experts beat sorting them, and whether the first one routes too."""
     if made.left_out.keys() & {"expert_gate_up", "expert_down_combine"}:
         return replace(made, expert_rows=0), []
-    most, layer = 0, expert_case(sizes)
-    for rows in _EXPERT_ROWS:
-        call, took = layer(rows).layer, []
-        for name, limit in (("kernels", MOST_EXPERT_ROWS), ("sorted", 0)):
-            with chosen(replace(made, expert_rows=limit)):
-                took.append(_took(f"sparse_mlp, {name}, {rows} rows", call, clock))
-        if took[0] > took[1]:
-            break
-        most = rows
+    layer = expert_case(sizes)
+    ways = {"kernels": replace(made, expert_rows=MOST_EXPERT_ROWS), "sorted": replace(made, expert_rows=0)}
+    most = _most_rows("sparse_mlp", ways, _EXPERT_ROWS, lambda rows: layer(rows).layer, clock)
     made = replace(made, expert_rows=most)
     if most and "routed_gate_up" not in made.left_out:
         one = layer(1)
@@ -245,16 +239,25 @@ def _mlp(sizes: ModelSizes, made: Choices, clock: Clock) -> tuple[Choices, list[
     """Up to how many rows the kernel of a dense MLP's gate and up beats MLX's product and an activation behind it."""
     if "mlp_gate_up" in made.left_out:
         return made, []
-    most, layer = 0, mlp_case(sizes)
-    for rows in _MLP_ROWS:
-        call, took = layer(rows), []
-        for name, limit in (("kernel", MOST_MLP_ROWS), ("product", 0)):
-            with chosen(replace(made, mlp_rows=limit)):
-                took.append(_took(f"mlp_gate_up, {name}, {rows} rows", call, clock))
+    ways = {"kernel": replace(made, mlp_rows=MOST_MLP_ROWS), "product": replace(made, mlp_rows=0)}
+    most = _most_rows("mlp_gate_up", ways, _MLP_ROWS, mlp_case(sizes), clock)
+    return replace(made, mlp_rows=most), [Row("dense MLP", f"one kernel up to {most} rows")]
+
+
+def _most_rows(
+    operation: str, ways: Mapping[str, Choices], candidates: Sequence[int], call: Callable[[int], Call], clock: Clock
+) -> int:
+    """Up to how many rows of the ascending `candidates` the first of two ways is no slower than the second; or 0."""
+    most = 0
+    for rows in candidates:
+        run, took = call(rows), []
+        for name, made in ways.items():
+            with chosen(made):
+                took.append(_took(f"{operation}, {name}, {rows} rows", run, clock))
         if took[0] > took[1]:
             break
         most = rows
-    return replace(made, mlp_rows=most), [Row("dense MLP", f"one kernel up to {most} rows")]
+    return most
 
 
 def _took(label: str, call: Call, clock: Clock) -> float:
