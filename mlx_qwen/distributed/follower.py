@@ -1,6 +1,7 @@
 """A rank above 0: loads its share, then does what rank 0 says until that ends. It says nothing itself but errors."""
 
 import socket
+import time
 from queue import SimpleQueue
 from threading import Thread
 from typing import NoReturn
@@ -21,6 +22,8 @@ from mlx_qwen.requests import own, prepare_request
 
 # Seconds for a failure to be told before this process ends with it.
 _LAST_WORDS = 2.0
+# Seconds for rank 0 to end all, once it knows that a neighbour is silent.
+_HEARING = 5.0
 
 
 class Follower:
@@ -52,6 +55,12 @@ class Follower:
         self.say("failed", reason=reason)
         self._link.close(_LAST_WORDS)
         end(reason)
+
+    def lost(self, other: int) -> None:
+        """Tell rank 0, which ends all, that nothing comes from a neighbour any more; called in a thread of its link."""
+        self.say("lost", rank=other)
+        time.sleep(_HEARING)
+        end(sentence(f"nothing comes from rank {other} any more, and nothing from rank 0"))
 
     def follow(self, engine: Engine, processor: Processor) -> NoReturn:
         """Take every turn of rank 0's engine."""

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Listed
 from functools import partial
 from queue import SimpleQueue
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Thread, Timer
 from typing import NoReturn
 
 from mlx_qwen.distributed.ending import end, sentence
 from mlx_qwen.distributed.frames import Frame
 from mlx_qwen.distributed.link import BEAT, Link
+from mlx_qwen.distributed.neighbours import GRACE
 from mlx_qwen.distributed.pace import Pace, Record, Step
 from mlx_qwen.distributed.wire import check_request, request_frame, turn_frame
 from mlx_qwen.engine.engine import Engine
@@ -20,7 +21,7 @@ from mlx_qwen.engine.turn import Turn
 from mlx_qwen.errors import MLXQwenError, PromptError
 
 # Seconds for a link to say that another rank has gone, which made this one fail: Metal gives up waiting after some 5.
-_HEARING = 3.0
+_HEARING = 4.0
 # Seconds for the others to end by themselves, and for words to reach one that may stand still.
 _PARTING, _LAST_WORDS = 5.0, 0.5
 
@@ -30,7 +31,7 @@ class Leader:
 
     Args:
         connections: to each of them, by its number.
-        names: what each is called in messages.
+        names: what each rank, this one too, is called in messages.
     """
 
     def __init__(self, connections: Mapping[int, socket.socket], names: Mapping[int, str]) -> None:
@@ -40,6 +41,7 @@ class Leader:
         self._asked: dict[int, tuple[Sequence, set[int]]] = {}
         self._engine: Engine | None = None
         self._over = Event()
+        self._names = names
         self._links = {
             rank: Link(connection, names[rank], partial(self.heard, rank), self.fail)
             for rank, connection in connections.items()
@@ -60,12 +62,21 @@ class Leader:
         """Take a frame of a rank; called in the thread of its link."""
         if frame.kind == "failed":
             self.fail(f"{self._links[rank].other} cannot go on: {frame.values['reason']}")
+        elif frame.kind == "lost":
+            self.lost(rank, frame.values["rank"])
         elif frame.kind == "took":
             self._pace.took(rank, Step(**frame.values))
         elif frame.kind == "ready":
             self._ready(rank, frame.values["number"], frame.values.get("reason"))
         else:
             self._inbox.put((rank, frame))
+
+    def lost(self, one: int, other: int) -> None:
+        """Note that rank `one` hears nothing from its neighbour `other`: ends all, unless a rank's own end says why."""
+        reason = f"the connection between {self._names[one]} and {self._names[other]} is dead: nothing comes over it"
+        ending = Timer(GRACE, self.fail, [reason])
+        ending.daemon = True
+        ending.start()
 
     def answers(self, kind: str) -> dict[int, Frame]:
         """The next frame of each rank, all of one kind; waits for as long as they live."""

@@ -3,10 +3,11 @@
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import mlx.core as mx
 
@@ -18,6 +19,7 @@ from mlx_qwen.distributed.follower import Follower
 from mlx_qwen.distributed.frames import Frame, packed, received
 from mlx_qwen.distributed.leader import Leader
 from mlx_qwen.distributed.meeting import Note, accepted, listening, reached, told
+from mlx_qwen.distributed.neighbours import watch
 from mlx_qwen.distributed.sameness import check_files, check_versions, files, host, versions
 from mlx_qwen.engine.engine import Engine, engine_of
 from mlx_qwen.errors import MLXQwenError
@@ -40,12 +42,13 @@ def lead(path: str | None, *, revision: str | None = None, pipeline: bool = Fals
     Raises MLXQwenError, and ends all other ranks with it, where they differ or one of them cannot load its share.
     """
     group = joined(end)
-    with listening() as (listener, note):
-        with within(JOINING, lambda: end("A rank ended before all were connected.")):
-            told(group, note)
-        leader = Leader(*_gathered(listener, note, group.size()))
+    listener, notes = _met(group)
+    connections, names = _gathered(listener, notes[0], group.size())
+    leader = Leader(connections, names)
     try:
-        leader.tell(Frame("load", {"path": path, "revision": revision, "pipeline": pipeline}))
+        hosts = [names[rank] for rank in range(group.size())]
+        leader.tell(Frame("load", {"path": path, "revision": revision, "pipeline": pipeline, "names": hosts}))
+        watch(0, notes, listener, names, partial(leader.lost, 0))
         folder = _folder(path, revision)
         here, where = files(folder), str(folder)
         for rank, frame in sorted(leader.answers("holds").items()):
@@ -71,8 +74,8 @@ def follow() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         group = joined(end)
-        with within(JOINING, lambda: end("A rank ended before all were connected.")):
-            connection = reached(told(group, None))
+        listener, notes = _met(group)
+        connection = reached(notes[0])
     except MLXQwenError as error:
         end(str(error))
     hello = Frame("hello", {"rank": group.rank(), "host": host(), "versions": versions()})
@@ -80,14 +83,22 @@ def follow() -> NoReturn:
     follower = Follower(connection)
     try:
         with _told_of_failures(follower):
-            engine, processor = _loaded(follower, group)
+            asked = follower.expect("load").values
+            watch(group.rank(), notes, listener, dict(enumerate(asked["names"])), follower.lost)
+            engine, processor = _loaded(follower, group, asked)
             follower.follow(engine, processor)
     finally:
         end("This rank ended without a word from rank 0.")
 
 
-def _loaded(follower: Follower, group: mx.distributed.Group) -> tuple[Engine, Processor]:
-    asked = follower.expect("load").values
+def _met(group: mx.distributed.Group) -> tuple[socket.socket, list[Note]]:
+    """Where this rank listens, and the notes of all."""
+    listener, note = listening(group.rank())
+    with within(JOINING, lambda: end("A rank ended before all were connected.")):
+        return listener, told(group, note)
+
+
+def _loaded(follower: Follower, group: mx.distributed.Group, asked: Mapping[str, Any]) -> tuple[Engine, Processor]:
     folder = _folder(asked["path"], asked["revision"])
     follower.say("holds", files=files(folder), folder=str(folder), host=host())
     follower.expect("read")
@@ -112,9 +123,9 @@ def _told_of_failures(follower: Follower) -> Iterator[None]:
 
 
 def _gathered(listener: socket.socket, note: Note, size: int) -> tuple[dict[int, socket.socket], dict[int, str]]:
-    """Connections to all other ranks and their names; raises MLXQwenError for one that runs other versions."""
+    """Connections to all other ranks, and all ranks' names; raises MLXQwenError for one that runs other versions."""
     connections: dict[int, socket.socket] = {}
-    names: dict[int, str] = {}
+    names = {0: f"rank 0 ({host()})"}
     until = time.monotonic() + JOINING
     try:
         while len(connections) < size - 1:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.distributed.hosts import Hosts
 from tests.support.ranks import ROOT
 from tools.benchmarks.ranks import ring
 
@@ -20,14 +21,20 @@ class Ranks:
     """The processes of one command, rank by rank, and what they write."""
 
     def __init__(
-        self, folder: Path, count: int, words: Sequence[str], changes: Mapping[int, Mapping[str, str]]
+        self,
+        folder: Path,
+        count: int,
+        words: Sequence[str],
+        changes: Mapping[int, Mapping[str, str]],
+        on: Hosts | None = None,
     ) -> None:
         self._folder = folder
+        shared = {} if on is None else {"MLX_HOSTFILE": on.hostfile(folder)}
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "mlx_qwen", *words],
+                [*([] if on is None else on.entered(rank)), sys.executable, "-m", "mlx_qwen", *words],
                 cwd=ROOT,
-                env={**environment, **changes.get(rank, {})},
+                env={**environment, **shared, **changes.get(rank, {})},
                 stdin=subprocess.DEVNULL,
                 stdout=(folder / f"out{rank}").open("w"),
                 stderr=(folder / f"err{rank}").open("w"),
@@ -59,10 +66,15 @@ class Ranks:
 
 
 @contextmanager
-def ranks(count: int, *words: object, changes: Mapping[int, Mapping[str, str]] | None = None) -> Iterator[Ranks]:
-    """`mlx-qwen` with these words on `count` ranks, which are gone in the end; `changes` of a rank's environment."""
+def ranks(
+    count: int, *words: object, changes: Mapping[int, Mapping[str, str]] | None = None, on: Hosts | None = None
+) -> Iterator[Ranks]:
+    """`mlx-qwen` with these words on `count` ranks, which are gone in the end; `changes` of a rank's environment.
+
+    They run `on` hosts of their own, or on this one.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        started = Ranks(Path(folder), count, [str(word) for word in words], changes or {})
+        started = Ranks(Path(folder), count, [str(word) for word in words], changes or {}, on)
         try:
             yield started
         finally:
