@@ -27,3 +27,7 @@ class ShardingError(MLXQwenError, ValueError):
 
 class PlanningError(MLXQwenError, ValueError):
     """A model, precision, context, chip or memory size that cannot be planned for."""
+
+
+class RanksEndedError(MLXQwenError, RuntimeError):
+    """All ranks end. The process says why by itself: whoever gets this tells those who wait for him, and lets go."""

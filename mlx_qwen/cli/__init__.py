@@ -4,6 +4,7 @@ import errno
 import importlib
 import io
 import sys
+import time
 import warnings
 from typing import TextIO
 
@@ -11,7 +12,7 @@ import click
 
 from mlx_qwen.cli.failures import is_device_failure, told
 from mlx_qwen.distributed.environment import own_rank
-from mlx_qwen.errors import MLXQwenError
+from mlx_qwen.errors import MLXQwenError, RanksEndedError
 
 # What `mlx-qwen --help` says of each command: its module's docstring would cost the import.
 COMMANDS = {
@@ -31,6 +32,8 @@ COMMANDS = {
 }
 
 INTERRUPTED = 130
+# Seconds in which the thread that ends all ranks says why, and ends this process.
+_PARTING = 10.0
 # What several Macs do as one, where mlx.launch starts it on each.
 TOGETHER = ("generate", "chat", "serve")
 
@@ -59,6 +62,9 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
+        except RanksEndedError as error:
+            time.sleep(_PARTING)
+            raise click.ClickException(str(error)) from error
         except MLXQwenError as error:
             raise click.ClickException(str(error)) from error
         except OSError as error:

@@ -18,12 +18,14 @@ from mlx_qwen.distributed.wire import check_request, request_frame, turn_frame
 from mlx_qwen.engine.engine import Engine
 from mlx_qwen.engine.sequence import Emission, Sequence
 from mlx_qwen.engine.turn import Turn
-from mlx_qwen.errors import MLXQwenError, PromptError
+from mlx_qwen.errors import MLXQwenError, PromptError, RanksEndedError
 
 # Seconds for a link to say that another rank has gone, which made this one fail: Metal gives up waiting after some 5.
 _HEARING = 4.0
 # Seconds for the others to end by themselves, and for words to reach one that may stand still.
 _PARTING, _LAST_WORDS = 5.0, 0.5
+# Seconds for readers of answers to take the error, at most, and then for it to be written to whom they answer.
+_TAKING, _WRITING = 2.0, 0.3
 
 
 class Leader:
@@ -39,6 +41,7 @@ class Leader:
         self._pace, self._record = Pace(1 + len(connections)), Record()
         self._lock, self._ending = Lock(), Lock()
         self._asked: dict[int, tuple[Sequence, set[int]]] = {}
+        self._unfinished: list[Sequence] = []
         self._engine: Engine | None = None
         self._over = Event()
         self._names = names
@@ -97,7 +100,10 @@ class Leader:
         frame = request_frame(sequence)
         sequence.progress = _never_failing(sequence)
         with self._lock:
+            if self._over.is_set():
+                raise RanksEndedError("The other ranks have ended; start all again.")
             self._asked[sequence.number] = (sequence, set())
+            self._unfinished = [one for one in self._unfinished if not one.ended.is_set()] + [sequence]
         self.tell(frame)
 
     def send(self, turn: Turn) -> None:
@@ -126,9 +132,22 @@ class Leader:
             if not self._over.is_set():
                 said = sentence(reason)
                 self._end_others(said, quiet=False, patience=_LAST_WORDS)
+                self._end_answers(said)
                 end(said)
         while True:  # this process is ending already
             time.sleep(1)
+
+    def _end_answers(self, said: str) -> None:
+        """Let all who wait for answers know why these end here, and have a moment to pass it on."""
+        with self._lock:
+            waited_for = [one for one in self._unfinished if not one.ended.is_set() and not one.cancelled]
+        for sequence in waited_for:
+            sequence.failed = True
+            sequence.deliver(RanksEndedError(said))
+        until = time.monotonic() + _TAKING
+        while any(not one.unread.empty() for one in waited_for) and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(_WRITING if waited_for else 0)
 
     def _end_others(self, reason: str, *, quiet: bool, patience: float) -> None:
         self._over.set()

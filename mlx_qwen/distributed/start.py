@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from mlx_qwen.checkpoint.hub import resolve
 from mlx_qwen.demo import demo_folder
-from mlx_qwen.distributed.ending import end
+from mlx_qwen.distributed.ending import end, keep_terminal
 from mlx_qwen.distributed.environment import JOINING, joined, within
 from mlx_qwen.distributed.follower import Follower
 from mlx_qwen.distributed.frames import Frame, packed, received
@@ -41,6 +41,7 @@ def lead(path: str | None, *, revision: str | None = None, pipeline: bool = Fals
 
     Raises MLXQwenError, and ends all other ranks with it, where they differ or one of them cannot load its share.
     """
+    keep_terminal()
     group = joined(end)
     listener, notes = _met(group)
     connections, names = _gathered(listener, notes[0], group.size())

@@ -2,7 +2,7 @@
 
 from typing import TypeAlias
 
-from mlx_qwen.errors import MLXQwenError, PromptError
+from mlx_qwen.errors import MLXQwenError, PromptError, RanksEndedError
 from mlx_qwen.json_types import Json
 
 Body: TypeAlias = dict[str, Json]
@@ -57,6 +57,8 @@ def refusal_of(error: BaseException) -> Refusal:
     if isinstance(error, PromptError):
         too_long = "context ends at" in str(error)
         return Refusal(400, str(error), code="context_length_exceeded" if too_long else None)
+    if isinstance(error, RanksEndedError):
+        return Refusal(503, str(error), code="server_error")
     if isinstance(error, MLXQwenError):
         return Refusal(500, str(error), code="server_error")
     if isinstance(error, RecursionError):

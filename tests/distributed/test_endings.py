@@ -1,15 +1,18 @@
 """A rank that dies, stands still or is another: within seconds every rank ends with one clear error, and none hangs."""
 
+import json
 import os
 import shutil
 import signal
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,39 +21,69 @@ from tests.distributed.processes import Ranks, ranks
 
 # Ten seconds are promised of Macs that do nothing else; here other tests run beside.
 PATIENCE = 20.0
-# The demo's end tokens: with them banned, it writes on.
-ENDS = (626, 628)
+# With the demo's end tokens banned, it writes on.
+ENDLESS = ("--logit-bias", '{"626": -100, "628": -100}')
+HI = [{"role": "user", "content": "Hi"}]
+
+
+class Client(threading.Thread):
+    """Asks a server, and notes the status and the lines that come until the answer ends."""
+
+    def __init__(self, url: str, path: str, body: dict[str, object]) -> None:
+        super().__init__(daemon=True)
+        headers = {"Content-Type": "application/json"}
+        self._request = urllib.request.Request(f"{url}/v1/{path}", json.dumps(body).encode(), headers)
+        self.lines: list[str] = []
+        self.status = 0
+        self.wrote = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with suppress(ConnectionError, HTTPException), self._answered() as response:
+                self.status = response.status
+                for line in response:
+                    self.lines.append(line.decode().strip())
+                    if line.startswith(b"data:"):
+                        self.wrote.set()
+        finally:
+            self.wrote.set()
+
+    def _answered(self) -> Any:
+        try:
+            return urllib.request.urlopen(self._request, timeout=60)
+        except urllib.error.HTTPError as error:
+            return error
+
+    def last(self) -> Any:
+        """What came last, as JSON."""
+        self.join(PATIENCE)
+        found = [line.removeprefix("data: ") for line in self.lines if line.removeprefix("data: ").startswith("{")]
+        return json.loads(found[-1]) if found else None
 
 
 @contextmanager
-def answering(prompt_tokens: int, written: int) -> Iterator[Ranks]:
-    """A server on two ranks that reads a prompt of so many tokens and writes an answer; at once, if there is one."""
-    with ranks(2, "serve", "--port", 0, "--prefill-step-size", 16) as started:
-        url = started.url()
-        if prompt_tokens:
-            ids = ", ".join(str(3 + i % 200) for i in range(prompt_tokens))
-            banned = ", ".join(f'"{token}": -100' for token in ENDS)
-            body = f'{{"prompt": [{ids}], "max_tokens": {written}, "logit_bias": {{{banned}}}, "stream": true}}'
-            wrote, over = threading.Event(), threading.Event()
-            threading.Thread(target=_reads, args=(url, body, wrote, over), daemon=True).start()
-            if written > 1:
-                assert wrote.wait(60)
-            else:
-                time.sleep(0.5)
-                assert not wrote.is_set()
-            assert not over.is_set()
+def serving() -> Iterator[Ranks]:
+    """A server on two ranks whose answers end at their limit of tokens alone."""
+    with ranks(2, "serve", "--port", 0, "--prefill-step-size", 16, *ENDLESS) as started:
         yield started
 
 
-def _reads(url: str, body: str, wrote: threading.Event, over: threading.Event) -> None:
-    request = urllib.request.Request(f"{url}/v1/completions", body.encode(), {"Content-Type": "application/json"})
-    try:
-        with suppress(ConnectionError, HTTPException), urllib.request.urlopen(request, timeout=60) as response:
-            for line in response:
-                if line.startswith(b"data:"):
-                    wrote.set()
-    finally:
-        over.set()
+@contextmanager
+def answering(prompt_tokens: int, written: int) -> Iterator[tuple[Ranks, Client | None]]:
+    """A server that reads a prompt of so many tokens and writes an answer; at once, if there is one."""
+    with serving() as started:
+        url, client = started.url(), None
+        if prompt_tokens:
+            prompt = [3 + i % 200 for i in range(prompt_tokens)]
+            client = Client(url, "completions", {"prompt": prompt, "max_tokens": written, "stream": True})
+            if written > 1:
+                assert client.wrote.wait(60)
+            else:
+                time.sleep(0.5)
+                assert not client.wrote.is_set()
+            assert client.is_alive()
+        yield started, client
 
 
 def errors(started: Ranks, rank: int) -> list[str]:
@@ -61,17 +94,66 @@ def errors(started: Ranks, rank: int) -> list[str]:
     ("prompt_tokens", "written"), [(0, 0), (4000, 1), (20, 4000)], ids=["idle", "prefill", "decoding"]
 )
 def test_a_killed_rank_ends_the_other_with_its_name(prompt_tokens: int, written: int) -> None:
-    with answering(prompt_tokens, written) as started:
+    with answering(prompt_tokens, written) as (started, client):
         started.processes[1].kill()
         assert started.ended(PATIENCE) == [1, -signal.SIGKILL]
         (error,) = errors(started, 0)
         assert "ank 1" in error
         assert "has gone" in error
         assert "Traceback" not in started.err(0)
+        if client is not None:
+            assert client.last()["error"]["message"] == error.removeprefix("Error: ")
+
+
+def test_when_a_rank_is_killed_every_client_gets_the_error_as_its_protocol_has_it() -> None:
+    with serving() as started:
+        most = {"max_tokens": 4000}
+        asked: dict[str, dict[str, object]] = {
+            "completions": {"prompt": "Hi", "stream": True, **most},
+            "chat/completions": {"messages": HI, "stream": True, **most},
+            "messages": {"messages": HI, "stream": True, **most},
+            "responses": {"input": "Hi", "stream": True, "max_output_tokens": 4000},
+        }
+        url = started.url()
+        streamed = {path: Client(url, path, body) for path, body in asked.items()}
+        whole = {path: Client(url, path, {**body, "stream": False}) for path, body in asked.items()}
+        for client in streamed.values():
+            assert client.wrote.wait(60)
+        started.processes[1].kill()
+        assert started.ended(PATIENCE) == [1, -signal.SIGKILL]
+        (error,) = errors(started, 0)
+    said = error.removeprefix("Error: ")
+    assert {client.status for client in streamed.values()} == {200}
+    assert {client.status for client in whole.values()} == {503}
+    for path in ("completions", "chat/completions"):
+        assert {key: streamed[path].last()["error"][key] for key in ("message", "type")} == {
+            "message": said,
+            "type": "server_error",
+        }
+    assert streamed["messages"].last() == {"type": "error", "error": {"type": "overloaded_error", "message": said}}
+    failed = streamed["responses"].last()
+    assert failed["type"] == "response.failed"
+    assert failed["response"]["error"] == {"code": "server_error", "message": said}
+    for path, client in whole.items():
+        assert client.last()["error"]["message"] == said
+        assert client.last()["error"]["type"] == ("overloaded_error" if path == "messages" else "server_error")
+
+
+def test_a_command_whose_answer_cannot_go_on_shows_what_had_come_and_one_error() -> None:
+    with ranks(2, "generate", "Hi", "--max-tokens", 4000, *ENDLESS) as started:
+        end = time.monotonic() + 60
+        while not started.out(0) and time.monotonic() < end:
+            time.sleep(0.05)
+        started.processes[1].kill()
+        assert started.ended(PATIENCE) == [1, -signal.SIGKILL]
+        assert started.out(0)
+        (error,) = errors(started, 0)
+        assert "Rank 1 (" in error
+        assert "Traceback" not in started.err(0)
 
 
 def test_when_rank_0_is_killed_the_other_ends_too() -> None:
-    with answering(20, 4000) as started:
+    with answering(20, 4000) as (started, _):
         started.processes[0].kill()
         assert started.ended(PATIENCE) == [-signal.SIGKILL, 1]
         assert errors(started, 1) == [
@@ -80,7 +162,7 @@ def test_when_rank_0_is_killed_the_other_ends_too() -> None:
 
 
 def test_a_rank_that_stands_still_ends_all_also_itself_when_it_wakes() -> None:
-    with answering(20, 4000) as started:
+    with answering(20, 4000) as (started, _):
         os.kill(started.processes[1].pid, signal.SIGSTOP)
         assert started.processes[0].wait(PATIENCE) == 1
         os.kill(started.processes[1].pid, signal.SIGCONT)

@@ -70,7 +70,7 @@ def _converse(reader: "Reader", talk: "Talk") -> None:
     """Reads questions and commands until the end; no error ends the conversation, nor Ctrl-C on a terminal."""
     from mlx_qwen.cli.chat.commands import obey
     from mlx_qwen.cli.failures import is_device_failure, told
-    from mlx_qwen.errors import MLXQwenError
+    from mlx_qwen.errors import MLXQwenError, RanksEndedError
 
     while True:
         try:
@@ -83,6 +83,8 @@ def _converse(reader: "Reader", talk: "Talk") -> None:
             if not sys.stdin.isatty():
                 raise
             click.echo()
+        except RanksEndedError:
+            raise
         except MLXQwenError as error:
             click.echo(f"Error: {error}", err=True)
         except (RuntimeError, MemoryError) as error:
