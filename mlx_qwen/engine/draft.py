@@ -9,6 +9,7 @@ from collections.abc import Sequence as Listed
 import mlx.core as mx
 
 from mlx_qwen.engine.depth import MOST_DRAFTS
+from mlx_qwen.engine.sampling import Pick, guess_all
 from mlx_qwen.engine.sequence import Sequence, Unread
 from mlx_qwen.model import Model
 from mlx_qwen.model.state import State
@@ -48,18 +49,18 @@ class Guesses:
 
     def __init__(self, rows: Listed[Sequence]) -> None:
         self._samplers = [row.sampler for row in rows]
-        self._histories = [row.history for row in rows]
+        self._histories = [row.history for row in rows if row.history is not None]
         self._made: list[mx.array] = []
 
     def take(self, logits: mx.array) -> mx.array:
         """The next guess [B] of every row, from a drafter's logits [B, V]."""
-        drawn = []
-        for i, (sampler, history) in enumerate(zip(self._samplers, self._histories, strict=True)):
-            assert history is not None, "the prompt has been read"
-            drawn.append(sampler.draft(logits if len(self._samplers) == 1 else logits[i : i + 1], history))
-            self._histories[i] = sampler.saw(history, drawn[-1])
-        self._made.append(drawn[0] if len(drawn) == 1 else mx.concatenate(drawn))
-        return self._made[-1]
+        guesses = guess_all(logits, [Pick(*pick) for pick in zip(self._samplers, self._histories, strict=True)])
+        self._histories = [
+            sampler.saw(history, guesses, i)
+            for i, (sampler, history) in enumerate(zip(self._samplers, self._histories, strict=True))
+        ]
+        self._made.append(guesses)
+        return guesses
 
     def made(self) -> mx.array:
         """All of them, [B, depth]."""

@@ -135,9 +135,7 @@ def _copying(row: Sequence, lookup: Lookup, costs: Listed[float] | None) -> Plan
     if room <= 0 or row.pending is None or not lookup.guess(1):
         return None
     # Only here the host waits for the token, and only where the text before it was there before.
-    pending = row.pending.token.item()
-    assert isinstance(pending, int), "samplers return token ids"
-    lookup.saw([pending])
+    lookup.saw([row.pending.known()])
     copied = lookup.guess(room)
     depth = lookup.drafts.depth(len(copied), costs if lookup.drafts.is_measured else None)
     return Plan(depth, lookup.drafts, None, copied[:depth]) if depth else None

@@ -12,10 +12,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen.answer import ClosedBy, FinishReason
+from mlx_qwen.engine.choice import Choice
 from mlx_qwen.engine.depth import Drafts
 from mlx_qwen.engine.lookup import Lookup
 from mlx_qwen.engine.rules import Rules
-from mlx_qwen.engine.sampling import Choice, History, TokenSampler
+from mlx_qwen.engine.sampling import History, TokenSampler
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import HybridCache
 from mlx_qwen.model.multimodal import Embedded, Pixels

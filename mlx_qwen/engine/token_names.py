@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mlx_qwen.answer.response import TokenLogprob
-from mlx_qwen.engine.sampling import Choice
+from mlx_qwen.engine.choice import Choice
 
 
 class TokenNames:

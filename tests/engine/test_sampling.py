@@ -16,7 +16,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mlx_qwen.engine.sampling import TokenSampler, truncated
+from mlx_qwen.engine.drawing import truncated
+from mlx_qwen.engine.sampling import TokenSampler
 from mlx_qwen.recommended import SamplingParameters
 
 V = 200

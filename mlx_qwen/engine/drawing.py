@@ -1,0 +1,113 @@
+"""Draws one token a row from penalized scores [n, V], all rows by the same parameters.
+
+Temperature, then top-k, top-p and min-p on the tempered distribution: the order of transformers' processors. XTC comes
+last, as mlx-lm's `apply_xtc` defines it.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlx_qwen.recommended import SamplingParameters
+
+
+class Place(NamedTuple):
+    """Where a token is drawn: token `number` of the answer whose noise `seed` gives."""
+
+    seed: int
+    number: int
+
+
+def drawn(
+    scores: mx.array, parameters: SamplingParameters, places: Sequence[Place], spared: mx.array | None
+) -> mx.array:
+    """The tokens [n] that the noise of each row's place picks from penalized `scores` fp32 [n, V].
+
+    `spared` bool [n, V] are tokens that XTC leaves alone; None where there is no XTC.
+    """
+    if parameters.temperature == 0:
+        return mx.argmax(scores, axis=-1)
+    candidates = truncated(scores, parameters)
+    if spared is not None:
+        candidates = _without_top_choices(candidates, parameters, places, spared)
+    noise = _gumbel(_keys([(seed, str(number)) for seed, number in places]), scores.shape[-1])
+    if candidates.tokens is None:
+        return mx.argmax(candidates.scores + noise, axis=-1)
+    best = mx.argmax(candidates.scores + mx.take_along_axis(noise, candidates.tokens, axis=-1), axis=-1)
+    return mx.take_along_axis(candidates.tokens, best[:, None], axis=-1)[:, 0]
+
+
+class Candidates(NamedTuple):
+    """Tempered scores [n, K] of the tokens that survive, -inf for the others; `tokens` [n, K], or None for all V."""
+
+    scores: mx.array
+    tokens: mx.array | None
+
+
+def truncated(scores: mx.array, parameters: SamplingParameters) -> Candidates:
+    """Applies temperature, top-k, top-p and min-p to scores [n, V] in fp32; the likeliest token always survives.
+
+    Of tokens that tie for the k-th place, those with a place among the k stay, so that never more than k do.
+    """
+    scores = scores / parameters.temperature
+    vocab_size = scores.shape[-1]
+    k = min(parameters.top_k, vocab_size) or vocab_size
+    tokens = None
+    if k < vocab_size or parameters.top_p < 1:
+        tokens = ranked(scores, k)
+        scores = mx.take_along_axis(scores, tokens, axis=-1)
+    if parameters.top_p < 1:
+        probabilities = mx.softmax(scores, axis=-1)
+        likelier = mx.cumsum(probabilities, axis=-1, inclusive=False)
+        scores = mx.where(likelier < parameters.top_p, scores, -mx.inf)
+    if parameters.min_p > 0:
+        floor = scores.max(axis=-1, keepdims=True) + mx.log(mx.array(parameters.min_p))
+        scores = mx.where(scores >= floor, scores, -mx.inf)
+    return Candidates(scores, tokens)
+
+
+def ranked(scores: mx.array, k: int) -> mx.array:
+    """Indices of the k highest of scores [n, V], highest first; only those k are sorted."""
+    negative = -scores
+    if k == scores.shape[-1]:
+        return mx.argsort(negative, axis=-1)
+    best = mx.argpartition(negative, kth=k - 1, axis=-1)[:, :k]
+    order = mx.argsort(mx.take_along_axis(negative, best, axis=-1), axis=-1)
+    return mx.take_along_axis(best, order, axis=-1)
+
+
+def _without_top_choices(
+    candidates: Candidates, parameters: SamplingParameters, places: Sequence[Place], spared: mx.array
+) -> Candidates:
+    """XTC: now and then without all tokens above a probability but the least likely of them."""
+    scores, tokens = candidates
+    probabilities = mx.softmax(scores * parameters.temperature, axis=-1)
+    likely = mx.where(probabilities > parameters.xtc_threshold, probabilities, mx.inf)
+    excluded = probabilities > likely.min(axis=-1, keepdims=True)
+    spared = spared if tokens is None else mx.take_along_axis(spared, tokens, axis=-1)
+    happens = _uniform(_keys([(seed, f"xtc {number}") for seed, number in places])) <= parameters.xtc_probability
+    return Candidates(mx.where(excluded & ~spared & happens, -mx.inf, scores), tokens)
+
+
+def _keys(places: Sequence[tuple[int, str]]) -> mx.array:
+    """Random bits uint32 [n, 2] for what is drawn of answers with these seeds."""
+    digests = (blake2b(f"{seed} {what}".encode(), digest_size=8).digest() for seed, what in places)
+    return mx.array([[int.from_bytes(part[:4], "big"), int.from_bytes(part[4:], "big")] for part in digests], mx.uint32)
+
+
+def _gumbel(keys: mx.array, size: int) -> mx.array:
+    """Noise fp32 [n, size], of each row as its key alone gives it."""
+    if len(keys) == 1:
+        return mx.random.gumbel((1, size), key=keys[0])
+    noise: mx.array = mx.vmap(lambda key: mx.random.gumbel((size,), key=key))(keys)
+    return noise
+
+
+def _uniform(keys: mx.array) -> mx.array:
+    """Numbers fp32 [n, 1] from 0 to 1, likewise."""
+    if len(keys) == 1:
+        return mx.random.uniform(shape=(1, 1), key=keys[0])
+    numbers: mx.array = mx.vmap(lambda key: mx.random.uniform(shape=(1,), key=key))(keys)
+    return numbers
