@@ -11,6 +11,7 @@ from mlx_qwen.engine.memory import DRAFT_SHARE
 from mlx_qwen.engine.prefix import PrefixIndex
 from mlx_qwen.engine.sampling import TokenSampler
 from mlx_qwen.engine.sequence import Sequence
+from mlx_qwen.engine.vocabulary import DraftVocabulary, special_run
 from mlx_qwen.errors import PromptError
 from mlx_qwen.loading import load
 from mlx_qwen.model import Model
@@ -22,6 +23,14 @@ from mlx_qwen.value_types import shown
 def drafts_of(settings: EngineSettings, sampler: TokenSampler) -> Drafts:
     """How many tokens the MTP layer or a draft model guesses: as was measured where no answer has to come again."""
     return _drafts(settings.drafts, sampler, DRAFT_COST)
+
+
+def vocabulary_of(settings: EngineSettings, processor: Processor, vocab_size: int) -> DraftVocabulary | None:
+    """Which tokens guesses are chosen from; None for all of them."""
+    if settings.draft_vocabulary == 0:
+        return None
+    special = special_run(processor.tokenizer.get_added_tokens_decoder().keys())
+    return DraftVocabulary(vocab_size, special, settings.draft_vocabulary)
 
 
 def lookup_of(settings: EngineSettings, sampler: TokenSampler) -> Lookup | None:

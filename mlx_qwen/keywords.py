@@ -24,6 +24,7 @@ class SettingKeywords(TypedDict, total=False):
     draft_model: object
     prompt_lookup: bool
     num_draft_tokens: int | None
+    draft_vocabulary: int | None
     prefix_cache: bool
     prefix_cache_bytes: int | None
     prefix_cache_dir: str | Path | None

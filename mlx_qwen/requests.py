@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mlx_qwen.answer import AnswerDelta
 from mlx_qwen.answer.response import Clock, GenerationResponse
-from mlx_qwen.drafting import draft_model_of, drafting_of, drafts_of, lookup_of
+from mlx_qwen.drafting import draft_model_of, drafting_of, drafts_of, lookup_of, vocabulary_of
 from mlx_qwen.engine.anchors import Marks, Span, anchors, question_end
 from mlx_qwen.engine.caching import check_cache, seen_tokens
 from mlx_qwen.engine.constraint import constraint_of
@@ -130,6 +130,7 @@ def prepare_request(
         drafts=drafts_of(settings, sampler),
         draft_model=draft_model_of(model, processor, settings.draft_model),
         lookup=lookup_of(settings, sampler),
+        vocabulary=vocabulary_of(settings, processor, text.vocab_size),
         media=[_medium(one) for one in inputs.media],
         **(_kept(model, processor, inputs, settings) if settings.prefix_cache and cache is None else {}),
         prompt_cache=cache,

@@ -81,6 +81,13 @@ class EngineSettings:
         most=7,
         flag="--num-draft-tokens",
     )
+    draft_vocabulary: int | None = option(
+        None,
+        help="of how many of the vocabulary's first tokens, beside its special ones, guesses are chosen: as many as "
+        "pay for the text, unless told otherwise; 0 for all. It never changes an answer.",
+        least=0,
+        flag="--draft-vocabulary",
+    )
     prefix_cache: bool = option(
         True,
         help="whether to go on from what was read before, and to keep what is read now.",

@@ -10,7 +10,7 @@ MOST_DRAFTS = 7
 # What a decoded token costs: 1. One more verified row and one more draft, as public measurements on Apple GPUs have it.
 ROW_COST, DRAFT_COST = 0.3, 0.15
 # The chance of a first guess before any was tried and how many tries that is worth; how fast old tries are forgotten.
-_FIRST_CHANCE, _UNKNOWN_WEIGHT = 0.8, 2.0
+FIRST_CHANCE, _UNKNOWN_WEIGHT = 0.8, 2.0
 _MEMORY = 0.95
 _PROBE_AFTER, _MOST_PROBE_AFTER = 16, 256
 
@@ -89,7 +89,7 @@ class Drafts:
 
     def expected(self) -> list[float]:
         """How many tokens a pass with 0 to 7 guesses is expected to write."""
-        tokens, right, chance = [1.0], 1.0, _FIRST_CHANCE
+        tokens, right, chance = [1.0], 1.0, FIRST_CHANCE
         for taken, tried in zip(self.taken, self.tried, strict=True):
             # What is not known yet is taken to be as likely as at the depth before.
             chance = (taken + _UNKNOWN_WEIGHT * chance) / (tried + _UNKNOWN_WEIGHT)

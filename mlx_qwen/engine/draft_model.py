@@ -11,6 +11,7 @@ from mlx_qwen.engine.draft import Guesses
 from mlx_qwen.engine.memory import piece_tokens
 from mlx_qwen.engine.prefix import PrefixIndex, prefix_key
 from mlx_qwen.engine.sequence import Sequence, Unread
+from mlx_qwen.engine.vocabulary import head_share
 from mlx_qwen.model import Model
 from mlx_qwen.model.state import State, empty_state
 
@@ -28,6 +29,9 @@ class DraftModel:
 
     def __init__(self, model: Model, prefixes: PrefixIndex, piece_bytes: int | None = None) -> None:
         self.model = model
+        self.head_share: float | None = head_share(
+            model.lm_head or model.embed_tokens, model.layers, model.config.text.moe
+        )
         # What may be alive while a piece of a prompt is read; None for pieces as the row asks.
         self._piece_bytes = piece_bytes
         self._prefixes = prefixes
@@ -76,11 +80,11 @@ class DraftModel:
         else:
             for row in rows:
                 self._catch_up(row, row.length)
-        state, guessed, self._after = State.joined([_state(row) for row in rows]), Guesses(rows), []
+        state, guessed, self._after = State.joined([_state(row) for row in rows]), Guesses(rows, self.head_share), []
         for _ in range(depth):
             hidden, state, _ = self.model.step(entering, state, last=True)
             self._after.append(state)
-            entering = guessed.take(self.model.logits(hidden[:, -1:])[:, -1])[:, None]
+            entering = guessed.take(self.model.logits(hidden[:, -1:], guessed.part)[:, -1])[:, None]
         return guessed.made()
 
     def kept(self, rows: Listed[Sequence], right: Listed[int]) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from mlx_qwen.model.partial_head import Part
 from mlx_qwen.recommended import SamplingParameters
 
 
@@ -21,18 +22,26 @@ class Place(NamedTuple):
 
 
 def drawn(
-    scores: mx.array, parameters: SamplingParameters, places: Sequence[Place], spared: mx.array | None
+    scores: mx.array,
+    parameters: SamplingParameters,
+    places: Sequence[Place],
+    spared: mx.array | None,
+    *,
+    vocab_size: int,
+    part: Part | None = None,
 ) -> mx.array:
-    """The tokens [n] that the noise of each row's place picks from penalized `scores` fp32 [n, V].
+    """Where in penalized `scores` fp32 [n, V] the tokens [n] are that the noise of each row's place picks.
 
-    `spared` bool [n, V] are tokens that XTC leaves alone; None where there is no XTC.
+    `spared` bool [n, V] are tokens that XTC leaves alone; None where there is no XTC. Both may be of a `part` of the
+    vocabulary alone: the noise of a token is the same, however many others there are to choose from.
     """
     if parameters.temperature == 0:
         return mx.argmax(scores, axis=-1)
     candidates = truncated(scores, parameters)
     if spared is not None:
         candidates = _without_top_choices(candidates, parameters, places, spared)
-    noise = _gumbel(_keys([(seed, str(number)) for seed, number in places]), scores.shape[-1])
+    noise = _gumbel(_keys([(seed, str(number)) for seed, number in places]), vocab_size)
+    noise = noise if part is None else part.of(noise)
     if candidates.tokens is None:
         return mx.argmax(candidates.scores + noise, axis=-1)
     best = mx.argmax(candidates.scores + mx.take_along_axis(noise, candidates.tokens, axis=-1), axis=-1)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_qwen.engine.costs import Costs
-from mlx_qwen.engine.depth import DRAFT_COST, MOST_DRAFTS, Chooser, Drafts
+from mlx_qwen.engine.depth import DRAFT_COST, MOST_DRAFTS, Chooser, Drafts, stated_costs
 from mlx_qwen.engine.draft import MTPDrafter
 from mlx_qwen.engine.lookup import Lookup
 from mlx_qwen.engine.sequence import Drafter, Sequence, Unread
@@ -102,7 +102,8 @@ class Guessers:
         for i, row in enumerate(rows):
             drafter, room = self._drafter(row), _room(row)
             room = min(room, drafter.room(state, row)) if drafter is not None and room > 0 else 0
-            depths.append(row.drafts.depth(room) if room > 0 and not row.drafts.is_measured else 0)
+            costs = None if row.vocabulary is None else stated_costs(_draft_cost(drafter, row))
+            depths.append(row.drafts.depth(room, costs) if room > 0 and not row.drafts.is_measured else 0)
             if row.drafts.is_measured and room > 0:
                 measured[i] = room
         if measured:
@@ -113,8 +114,9 @@ class Guessers:
 
     def _shared(self, rows: Listed[Sequence], batch: int, least: int) -> int:
         """The depth that gives most tokens by the clock, for `rows` of a batch whose others guess `least` tokens."""
-        name = getattr(self._drafter(rows[0]), "name", "")
-        costs = self.costs.of(batch, name, draft=DRAFT_COST)
+        drafter = self._drafter(rows[0])
+        name = getattr(drafter, "name", "")
+        costs = self.costs.of(batch, name, draft=max(_draft_cost(drafter, row) for row in rows))
         if costs is None:
             return 0
         each = [row.drafts.expected() for row in rows]
@@ -126,6 +128,10 @@ class Guessers:
 def _room(row: Sequence) -> int:
     """How many guesses could be written: the pending token and the one behind the guesses are the model's own."""
     return row.max_tokens - len(row.written) - 2
+
+
+def _draft_cost(drafter: Drafter | None, row: Sequence) -> float:
+    return DRAFT_COST if drafter is None else row.draft_cost(drafter.head_share)
 
 
 def _copying(row: Sequence, lookup: Lookup, costs: Listed[float] | None) -> Plan | None:

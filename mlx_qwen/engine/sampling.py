@@ -14,6 +14,7 @@ import numpy as np
 from mlx_qwen.engine.choice import Choice, Chosen
 from mlx_qwen.engine.drawing import Place, drawn, ranked
 from mlx_qwen.errors import PromptError
+from mlx_qwen.model.partial_head import Part
 from mlx_qwen.options import LogitsProcessor, Sampler
 from mlx_qwen.recommended import SamplingParameters
 
@@ -118,9 +119,12 @@ class TokenSampler:
         """
         return Choice(_chosen(logits, [Pick(self, history, allowed)]), 0)
 
-    def draft(self, logits: mx.array, history: History) -> mx.array:
-        """A guess [1] at the token that `choose` will take, from a draft's logits [1, V], shaped as the model's are."""
-        return _guessed(logits, [Pick(self, history)])
+    def draft(self, logits: mx.array, history: History, part: Part | None = None) -> mx.array:
+        """A guess [1] at the token that `choose` will take, from a draft's logits [1, V], shaped as the model's are.
+
+        With a `part` of the vocabulary `logits` are those of its tokens [1, part.size], and the guess is one of them.
+        """
+        return _guessed(logits, [Pick(self, history, part=part)])
 
     def checked(self, token: mx.array) -> mx.array:
         """What the caller's own sampler returned, if it is a token [1]; PromptError otherwise."""
@@ -134,11 +138,15 @@ class TokenSampler:
 
 
 class Pick(NamedTuple):
-    """A token to be chosen: by whom, behind what, and of which (bool [1, V], None for all)."""
+    """A token to be chosen: by whom, behind what, and of which (bool [1, V], None for all).
+
+    A guess may be chosen from a `part` of the vocabulary, whose logits alone there are.
+    """
 
     sampler: TokenSampler
     history: History
     allowed: mx.array | None = None
+    part: Part | None = None
 
 
 def choose_all(logits: mx.array, picks: Sequence[Pick]) -> list[Choice]:
@@ -150,10 +158,17 @@ def choose_all(logits: mx.array, picks: Sequence[Pick]) -> list[Choice]:
     return [choices[i] for i in range(len(picks))]
 
 
-def guess_all(logits: mx.array, picks: Sequence[Pick]) -> mx.array:
-    """Guesses [n] at the tokens that `choose_all` will take, from drafts' logits [n, V]."""
-    groups = _alike(picks)
-    guesses = [_guessed(_rows(logits, members), [picks[i] for i in members]) for members in groups]
+def guess_all(logits: mx.array, picks: Sequence[Pick], computed: Part | None = None) -> mx.array:
+    """Guesses [n] at the tokens that `choose_all` will take, from drafts' logits [n, V].
+
+    Where only a part was `computed`, [n, computed.size], each row's own part lies within it.
+    """
+    groups, guesses = _alike(picks), []
+    for members in groups:
+        own, part = _rows(logits, members), picks[members[0]].part
+        if part is not None:
+            own = part.of(own) if computed is None else part.of_wider(computed, own)
+        guesses.append(_guessed(own, [picks[i] for i in members]))
     if len(groups) == 1:
         return guesses[0]
     order = np.argsort([i for members in groups for i in members])
@@ -165,7 +180,7 @@ def _alike(picks: Sequence[Pick]) -> list[list[int]]:
         return [[0]]
     groups: dict[object, list[int]] = {}
     for i, pick in enumerate(picks):
-        groups.setdefault((pick.sampler.kind, pick.allowed is None), []).append(i)
+        groups.setdefault((pick.sampler.kind, pick.allowed is None, pick.part), []).append(i)
     return list(groups.values())
 
 
@@ -197,22 +212,24 @@ def _chosen(logits: mx.array, picks: Sequence[Pick]) -> Chosen:
 
 
 def _guessed(logits: mx.array, picks: Sequence[Pick]) -> mx.array:
-    scores = _penalized(logits.astype(mx.float32), picks)
-    return mx.argmax(scores, axis=-1) if picks[0].sampler.is_foreign else _drawn(scores, picks)
+    scores, part = _penalized(logits.astype(mx.float32), picks), picks[0].part
+    places = mx.argmax(scores, axis=-1) if picks[0].sampler.is_foreign else _drawn(scores, picks)
+    return places if part is None else part.ids(places)
 
 
 def _drawn(scores: mx.array, picks: Sequence[Pick]) -> mx.array:
     places = [Place(pick.sampler.seed, pick.history.written) for pick in picks]
-    spared = _stacked([pick.sampler.spared for pick in picks])
-    return drawn(scores, picks[0].sampler.parameters, places, spared)
+    first, part = picks[0].sampler, picks[0].part
+    spared = _stacked([pick.sampler.spared for pick in picks], part)
+    return drawn(scores, first.parameters, places, spared, vocab_size=first.vocab_size, part=part)
 
 
 def _penalized(scores: mx.array, picks: Sequence[Pick]) -> mx.array:
-    parameters = picks[0].sampler.parameters
-    bias = _stacked([pick.sampler.bias for pick in picks])
-    present = _stacked([pick.history.present for pick in picks])
-    counts = _stacked([pick.history.counts for pick in picks])
-    repeated = _stacked([pick.history.repeated for pick in picks])
+    parameters, part = picks[0].sampler.parameters, picks[0].part
+    bias = _stacked([pick.sampler.bias for pick in picks], part)
+    present = _stacked([pick.history.present for pick in picks], part)
+    counts = _stacked([pick.history.counts for pick in picks], part)
+    repeated = _stacked([pick.history.repeated for pick in picks], part)
     if bias is not None:
         scores = scores + bias
     if repeated is not None:
@@ -223,9 +240,9 @@ def _penalized(scores: mx.array, picks: Sequence[Pick]) -> mx.array:
     return scores if present is None else scores - present
 
 
-def _stacked(parts: Sequence[mx.array | None]) -> mx.array | None:
-    """[1, V] each as [n, V]; None where there are none."""
-    found = [part for part in parts if part is not None]
+def _stacked(rows: Sequence[mx.array | None], part: Part | None = None) -> mx.array | None:
+    """[1, V] each as [n, V], or what they are for a part of the vocabulary; None where there are none."""
+    found = [row if part is None else part.of(row) for row in rows if row is not None]
     return None if not found else found[0] if len(found) == 1 else mx.concatenate(found)
 
 

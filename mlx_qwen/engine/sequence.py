@@ -13,13 +13,15 @@ import numpy as np
 
 from mlx_qwen.answer import ClosedBy, FinishReason
 from mlx_qwen.engine.choice import Choice
-from mlx_qwen.engine.depth import Drafts
+from mlx_qwen.engine.depth import DRAFT_COST, Drafts
 from mlx_qwen.engine.lookup import Lookup
 from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import History, TokenSampler
+from mlx_qwen.engine.vocabulary import WINDOW, DraftVocabulary
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import HybridCache
 from mlx_qwen.model.multimodal import Embedded, Pixels
+from mlx_qwen.model.partial_head import Part
 from mlx_qwen.model.state import State
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 # How far an answer may run ahead of whoever reads it.
 MOST_UNREAD = 32
+# After how many tokens it is asked anew which part of the vocabulary they are of.
+_ASKED_EVERY = 16
 _numbers = count()
 
 
@@ -98,6 +102,8 @@ class Drafter(Protocol):
 
     # By what its costs are remembered.
     name: str
+    # What its head takes of the bytes that a guess reads; None where it always reads the whole head.
+    head_share: float | None
 
     def room(self, state: State, row: "Sequence") -> int:
         """How many tokens of `row` it can guess from what was read; `state` is the batch's."""
@@ -146,6 +152,7 @@ class Sequence:
         drafts: how many tokens to guess ahead, and how well that went.
         draft_model: guesses them in place of the model's own MTP layer.
         lookup: copies them from the text, wherever its end stood there before.
+        vocabulary: which tokens drafts are chosen from; None for all.
         prompt_cache: read before the prompt, and kept up to date.
         earlier: the tokens of `prompt_cache`.
         step_size: most tokens of the prompt to read at once.
@@ -166,6 +173,7 @@ class Sequence:
     drafts: Drafts
     draft_model: "ReadingDrafter | None" = None
     lookup: Lookup | None = None
+    vocabulary: DraftVocabulary | None = None
     key: np.ndarray | None = None
     media: Listed[Medium] = ()
     anchors: Listed[int] = ()
@@ -185,6 +193,7 @@ class Sequence:
     read: int = 0
     pieces: int = 0
     cached: int = 0
+    drafted_from: tuple[int, float, Part | None] | None = None
     embedded: Embedded | None = None
     embedded_from: int = 0
     history: History | None = None
@@ -224,6 +233,25 @@ class Sequence:
             found += part[max(start, 0) : max(end, 0)]
             start, end = start - len(part), end - len(part)
         return found
+
+    def draft_part(self, head_share: float | None) -> Part | None:
+        """The part of the vocabulary that its next drafts are chosen from; None for all of it.
+
+        `head_share` is what the head takes of a guess's bytes; None where it cannot be divided.
+        """
+        if self.vocabulary is None or head_share is None:
+            return None
+        end = self.length - self.length % _ASKED_EVERY or self.length
+        if self.drafted_from is None or self.drafted_from[:2] != (end, head_share):
+            part = self.vocabulary.part(self.text(end - WINDOW, end), head_share)
+            self.drafted_from = end, head_share, part
+        return self.drafted_from[2]
+
+    def draft_cost(self, head_share: float | None) -> float:
+        """What one of its next drafts costs beside a decoded token."""
+        if self.vocabulary is None or head_share is None:
+            return DRAFT_COST
+        return self.vocabulary.cost(self.draft_part(head_share), head_share)
 
     @property
     def to_read(self) -> list[int]:

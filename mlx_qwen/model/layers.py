@@ -1,6 +1,7 @@
 """Small modules that every block uses."""
 
 from copy import copy
+from typing import TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,6 +11,7 @@ from metal_kernels.norm import add_rms_norm, rms_norm
 
 AnyLinear = nn.Linear | nn.QuantizedLinear
 AnyEmbedding = nn.Embedding | nn.QuantizedEmbedding
+Rows = TypeVar("Rows", bound=nn.Module)
 
 
 class MicroscaledEmbedding(nn.QuantizedEmbedding):
@@ -59,13 +61,13 @@ class FusedLinear(nn.Module):
         for part in self.parts:
             size = part.weight.shape[0]
             if first < size and last > 0:
-                picked.parts.append(_rows_of(part, max(first, 0), min(last, size)))
+                picked.parts.append(rows_of(part, max(first, 0), min(last, size)))
             first, last = first - size, last - size
         return picked
 
 
-def _rows_of(part: AnyLinear, first: int, last: int) -> AnyLinear:
-    """A module of the same kind that holds some rows of each of its arrays."""
+def rows_of(part: Rows, first: int, last: int) -> Rows:
+    """A module of the same kind that holds some rows of each of its arrays, as views."""
     picked = copy(part)
     for name in ("weight", "scales", "biases", "bias"):
         if name in part:

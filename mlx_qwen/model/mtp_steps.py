@@ -12,6 +12,7 @@ from mlx_qwen.model.collectives import SlicedEmbedding, SlicedHead
 from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
 from mlx_qwen.model.mtp import MTP, Draft
 from mlx_qwen.model.multimodal import Embedded
+from mlx_qwen.model.partial_head import Part, PartialHead
 from mlx_qwen.model.pipeline import Stages
 from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedFill, can_compile, made_with
 from mlx_qwen.model.rope import Positions
@@ -32,6 +33,7 @@ class MTPSteps(nn.Module):
     stages: Stages | None
     mtp_reads: MTPReads
     _replayed_fill: ReplayedFill | None
+    _partial_head: PartialHead | None
     _dtype: mx.Dtype | None
 
     @property
@@ -56,6 +58,7 @@ class MTPSteps(nn.Module):
         *,
         chained: bool = False,
         embedded: Embedded | None = None,
+        part: Part | None = None,
     ) -> Draft:
         """The MTP layer's drafts of the tokens after `next_ids`, and what the next step of the chain reads.
 
@@ -69,6 +72,7 @@ class MTPSteps(nn.Module):
             chained: whether `hidden` comes from the step before.
             embedded: from `embed`, of the tokens that `hidden` belongs to where they hold images or videos; the last of
                 `next_ids` is text then.
+            part: of the vocabulary, whose logits alone are computed; None for all, as where ranks divide the head.
 
         Raises:
             ValueError: the model has no MTP layer.
@@ -83,7 +87,7 @@ class MTPSteps(nn.Module):
             axes, delta = mx.array(embedded.axes), embedded.rope_delta(memory.offset + T)
         states = hidden if chained else self._mtp_states(hidden)
         normed = mtp(states, embeddings, Positions(memory.positions(), axes), KeyValues(chains, 0))
-        return Draft(self._head(normed), normed, State(chains, rope_delta=delta))
+        return Draft(self._head(normed, part), normed, State(chains, rope_delta=delta))
 
     def mtp_memory(self, state: State | None = None) -> State:
         """What the MTP layer remembers of the sequences of `state`, or of none."""
@@ -134,7 +138,13 @@ class MTPSteps(nn.Module):
             self._replayed_fill = ReplayedFill(self.embed_tokens, self.norm, self._mtp(), self.mtp_reads)
         return self._replayed_fill
 
-    def _head(self, normed: mx.array) -> mx.array:
+    def _head(self, normed: mx.array, part: Part | None = None) -> mx.array:
+        held = self.embed_tokens if self.lm_head is None else self.lm_head
+        if part is not None:
+            assert not isinstance(held, SlicedEmbedding | SlicedHead) and self.stages is None, "the head is whole here"
+            if self._partial_head is None or not self._partial_head.holds(held):
+                self._partial_head = PartialHead(held)
+            return self._partial_head(normed, part)
         head = self.embed_tokens.as_linear if self.lm_head is None else self.lm_head
         logits: mx.array
         if self.stages is not None:

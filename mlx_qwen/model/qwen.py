@@ -22,6 +22,7 @@ from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
 from mlx_qwen.model.mtp import MTP
 from mlx_qwen.model.mtp_steps import MTPSteps
 from mlx_qwen.model.multimodal import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
+from mlx_qwen.model.partial_head import Part, PartialHead
 from mlx_qwen.model.pipeline import Stages
 from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedFill, ReplayedStep, can_compile, made_with
 from mlx_qwen.model.rope import Positions
@@ -84,6 +85,7 @@ class Model(MTPSteps):
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self._replayed: ReplayedStep | None = None
         self._replayed_fill: ReplayedFill | None = None
+        self._partial_head: PartialHead | None = None
         self._dtype: mx.Dtype | None = None
         self.engine: object | None = None
         self.reread: Callable[[Model], None] | None = None
@@ -251,13 +253,17 @@ class Model(MTPSteps):
             self._replayed = ReplayedStep(self.embed_tokens, self.layers)
         return self._replayed
 
-    def logits(self, hidden: mx.array) -> mx.array:
-        """Final norm and head: fp32 [B, T, hidden_size] to [B, T, vocab_size] in the model's dtype."""
-        return self._head(self.norm(hidden, self.dtype))
+    def logits(self, hidden: mx.array, part: Part | None = None) -> mx.array:
+        """Final norm and head: fp32 [B, T, hidden_size] to [B, T, vocab_size] in the model's dtype.
+
+        With a `part` of the vocabulary, which no ranks may divide, [B, T, part.size].
+        """
+        return self._head(self.norm(hidden, self.dtype), part)
 
     def update(self, parameters: dict[str, Any], strict: bool = True) -> "Model":  # type: ignore[override]
         """Replace the given parameters, as `mlx.nn.Module.update` does."""
-        self._replayed, self._replayed_fill, self._dtype, self._features = None, None, None, None
+        self._replayed, self._replayed_fill, self._partial_head = None, None, None
+        self._dtype, self._features = None, None
         self._ready, self._ready_vision, self.reread, self.identity = False, False, None, ""
         super().update(parameters, strict)
         return self

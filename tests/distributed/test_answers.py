@@ -140,7 +140,20 @@ def test_a_request_that_is_refused_or_left_ends_alone(two: Ranks, loaded: Loaded
 
 def test_a_command_on_two_ranks_drafts_answers_once_and_ends_both(folder: Path, loaded: Loaded) -> None:
     with ranks(
-        2, "generate", PROMPTS[2], "--model", folder, "--temp", 0, "--mtp", 3, "--max-tokens", COUNT, "--json"
+        2,
+        "generate",
+        PROMPTS[2],
+        "--model",
+        folder,
+        "--temp",
+        0,
+        "--mtp",
+        3,
+        "--max-tokens",
+        COUNT,
+        "--json",
+        "--draft-vocabulary",
+        64,
     ) as started:
         assert started.ended(60) == [0, 0]
         said = json.loads(started.out(0))
@@ -150,7 +163,7 @@ def test_a_command_on_two_ranks_drafts_answers_once_and_ends_both(folder: Path, 
 
 
 def test_ranks_that_run_whole_layers_one_after_the_other_draft_and_answer_alike(folder: Path, loaded: Loaded) -> None:
-    words = ["--model", folder, "--temp", 0, "--mtp", 2, "--max-tokens", 24, "--json"]
+    words = ["--model", folder, "--temp", 0, "--mtp", 2, "--max-tokens", 24, "--json", "--draft-vocabulary", 64]
     with ranks(2, "generate", PROMPTS[2], *words, "--pipeline") as started:
         assert started.ended(60) == [0, 0]
         said = json.loads(started.out(0))

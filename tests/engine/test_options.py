@@ -105,6 +105,8 @@ UNUSABLE: list[tuple[str, object]] = [
     ("draft_model", 5),
     ("prompt_lookup", "yes"),
     ("num_draft_tokens", 8),
+    ("draft_vocabulary", -1),
+    ("draft_vocabulary", "all"),
     ("prefix_cache", 1),
     ("prefix_cache_bytes", -1),
     ("prefix_cache_dir", 5),

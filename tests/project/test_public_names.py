@@ -127,6 +127,7 @@ SETTINGS = {
     "max_kv_size",
     "mtp",
     "draft_model",
+    "draft_vocabulary",
     "prompt_lookup",
     "num_draft_tokens",
     "prefix_cache",
