@@ -17,6 +17,7 @@ from tests.support.tokenizers import add_tokenizer
 from tools.benchmarks.__main__ import main
 from tools.benchmarks.conversions import bench_conversion_memory
 from tools.benchmarks.delta_rule import random_problem
+from tools.benchmarks.draft_vocabulary import bench_draft_vocabulary
 from tools.benchmarks.packed_keys import bench_packed
 from tools.benchmarks.peer import WITHOUT_TORCH, random_pair
 from tools.benchmarks.quality import bench_quality
@@ -43,6 +44,16 @@ def test_both_models_of_a_comparison_compute_the_same(bits: int | None) -> None:
     ids = mx.array([[1, 2, 3, 4, 5, 6, 7]])
     expected = np.array(theirs(ids))
     assert np.abs(np.array(ours(ids)) - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
+def test_guesses_from_parts_of_a_vocabulary_read_less_of_the_head() -> None:
+    table = bench_draft_vocabulary(repeats=1, vocab_size=4096)
+    greedy = {row[1]: float(row[2].split()[0]) for row in table.rows if row[0] == "greedy"}
+    assert list(greedy) == ["all", "1/8", "2/8", "3/8", "5/8"]
+    # 4 bits, and 64 of scale and bias for each 64 of 1,024 columns.
+    assert greedy["all"] == pytest.approx(4096 * 1024 * (4 + 64 / 64) / 8 / 1e6, abs=0.06)
+    assert greedy["1/8"] < greedy["all"] / 4
+    assert all(float(row[3].split()[0]) >= 0 for row in table.rows)
 
 
 def test_precision_is_compared_with_transformers_and_mlx_lm(tmp_path: Path) -> None:

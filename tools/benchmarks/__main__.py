@@ -68,6 +68,12 @@ def _drafts(run: Run) -> Section:
     return section_of([bench_drafts(prompts=run.repeats), bench_equality()])
 
 
+def _vocabulary(run: Run) -> Section:
+    from tools.benchmarks.draft_vocabulary import bench_draft_vocabulary
+
+    return section_of([bench_draft_vocabulary(repeats=run.repeats)])
+
+
 def _grammar(run: Run) -> Section:
     from tools.benchmarks.grammar_cost import bench_grammar
 
@@ -199,6 +205,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "model": ("prefill and decode of a small model", _model),
     "host": ("the host's share of a decoded token", _host),
     "drafts": ("drafts of the bundled model, and answers with drafts beside those without", _drafts),
+    "vocabulary": ("guesses from parts of the real vocabulary, beside all of it", _vocabulary),
     "grammar": ("what holding an answer to a grammar costs a token", _grammar),
     "throughput": ("answers that are written at the same time", _throughput),
     "long": ("a prompt of --tokens tokens beside what is planned", _long),
