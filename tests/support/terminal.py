@@ -29,7 +29,10 @@ main()
 
 
 class Terminal:
-    """`mlx-qwen` on a terminal of its own. What it prints is in `output`; `wait_for` reads on."""
+    """`mlx-qwen` on a terminal of its own. What it prints is in `output`; `wait_for` reads on.
+
+    `fresh` are the terminal's modes before anything ran on it.
+    """
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class Terminal:
     ) -> None:
         self._own, other = pty.openpty()
         fcntl.ioctl(self._own, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.fresh = self.modes()
         states = {"XDG_STATE_HOME": str(cwd / "state"), "XDG_CACHE_HOME": str(cwd / "cache")}
         self.process = subprocess.Popen(
             [sys.executable, "-c", _COMMAND, first, *map(str, arguments)],
@@ -105,6 +109,10 @@ class Terminal:
         while self._read(1):
             assert time.monotonic() < limit, f"the process goes on; it printed {self.output[-2000:]!r}"
         return self.process.wait(PATIENCE)
+
+    def modes(self) -> list[object]:
+        """How the terminal treats what is typed and printed now."""
+        return termios.tcgetattr(self._own)
 
     def screen(self) -> str:
         """All lines that were printed, those that scrolled away too."""
