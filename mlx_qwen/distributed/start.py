@@ -18,6 +18,7 @@ from mlx_qwen.distributed.environment import JOINING, joined, within
 from mlx_qwen.distributed.follower import Follower
 from mlx_qwen.distributed.frames import Frame, packed, received
 from mlx_qwen.distributed.leader import Leader
+from mlx_qwen.distributed.means import Means, agree, agreed, means_of
 from mlx_qwen.distributed.meeting import Note, accepted, listening, reached, told
 from mlx_qwen.distributed.neighbours import watch
 from mlx_qwen.distributed.sameness import check_files, check_versions, files, host, versions
@@ -57,11 +58,11 @@ def lead(path: str | None, *, revision: str | None = None, pipeline: bool = Fals
         leader.tell(Frame("read", {}))
         model, processor = load(folder, group=group, pipeline=pipeline)
         engine = engine_of(model)
-        ranks = [_means(engine), *(frame.values for frame in leader.answers("loaded").values())]
-        means = {name: min(int(one[name]) for one in ranks) for name in ranks[0]}
+        others = [Means(**frame.values) for frame in leader.answers("loaded").values()]
+        means = agreed([means_of(engine), *others])
         known = {"reads": model.mtp_reads, "unsettled": model.mtp_unsettled}
-        leader.tell(Frame("begin", {"means": means, **known}))
-        _agree(engine, means)
+        leader.tell(Frame("begin", {"means": means._asdict(), **known}))
+        agree(engine, means)
         leader.lead(engine)
     except BaseException as error:
         leader.close(str(error) or type(error).__name__)
@@ -105,10 +106,10 @@ def _loaded(follower: Follower, group: mx.distributed.Group, asked: Mapping[str,
     follower.expect("read")
     model, processor = load(folder, group=group, pipeline=bool(asked["pipeline"]))
     engine = engine_of(model)
-    follower.say("loaded", **_means(engine))
+    follower.say("loaded", **means_of(engine)._asdict())
     begin = follower.expect("begin").values
     model.mtp_reads, model.mtp_unsettled = begin["reads"], begin["unsettled"]
-    _agree(engine, begin["means"])
+    agree(engine, Means(**begin["means"]))
     return engine, processor
 
 
@@ -148,15 +149,3 @@ def _gathered(listener: socket.socket, note: Note, size: int) -> tuple[dict[int,
 
 def _folder(path: str | None, revision: str | None) -> Path:
     return resolve(demo_folder() if path is None else path, revision=revision)
-
-
-def _means(engine: Engine) -> dict[str, int]:
-    """What this machine has for answers, in bytes."""
-    kept = engine.prefixes.budget_bytes if engine.prefixes is not None else 0
-    return {"states": engine.memory.state_bytes, "piece": engine.memory.piece_bytes, "prefixes": kept}
-
-
-def _agree(engine: Engine, means: dict[str, int]) -> None:
-    """Use no more than the rank with the least, so that all decide alike."""
-    engine.memory.state_bytes, engine.memory.piece_bytes = means["states"], means["piece"]
-    engine.store.limit(means["prefixes"])

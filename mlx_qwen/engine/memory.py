@@ -42,12 +42,19 @@ class MemoryPlan:
     """What a model's answers may take, and what each of them will; None takes what the machine has for it."""
 
     def __init__(self, model: Model, state_bytes: int | None = None, piece_bytes: int | None = None) -> None:
-        self._model = model
-        self._given = state_bytes, piece_bytes
+        self._model, self._text = model, model.share.text
+        self._given, self._is_agreed = (state_bytes, piece_bytes), False
         self.make_room_beside(None)
+
+    def agree(self, text: TextConfig, state_bytes: int, piece_bytes: int) -> None:
+        """Plan as other ranks do, whatever is loaded beside: for the states of a model of the sizes `text`."""
+        self._text, self._is_agreed = text, True
+        self.state_bytes, self.piece_bytes = state_bytes, piece_bytes
 
     def make_room_beside(self, draft_model: Model | None) -> None:
         """Plan with what the weights of the model leave, and those of a draft model that is loaded beside it."""
+        if self._is_agreed:
+            return
         beside = None if draft_model is self._model else draft_model
         budget, (states, piece) = budget_of(self._model, beside), self._given
         self.state_bytes = budget.states if states is None else states
@@ -64,15 +71,16 @@ class MemoryPlan:
     def piece(self, sequence: Sequence) -> int:
         """How many tokens of a prompt to read at once now."""
         assert sequence.state is not None, "it has begun"
-        text, size, bits = self._model.share.text, self._model.dtype.size, sequence.kv_bits
+        text, size, bits = self._text, self._model.dtype.size, sequence.kv_bits
         read = sequence.state.offset
         return piece_tokens(text, sequence.step_size, read, self.piece_bytes, item_size=size, kv_bits=bits)
 
     def _asked(self, sequence: Sequence) -> "Asked":
         seen = 0 if sequence.prompt_cache is None else sequence.prompt_cache.offset
-        share, size = self._model.share, self._model.dtype.size
-        text, prompt = share.text, seen + len(sequence.ids)
-        mtp = 0 if self._model.mtp is None else share.whole.num_key_value_heads // text.num_key_value_heads
+        text, size = self._text, self._model.dtype.size
+        prompt = seen + len(sequence.ids)
+        whole = self._model.config.text
+        mtp = 0 if self._model.mtp is None else whole.num_key_value_heads // text.num_key_value_heads
         draft = None
         if sequence.draft_model is not None:
             beside = sequence.draft_model.model

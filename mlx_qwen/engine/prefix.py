@@ -6,6 +6,7 @@ however many checkpoints point into them. All calls come from the thread that ow
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from hashlib import blake2b
 from itertools import count
 from typing import Literal, NamedTuple, TypeAlias
@@ -29,6 +30,16 @@ class Found(NamedTuple):
     state: State
 
 
+class Times(NamedTuple):
+    """As how many times what they are bytes count: of the layers' keys and values, and of linear layers' memory.
+
+    Ranks with unequal numbers of layers count alike so.
+    """
+
+    attention: Fraction = Fraction(1)
+    linear: Fraction = Fraction(1)
+
+
 @dataclass(slots=True)
 class _Checkpoint:
     state: State
@@ -50,6 +61,7 @@ class PrefixIndex:
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
+        self.times = Times()
         self._clock = count(1)
         self.clear()
 
@@ -92,8 +104,9 @@ class PrefixIndex:
             raise ValueError(
                 f"the state is of {len(state.chains)} sequences and {state.offset} tokens, expected one of {len(key)}"
             )
-        new = _Checkpoint(state, kind, next(self._clock), state.linear_nbytes)
-        if new.fixed_nbytes + sum(_held_nbytes([chain]) for chain in new.chains) <= self.budget_bytes:
+        new = _Checkpoint(state, kind, next(self._clock), self._fixed_nbytes(state))
+        chains = sum(self._counted([chain], is_mtp=chain in state.mtp) for chain in new.chains)
+        if new.fixed_nbytes + chains <= self.budget_bytes:
             node = self._trees.setdefault(state.kind, RadixTree()).placed(key)
             if node.value is not None and node.value.kind == "prompt":
                 new.kind = "prompt"
@@ -116,8 +129,22 @@ class PrefixIndex:
         return max((tree.matched(key)[1] for tree in self._trees.values()), default=0)
 
     def _nbytes(self, others: frozenset[int]) -> int:
-        fixed = sum(each.fixed_nbytes for each in self._checkpoints())
-        return fixed + sum(_held_nbytes(held) for buffer, held in self._by_buffer().items() if buffer not in others)
+        checkpoints = self._checkpoints()
+        mtp = {_buffer(chain) for each in checkpoints for chain in each.state.mtp}
+        held = [
+            self._counted(chains, is_mtp=buffer in mtp)
+            for buffer, chains in self._by_buffer().items()
+            if buffer not in others
+        ]
+        return sum(each.fixed_nbytes for each in checkpoints) + sum(held)
+
+    def _counted(self, chains: list[Chain], *, is_mtp: bool) -> int:
+        nbytes = _held_nbytes(chains)
+        return nbytes if is_mtp else int(nbytes * self.times.attention)
+
+    def _fixed_nbytes(self, state: State) -> int:
+        last = 0 if state.last is None else state.last.nbytes
+        return last + int((state.linear_nbytes - last) * self.times.linear)
 
     def _held(self) -> Iterator[tuple[Node[_Checkpoint], _Checkpoint]]:
         for tree in self._trees.values():

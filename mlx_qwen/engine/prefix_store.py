@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen.engine.prefix import Found, Kind, PrefixIndex
+from mlx_qwen.engine.prefix import Found, Kind, PrefixIndex, Times
 from mlx_qwen.engine.prefix_files import PrefixFiles
 from mlx_qwen.engine.radix import Key
 from mlx_qwen.engine.sequence import Sequence
@@ -89,6 +90,11 @@ class PrefixStore:
         """Hold no more than `nbytes` in memory from now on; None changes nothing."""
         if self.index is not None and nbytes is not None:
             self.index.budget_bytes = nbytes
+
+    def count(self, attention: Fraction, linear: Fraction) -> None:
+        """Count bytes of layers of either kind as so many times what they are: as all ranks count them."""
+        if self.index is not None:
+            self.index.times = Times(attention, linear)
 
     def clear(self) -> None:
         """Forget what is in memory, also what was still to be written."""

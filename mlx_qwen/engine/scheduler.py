@@ -23,7 +23,8 @@ from mlx_qwen.model.state import StateKind, empty_state
 class Scheduler:
     """Sequences on their way: they wait, then their prompts are read in turns, then all are written together.
 
-    Everything here happens in the computing thread. With `mends`, answers are begun again where a kernel failed.
+    Everything here happens in the computing thread. With `mends`, answers are begun again where a kernel failed;
+    without, other ranks take the same steps.
     """
 
     def __init__(self, model: Model, memory: MemoryPlan, store: PrefixStore, guessers: Guessers) -> None:
@@ -77,6 +78,7 @@ class Scheduler:
         self._batch = None
         for sequence in held:
             sequence.failed = True
+            self._leave(sequence)
         for queue in (self._reading, self._writing, self._waiting):
             queue.clear()
         return [one for one in held if one.finish_reason is None]
@@ -85,12 +87,14 @@ class Scheduler:
         for queue in (self._waiting, self._reading):
             for sequence in [one for one in queue if one.number in cancelled]:
                 queue.remove(sequence)
+                self._leave(sequence)
                 sequence.ended.set()
         if any(row.number in cancelled for row in self._writing):
             self._dissolve()
             for row in self._writing:
                 if row.number in cancelled:
                     _note_state(row)
+                    self._leave(row)
                     row.ended.set()
             self._writing = [row for row in self._writing if row.number not in cancelled]
 
@@ -109,6 +113,7 @@ class Scheduler:
                 self._store.shed(room, self._chains(sequence))
             except BaseException as error:
                 sequence.failed = True
+                self._leave(sequence)
                 outgoing.append((sequence, error))
             else:
                 self._reading.append(sequence)
@@ -162,6 +167,7 @@ class Scheduler:
                 return
             self._reading.popleft()
             sequence.failed = True
+            self._leave(sequence)
             outgoing.append((sequence, error))
             return
         if end in sequence.anchors or end == len(sequence.ids):
@@ -189,6 +195,7 @@ class Scheduler:
             self._writing = [row for row in self._writing if row not in rows]
             for row in rows:
                 row.failed = True
+                self._leave(row)
                 outgoing.append((row, error))
             return
         outgoing += emitted
@@ -209,6 +216,7 @@ class Scheduler:
         if finished or broken:
             self._dissolve()
             self._writing = [row for row in self._writing if row not in finished and row not in broken]
+            self._leave(*finished, *broken)
 
     def _pass(self, batch: Batch) -> list[tuple[Sequence, Emission]]:
         started = perf_counter()
@@ -228,6 +236,11 @@ class Scheduler:
         self._reading.clear()
         self._writing.clear()
         return True
+
+    def _leave(self, *sequences: Sequence) -> None:
+        """Drop what they hold at their end: ranks count prefixes alike, though only one has readers of the answers."""
+        for sequence in () if self.mends else sequences:
+            sequence.release()
 
     def _dissolve(self) -> None:
         """Give the rows of the batch their own states again, so that another one can be made."""

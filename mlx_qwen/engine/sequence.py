@@ -260,10 +260,14 @@ class Sequence:
 
     def begin_again(self) -> None:
         """Forget what is being computed, to read the prompt and what was written anew."""
-        self.state = self.draft_state = self.embedded = self.history = self.pending = None
+        self.release()
         self.read = self.cached = self.pieces = 0
         if self.draft_model is not None:
             self.draft_model.forget()
+
+    def release(self) -> None:
+        """Hold nothing that was computed any more."""
+        self.state = self.draft_state = self.embedded = self.history = self.pending = None
 
     def cut(self, tokens: int) -> int:
         """Where the next piece of the prompt ends: after so many tokens, or at an anchor before."""
