@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_qwen.model.network import Network
+from mlx_qwen.model.collectives import summed
+from mlx_qwen.model.network import Network, is_gathered, sent_bytes
 
 # Bytes of a token at the widths of 35B, 122B and 397B, and of pieces of prompts, in bf16.
 SIZES = (4096, 6144, 8192, 1 << 20, 16 << 20)
@@ -35,7 +36,7 @@ def sums(group: "mx.distributed.Group", sizes: tuple[int, ...] = SIZES) -> list[
             mx.eval(x)
             started = perf_counter()
             for _ in range(chained):
-                x = mx.distributed.all_sum(0.5 * x, group=group)
+                x = summed(0.5 * x, group).astype(x.dtype)
             mx.eval(x)
             times.append((perf_counter() - started) / chained)
         found.append(Sum(nbytes, median(times[_WARMING:])))
@@ -45,5 +46,5 @@ def sums(group: "mx.distributed.Group", sizes: tuple[int, ...] = SIZES) -> list[
 def network_of(measured: list[Sum], ranks: int) -> Network:
     """The network that explains the quickest sum of a token's size, and the largest sum."""
     quickest, largest = min(one.seconds for one in measured), max(measured)
-    seconds = max(largest.seconds - quickest, 1e-9)
-    return Network(quickest, 2 * (ranks - 1) / ranks * largest.nbytes / seconds)
+    waiting = quickest if is_gathered(largest.nbytes, ranks) else 2 * quickest
+    return Network(quickest, sent_bytes(largest.nbytes, ranks) / max(largest.seconds - waiting, 1e-9))

@@ -5,6 +5,7 @@ from typing import Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_qwen.model.network import is_gathered
 from mlx_qwen.model.sharding import Share
 
 
@@ -33,7 +34,8 @@ class SlicedEmbedding(nn.Module):
         """int [...] to vectors [..., size], on every rank."""
         own = (x >= self._first) & (x < self._last)
         vectors = self.rows(mx.where(own, x - self._first, 0))
-        return summed(mx.where(own[..., None], vectors, mx.zeros((), vectors.dtype)), self._group)
+        parts = mx.where(own[..., None], vectors, mx.zeros((), vectors.dtype))
+        return summed(parts, self._group).astype(vectors.dtype)
 
     def as_linear(self, x: mx.array) -> mx.array:
         """[..., size] to the logits of all ranks, [..., vocab_size]."""
@@ -54,8 +56,20 @@ class SlicedHead(nn.Module):
 
 
 def summed(x: mx.array, group: mx.distributed.Group | None) -> mx.array:
-    """The sum of every rank's x, of one shape and dtype; x itself where there is one rank."""
-    return x if group is None else mx.distributed.all_sum(x, group=group)
+    """The sum of every rank's x, of one shape and dtype, the same on all ranks; x itself where there is one rank.
+
+    It is in fp32 where parts are gathered, see `is_gathered`: parts in bf16 whose sum is not rounded are together as
+    near to the exact sum as one rank's output, which is rounded once. Otherwise it is in x's dtype.
+    """
+    if group is None:
+        return x
+    count = group.size()
+    if not is_gathered(x.nbytes, count):
+        return mx.distributed.all_sum(x, group=group)
+    first, *others = mx.distributed.all_gather(x, group=group).reshape(count, *x.shape).astype(mx.float32)
+    for part in others:
+        first = first + part
+    return first
 
 
 def gathered_numbers(number: int, group: mx.distributed.Group) -> list[int]:

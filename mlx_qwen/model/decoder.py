@@ -18,19 +18,25 @@ from mlx_qwen.model.state import LinearState
 class Residual(NamedTuple):
     """The residual stream and the output of the last branch, which the next norm adds to it; both [B, T, hidden].
 
-    The stream is fp32 from the first sum on.
+    The stream is fp32 from the first sum on. Norms are of `dtype`, the branch's own unless a sum over ranks made it
+    wider.
     """
 
     stream: mx.array
     branch: mx.array | None = None
+    dtype: mx.Dtype | None = None
 
     def sum(self) -> mx.array:
         """The stream with every branch added."""
         return self.stream if self.branch is None else self.stream + self.branch
 
     def normed(self, norm: RMSNorm) -> tuple[mx.array, mx.array]:
-        """The sum and its norm, in one launch."""
-        return (self.stream, norm(self.stream)) if self.branch is None else norm.of_sum(self.stream, self.branch)
+        """The sum and its norm, in one launch unless dtypes differ."""
+        if self.branch is None:
+            return self.stream, norm(self.stream)
+        if self.dtype is None or self.dtype == self.branch.dtype:
+            return norm.of_sum(self.stream, self.branch)
+        return (total := self.sum()), norm(total, self.dtype)
 
 
 class Masks(NamedTuple):
@@ -102,6 +108,11 @@ class DecoderLayer(nn.Module):
 
     def feed_forward(self, mixed: Residual) -> Residual:
         """The second half of the layer, behind its mixer."""
-        whole = mixed if mixed.branch is None else Residual(mixed.stream, summed(mixed.branch, self._group))
-        x, normed = whole.normed(self.post_attention_layernorm)
-        return Residual(x, summed(self.mlp(normed), self._group))
+        x, normed = self._whole(mixed).normed(self.post_attention_layernorm)
+        return self._whole(Residual(x, self.mlp(normed)))
+
+    def _whole(self, part: Residual) -> Residual:
+        """The same with all ranks' parts of the branch, of which `part` has this one's."""
+        if self._group is None or part.branch is None:
+            return part
+        return Residual(part.stream, summed(part.branch, self._group), part.branch.dtype)

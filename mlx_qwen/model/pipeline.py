@@ -44,7 +44,7 @@ class Stages:
     def from_last(self, x: mx.array, head: Callable[[mx.array], mx.array], size: int) -> mx.array:
         """The last rank's head(x) [..., size] on every rank: the chips of others may round differently."""
         own = head(x) if self.is_last else after(mx.zeros((*x.shape[:-1], size), x.dtype), x)
-        whole = summed(own, self._group)
+        whole = summed(own, self._group).astype(own.dtype)
         mx.eval(whole)
         return whole
 
