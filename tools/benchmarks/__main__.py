@@ -140,6 +140,12 @@ def _ranks(run: Run) -> Section:
     return section_of([bench_ranks(run.folder, turns=run.repeats)])
 
 
+def _round_trip(run: Run) -> Section:
+    from tools.benchmarks.round_trip import bench_round_trip
+
+    return section_of([bench_round_trip(run.folder, turns=run.repeats)])
+
+
 def _start(run: Run) -> Section:
     from tools.benchmarks.startup import bench_startup
 
@@ -217,6 +223,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "requests": ("--requests random requests, each beside its solo run", _requests),
     "session": ("what an agent's session computes beside the least possible", _session),
     "ranks": ("a model divided among ranks, beside mlx-lm's division", _ranks),
+    "round-trip": ("a token of ranks at delays of the network between them, beside what is planned", _round_trip),
     "start": ("import and load of a 0.8B", _start),
     "convert": ("converting a 0.8B, 1.7 GB", _convert),
     "convert-moe": ("converting 4 layers of 35B-A3B, 7 GB", _convert_moe),

@@ -32,7 +32,7 @@ def main(folder: Path, tokens: int, turns: int, result: Path) -> None:
     mx.reset_peak_memory()
     ours = load_model(folder, config, group=group)
     peak = mx.get_peak_memory() - before
-    theirs = _theirs(folder, group)
+    theirs = load_theirs(folder, group)
     caches = {"ours": ours.make_cache, "theirs": theirs.make_cache}
     models: dict[str, Model] = {"ours": ours, "theirs": lambda ids, cache: theirs(ids, cache=cache)}
     ids = mx.array(np.random.default_rng(0).integers(0, config.text.vocab_size, (1, _PROMPT)))
@@ -40,7 +40,7 @@ def main(folder: Path, tokens: int, turns: int, result: Path) -> None:
     answers: dict[str, list[int]] = {}
     for turn in range(turns + 1):
         for name, model in models.items():
-            took, answers[name] = _written(model, caches[name](), ids, tokens)
+            took, answers[name] = written(model, caches[name](), ids, tokens)
             seconds[name] += [took] if turn else []
     found = {
         "held": sum(array.nbytes for array in dict(tree_flatten(ours.parameters())).values()),
@@ -66,18 +66,18 @@ def _counted() -> list[int]:
     return read
 
 
-def _theirs(folder: Path, group: mx.distributed.Group | None) -> Any:
+def load_theirs(folder: Path, group: mx.distributed.Group | None) -> Any:
     """mlx-lm's model, sharded as its `sharded_load` does."""
-    from mlx_lm.utils import load_model as load_theirs
+    from mlx_lm.utils import load_model as load
 
-    model, _ = load_theirs(folder, lazy=True)
+    model, _ = load(folder, lazy=True)
     if group is not None:
         model.shard(group)
     mx.eval(model.parameters())
     return model
 
 
-def _written(model: Model, cache: Any, ids: mx.array, tokens: int) -> tuple[float, list[int]]:
+def written(model: Model, cache: Any, ids: mx.array, tokens: int) -> tuple[float, list[int]]:
     """Seconds a token of a greedy answer, without its prompt, and the tokens."""
     token = mx.argmax(model(ids, cache)[:, -1:], axis=-1)
     written = [int(token)]

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,15 @@ def _run(count: int, model: Path, folder: Path, tokens: int, turns: int) -> list
     """What `count` ranks found, each in a process of its own; one is alone."""
     results = [folder / f"rank-{rank}.json" for rank in range(count)]
     environments = [dict(os.environ)] if count == 1 else ring(count, folder)
-    processes = [
-        subprocess.Popen([sys.executable, "-c", _script(model, tokens, turns, result)], env=environment)
-        for result, environment in zip(results, environments, strict=True)
-    ]
+    commands = [[sys.executable, "-c", _script(model, tokens, turns, result)] for result in results]
+    run_together(commands, environments)
+    return [json.loads(result.read_text(encoding="utf-8")) for result in results]
+
+
+def run_together(commands: Sequence[Sequence[str]], environments: Sequence[dict[str, str]]) -> None:
+    """Run the processes of a ring to their end; raises RuntimeError where one fails."""
+    pairs = zip(commands, environments, strict=True)
+    processes = [subprocess.Popen(command, env=environment) for command, environment in pairs]
     end = time.monotonic() + _PATIENCE
     try:
         codes = [process.wait(max(end - time.monotonic(), 0.1)) for process in processes]
@@ -79,7 +85,6 @@ def _run(count: int, model: Path, folder: Path, tokens: int, turns: int) -> list
             process.wait()
     if any(codes):
         raise RuntimeError(f"ranks ended with {codes}")
-    return [json.loads(result.read_text(encoding="utf-8")) for result in results]
 
 
 def _script(model: Path, tokens: int, turns: int, result: Path) -> str:
