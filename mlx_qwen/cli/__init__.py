@@ -36,6 +36,8 @@ INTERRUPTED = 130
 _PARTING = 10.0
 # What several Macs do as one, where mlx.launch starts it on each.
 TOGETHER = ("generate", "chat", "serve")
+# What each of them would do whole, to the same files or beside the others.
+ALONE = ("cache-prompt", "launch", "convert", "compare", "demo", "bench")
 
 
 class LazyGroup(click.Group):
@@ -51,6 +53,10 @@ class LazyGroup(click.Group):
             from mlx_qwen.cli.several import followed
 
             return followed
+        if cmd_name in ALONE and own_rank() is not None:
+            from mlx_qwen.cli.several import refused
+
+            return refused
         command = importlib.import_module(f"mlx_qwen.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command), "every module of a sub-command defines `command`"
         return command

@@ -7,7 +7,7 @@ import click
 
 from mlx_qwen.cli.options import chosen_model, generation_flags, model_flags
 from mlx_qwen.cli.reading import read_prompt
-from mlx_qwen.cli.several import load_here, refuse_stdin
+from mlx_qwen.cli.several import load_here, refuse_prompt_cache, refuse_stdin
 from mlx_qwen.cli.words import ManyValuesCommand
 from mlx_qwen.keywords import OptionKeywords, options_and_settings
 
@@ -54,6 +54,8 @@ def command(
         raise click.UsageError("--system-prompt needs the chat template; drop --ignore-chat-template.")
     if prompt_cache_file is not None and system_prompt is not None:
         raise click.UsageError("--system-prompt belongs to the cached text: give it to mlx-qwen cache-prompt.")
+    if prompt_cache_file is not None:
+        refuse_prompt_cache()
     path = chosen_model(model)
 
     from mlx_qwen.cli.answering import answer_prompt
@@ -61,7 +63,7 @@ def command(
     from mlx_qwen.engine.state_files import load_prompt_cache
 
     options, settings = options_and_settings({**flags, "progress": sys.stderr.isatty()})
-    loaded, processor = load_here(path, revision=revision)
+    loaded, processor = load_here(path, settings, revision=revision)
     plain = ignore_chat_template or processor.chat_template is None
     asked: Prompt = text if plain else _messages(text, system_prompt)
     cache = None if prompt_cache_file is None else load_prompt_cache(prompt_cache_file, loaded)

@@ -58,5 +58,5 @@ def command(models: tuple[str, ...], **flags: Any) -> None:
     if own_rank() is not None:
         if len(models) > 1:
             raise PromptError("Several Macs share one model at a time; expected one --model.")
-        ready = load_here(models[0] if models else None)
+        ready = load_here(models[0] if models else None, engine)
     serve(models, settings, options, engine, say=lambda line: click.echo(line, err=True), ready=ready)

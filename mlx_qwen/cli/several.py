@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mlx_qwen.distributed.leader import Leader
     from mlx_qwen.model import Model
     from mlx_qwen.prompt import Processor
+    from mlx_qwen.settings import EngineSettings
 
 _led: "list[Leader]" = []
 _PIPELINE = f"{__name__}.pipeline"
@@ -42,15 +43,22 @@ def followed(words: tuple[str, ...]) -> None:
     follow()
 
 
-def load_here(path: str | None, *, revision: str | None = None) -> "tuple[Model, Processor]":
-    """What `load` gives; where this is rank 0 of several, with all of them ready to follow until the command ends."""
+def load_here(
+    path: str | None, settings: "EngineSettings", *, revision: str | None = None
+) -> "tuple[Model, Processor]":
+    """What `load` gives; where this is rank 0 of several, with all of them ready to follow until the command ends.
+
+    Raises PromptError, before anything is loaded, for settings that several cannot work with.
+    """
     if own_rank() is None:
         from mlx_qwen.loading import load
 
         return load(path, revision=revision)
 
     from mlx_qwen.distributed.start import lead
+    from mlx_qwen.distributed.wire import check_settings
 
+    check_settings(settings)
     pipeline = click.get_current_context().meta.get(_PIPELINE, False)
     model, processor, leader = lead(path, revision=revision, pipeline=pipeline)
     _led.append(leader)
@@ -67,10 +75,29 @@ def part() -> None:
     _led.clear()
 
 
+@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def refused(context: click.Context, words: tuple[str, ...]) -> None:
+    """Say once that a command that one Mac runs was started on several: each would do all of its work."""
+    if own_rank():
+        context.exit(2)
+    raise click.UsageError(f"mlx-qwen {context.info_name} runs on one Mac: start it without mlx.launch.")
+
+
 def refuse_stdin() -> None:
     """Raises UsageError where standard input would never end: mlx.launch hands on what is typed, but not the end."""
     if own_rank() is not None:
         raise click.UsageError(
             "mlx.launch never ends standard input, so that a prompt cannot be read from it. Give it as an argument, or "
             "with --prompt-file."
+        )
+
+
+def refuse_prompt_cache() -> None:
+    """Raises UsageError on one of several: a file holds what a whole model has read, and each needs its own part."""
+    if own_rank() is not None:
+        raise click.UsageError(
+            "--prompt-cache-file holds what one Mac has read; on several, leave it out: they keep what they read in "
+            "memory as long as they run."
         )

@@ -111,6 +111,11 @@ def _options(options: GenerationOptions) -> dict[str, Any]:
     return given
 
 
+def check_settings(settings: EngineSettings) -> None:
+    """Raises PromptError for settings that cannot be sent to the other ranks."""
+    _settings(settings)
+
+
 def _settings(settings: EngineSettings) -> dict[str, Any]:
     if settings.prefix_cache_dir is not None:
         raise PromptError(

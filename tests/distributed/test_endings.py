@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from mlx_qwen.cli import main
 from mlx_qwen.demo import demo_folder
 from tests.distributed.processes import Ranks, ranks
 
@@ -90,9 +92,7 @@ def errors(started: Ranks, rank: int) -> list[str]:
     return [line for line in started.err(rank).splitlines() if line.startswith("Error: ")]
 
 
-@pytest.mark.parametrize(
-    ("prompt_tokens", "written"), [(0, 0), (4000, 1), (20, 4000)], ids=["idle", "prefill", "decoding"]
-)
+@pytest.mark.parametrize(("prompt_tokens", "written"), [(0, 0), (4000, 1)], ids=["idle", "prefill"])
 def test_a_killed_rank_ends_the_other_with_its_name(prompt_tokens: int, written: int) -> None:
     with answering(prompt_tokens, written) as (started, client):
         started.processes[1].kill()
@@ -105,7 +105,7 @@ def test_a_killed_rank_ends_the_other_with_its_name(prompt_tokens: int, written:
             assert client.last()["error"]["message"] == error.removeprefix("Error: ")
 
 
-def test_when_a_rank_is_killed_every_client_gets_the_error_as_its_protocol_has_it() -> None:
+def test_when_a_rank_is_killed_in_decoding_every_client_gets_the_error_as_its_protocol_has_it() -> None:
     with serving() as started:
         most = {"max_tokens": 4000}
         asked: dict[str, dict[str, object]] = {
@@ -122,6 +122,9 @@ def test_when_a_rank_is_killed_every_client_gets_the_error_as_its_protocol_has_i
         started.processes[1].kill()
         assert started.ended(PATIENCE) == [1, -signal.SIGKILL]
         (error,) = errors(started, 0)
+        assert "ank 1" in error
+        assert "has gone" in error
+        assert "Traceback" not in started.err(0)
     said = error.removeprefix("Error: ")
     assert {client.status for client in streamed.values()} == {200}
     assert {client.status for client in whole.values()} == {503}
@@ -137,19 +140,6 @@ def test_when_a_rank_is_killed_every_client_gets_the_error_as_its_protocol_has_i
     for path, client in whole.items():
         assert client.last()["error"]["message"] == said
         assert client.last()["error"]["type"] == ("overloaded_error" if path == "messages" else "server_error")
-
-
-def test_a_command_whose_answer_cannot_go_on_shows_what_had_come_and_one_error() -> None:
-    with ranks(2, "generate", "Hi", "--max-tokens", 4000, *ENDLESS) as started:
-        end = time.monotonic() + 60
-        while not started.out(0) and time.monotonic() < end:
-            time.sleep(0.05)
-        started.processes[1].kill()
-        assert started.ended(PATIENCE) == [1, -signal.SIGKILL]
-        assert started.out(0)
-        (error,) = errors(started, 0)
-        assert "Rank 1 (" in error
-        assert "Traceback" not in started.err(0)
 
 
 def test_when_rank_0_is_killed_the_other_ends_too() -> None:
@@ -170,6 +160,18 @@ def test_a_rank_that_stands_still_ends_all_also_itself_when_it_wakes() -> None:
         (error,) = errors(started, 0)
         assert "stands still: nothing came from it for 7 s" in error
         assert len(errors(started, 1)) == 1
+
+
+def test_a_rank_that_writes_other_tokens_is_named_and_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import mlx_qwen.distributed.pace as p\nown = p.Record.step\n"
+        "p.Record.step = lambda *a: own(*a)._replace(digest='another')\n"
+    )
+    with ranks(2, "generate", "Hi", *ENDLESS, changes={1: {"PYTHONPATH": str(tmp_path)}}) as started:
+        assert started.ended(60) == [1, 1]
+        for rank in range(2):
+            (error,) = errors(started, rank)
+            assert "Rank 1 wrote other tokens than rank 0" in error
 
 
 def test_another_checkpoint_is_refused_with_both_named(tmp_path: Path) -> None:
@@ -202,3 +204,23 @@ def test_a_prompt_from_standard_input_is_refused_and_ends_all() -> None:
     with ranks(1, "generate", changes={0: {"MLX_WORLD_SIZE": "2"}}) as started:
         assert started.ended(60) == [2]
         assert "mlx.launch never ends standard input" in started.err(0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["convert", "--model", "any"], "mlx-qwen convert runs on one Mac: start it without mlx.launch."),
+        (["bench"], "mlx-qwen bench runs on one Mac"),
+        (["generate", "Hi", "--prompt-cache-file", "any"], "--prompt-cache-file holds what one Mac has read"),
+        (["generate", "Hi", "--prefix-cache-dir", "any"], "prefix_cache_dir keeps what one rank has read"),
+        (["serve", "--prefix-cache-dir", "any"], "prefix_cache_dir keeps what one rank has read"),
+        (["serve", "--model", "one", "--model", "other"], "Several Macs share one model at a time"),
+    ],
+    ids=["convert", "bench", "prompt cache", "folder", "serve folder", "models"],
+)
+def test_what_only_one_mac_does_is_refused_before_anything_is_loaded(words: list[str], said: str) -> None:
+    several = {"MLX_WORLD_SIZE": "2", "MLX_RANK": "0"}
+    result = CliRunner().invoke(main, words, env=several)
+    assert result.exit_code in (1, 2)
+    assert said in result.output
+    assert CliRunner().invoke(main, ["convert"], env={**several, "MLX_RANK": "1"}).output == ""

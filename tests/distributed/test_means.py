@@ -1,6 +1,7 @@
 """Ranks of unequal memory, and of unequally many layers, count what they may use alike."""
 
 import json
+import signal
 import urllib.request
 from itertools import product
 from pathlib import Path
@@ -64,3 +65,5 @@ def test_ranks_with_six_layers_and_two_drop_the_same_prefixes(tmp_path: Path) ->
         again = [cached(started, number) for number in reversed(range(6))]
         assert again[0] == 120
         assert again[-1] == 0
+        started.processes[0].send_signal(signal.SIGINT)
+        assert started.ended(60) == [0, 0]

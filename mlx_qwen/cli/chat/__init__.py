@@ -37,7 +37,7 @@ def command(
     flags["progress"] = sys.stderr.isatty()
     _, settings = options_and_settings(flags)  # checked before the model is loaded
     reader, rich = _reader()
-    loaded, processor = load_here(path, revision=revision)
+    loaded, processor = load_here(path, settings, revision=revision)
     conversation = Conversation(loaded, processor, system=system_prompt, **flags)
     click.echo(f"{path or 'The bundled demo'}. /help lists what you can type besides questions.")
     if settings.kv_bits is not None:
