@@ -46,7 +46,14 @@ def backend() -> Backend:
     Raises:
         ValueError: the variable holds anything else.
     """
-    choice = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    return _backend_of(_asked_for())
+
+
+def _asked_for() -> str:
+    return os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+
+
+def _backend_of(choice: str) -> Backend:
     if choice == "reference":
         return Backend.REFERENCE
     if choice == "metal":
@@ -62,7 +69,7 @@ def backend() -> Backend:
 
 def machine_chooses() -> bool:
     """Whether kernels run as far as this machine has shown that they should: not when ``MLX_QWEN_KERNELS`` insists."""
-    return backend() is Backend.METAL and os.environ.get(ENVIRONMENT_VARIABLE) != Backend.METAL.value
+    return backend() is Backend.METAL and _asked_for() != Backend.METAL.value
 
 
 def count_kernel(op: str) -> None:
@@ -80,8 +87,9 @@ def takes_kernel(op: str, unsupported: str | None) -> bool:
 
     What this machine has left out runs as the reference, unless ``MLX_QWEN_KERNELS`` is ``metal``.
     """
-    because = "reference backend" if backend() is Backend.REFERENCE else unsupported
-    if because is None and machine_chooses():
+    choice = _asked_for()
+    because = "reference backend" if _backend_of(choice) is Backend.REFERENCE else unsupported
+    if because is None and choice != Backend.METAL.value:
         because = choices().left_out.get(op)
     if because is None:
         count_kernel(op)

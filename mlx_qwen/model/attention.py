@@ -124,28 +124,34 @@ def _attend_chain(q: mx.array, chain: Chain, layer: int, kv: mx.array, scale: fl
 
 def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
     """Attention of as many queries at a time as keep scores within `MOST_SCORE_BYTES`, or of all where MLX fuses."""
-    if mask is None and q.shape[2] >= FEWEST_FUSED and has_fused_prefill():
+    rows, T = _queries_at_once(q, k.shape[2]), q.shape[2]
+    if mask is None and T >= FEWEST_FUSED and has_fused_prefill():
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+    if rows >= T:
+        return attention(q, k, v, scale=scale, mask=mask)
 
     def attend(first: int, last: int, seen: int) -> mx.array:
         part = None if mask is None else mask[..., first:last, :seen]
         return attention(q[:, :, first:last], k[:, :, :seen], v[:, :, :seen], scale=scale, mask=part)
 
-    return _in_blocks(q, k.shape[2], attend)
+    return _in_blocks(T, k.shape[2], rows, attend)
 
 
 def _quantized_attention(
     q: mx.array, keys: Quantized, values: Quantized, scale: float, mask: mx.array | None, packing: Packing
 ) -> mx.array:
     """Attention over packed keys and values, of as many queries at a time as keep scores within `MOST_SCORE_BYTES`."""
+    T, S = q.shape[2], keys.packed.shape[2]
+    rows, (bits, size) = _queries_at_once(q, S), packing
+    if rows >= T:
+        return packed_attention(q, keys, values, bits=bits, group_size=size, scale=scale, mask=mask)
 
     def attend(first: int, last: int, seen: int) -> mx.array:
         part = None if mask is None else mask[..., first:last, :seen]
         k, v = (Quantized(*(array[:, :, :seen] for array in each)) for each in (keys, values))
-        bits, size = packing
         return packed_attention(q[:, :, first:last], k, v, bits=bits, group_size=size, scale=scale, mask=part)
 
-    return _in_blocks(q, keys.packed.shape[2], attend)
+    return _in_blocks(T, S, rows, attend)
 
 
 @cache
@@ -156,12 +162,14 @@ def has_fused_prefill() -> bool:
     return generation is not None and int(generation[1]) >= _FIRST_MATRIX_UNITS
 
 
-def _in_blocks(q: mx.array, S: int, attend: Callable[[int, int, int], mx.array]) -> mx.array:
-    """What `attend(first, last, seen)` gives for queries first to last, the last of which sees `seen` of S keys."""
-    B, H, T, _ = q.shape
-    rows = max(1, MOST_SCORE_BYTES // (B * H * S * q.itemsize))
-    if rows >= T:
-        return attend(0, T, S)
+def _queries_at_once(q: mx.array, S: int) -> int:
+    """How many of the queries [B, H, T, D] have scores of S keys within `MOST_SCORE_BYTES`; at least one."""
+    B, H, _, _ = q.shape
+    return max(1, MOST_SCORE_BYTES // (B * H * S * q.itemsize))
+
+
+def _in_blocks(T: int, S: int, rows: int, attend: Callable[[int, int, int], mx.array]) -> mx.array:
+    """What `attend(first, last, seen)` gives for `rows` of T queries at a time, the last of which sees `seen` keys."""
     blocks = []
     for first in range(0, T, rows):
         last = min(first + rows, T)

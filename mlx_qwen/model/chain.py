@@ -7,7 +7,7 @@ buffers of his own.
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
-from weakref import WeakSet
+from weakref import ref
 
 import mlx.core as mx
 
@@ -38,7 +38,16 @@ class _Buffers:
     def __init__(self, layers: list[Rows | None], packing: Packing | None) -> None:
         self.layers = layers
         self.packing = packing
-        self.chains: WeakSet[Chain] = WeakSet()
+        self._chains: list[ref[Chain]] = []
+
+    def lies_in(self, chain: "Chain") -> None:
+        """Note a chain that these hold, and forget those that are gone."""
+        self._chains = [*(held for held in self._chains if held() is not None), ref(chain)]
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest chain that is held."""
+        return max(chain.length for held in self._chains if (chain := held()) is not None)
 
     def first(self, length: int) -> "_Buffers":
         """A copy that holds the first `length` tokens."""
@@ -57,7 +66,7 @@ class Chain:
     def __init__(self, buffers: _Buffers, length: int) -> None:
         self.length = length
         self._buffers = buffers
-        buffers.chains.add(self)
+        buffers.lies_in(self)
 
     @classmethod
     def empty(cls, layers: int, packing: Packing | None = None) -> "Chain":
@@ -72,7 +81,7 @@ class Chain:
     @property
     def is_shared(self) -> bool:
         """Whether a longer chain is held in the same buffers, so that growing this one copies it."""
-        return any(chain.length > self.length for chain in self._buffers.chains)
+        return self._buffers.longest > self.length
 
     def grown(self, tokens: int) -> "Chain":
         """The chain with `tokens` more, which are to be written layer by layer."""
@@ -93,12 +102,12 @@ class Chain:
         if self.packing is None:
             assert held is None or isinstance(held, mx.array), "a chain is packed as a whole or not at all"
             written = self._buffers.layers[layer] = _written(held, kv, start)
-            return keys_and_values(written[..., : self.length, :])
+            return keys_and_values(written[:, :, :, : self.length])
         parts = mx.quantize(kv, group_size=self.packing.group_size, bits=self.packing.bits)
         before = (None, None, None) if held is None else held
         all_parts = Quantized(*(_written(old, new, start) for old, new in zip(before, parts, strict=True)))
         self._buffers.layers[layer] = all_parts
-        keys, values = zip(*(keys_and_values(part[..., : self.length, :]) for part in all_parts), strict=True)
+        keys, values = zip(*(keys_and_values(part[:, :, :, : self.length]) for part in all_parts), strict=True)
         return Quantized(*keys), Quantized(*values)
 
     def read(self, layer: int) -> Rows | None:
@@ -154,5 +163,5 @@ def _written(held: mx.array | None, new: mx.array, start: int) -> mx.array:
         room = mx.zeros((*outer, -(-(start + T) // _STEP) * _STEP - start, D), dtype=new.dtype)
         held = room if held is None else mx.concatenate([held[..., :start, :], room], axis=-2)
     assert held is not None, "a buffer exists once there is room"
-    held[..., start : start + T, :] = new
+    held[:, :, :, start : start + T] = new
     return held
