@@ -19,7 +19,8 @@ def mix_one_token(
     Args:
         mixed: fp32 [B, 1, 2 Hk Dk + Hv Dv], the convolved rows.
         z: [B, 1, Hv Dv].
-        log_decay, beta: fp32 [B, 1, Hv].
+        log_decay: fp32 [B, Hv].
+        beta: fp32 [B, Hv, 1, 1].
         layer: its norm and heads are used.
         state: fp32 [B, Hv, Dv, Dk] or None.
 
@@ -32,7 +33,7 @@ def mix_one_token(
         qk.reshape(B, 2 * Hk, 1, Dk),
         v.reshape(B, Hv, 1, Dv),
         mx.exp(log_decay).reshape(B, Hv, 1, 1),
-        beta.reshape(B, Hv, 1, 1),
+        beta,
         state,
     )
     # y lacks the factor Dk^-0.5; the norm takes it out again but for eps, which is scaled to match.

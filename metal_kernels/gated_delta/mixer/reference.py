@@ -36,11 +36,11 @@ def log_decay_and_beta(a: mx.array, b: mx.array, A_log: mx.array, dt_bias: mx.ar
     rounded to bf16 is off by up to 16 % after the tokens that a slow head remembers.
 
     Args:
-        a, b: [B, T, Hv], any float dtype.
+        a, b: [B, T, Hv], any float dtype; b may have any other shape.
         A_log, dt_bias: [Hv].
 
     Returns:
-        log_decay and beta, fp32 [B, T, Hv].
+        log_decay and beta, fp32 [B, T, Hv] as a and b.
     """
     dt = mx.logaddexp(a.astype(mx.float32) + dt_bias.astype(mx.float32), 0.0)
     return -mx.exp(A_log.astype(mx.float32)) * dt, mx.sigmoid(b.astype(mx.float32))
@@ -77,23 +77,25 @@ def gated_delta_mixer(
     """Reference of `metal_kernels.gated_delta.gated_delta_mixer`; `rule` runs several tokens without a tape."""
     (B, T, _), (Hk, Dk, Hv, Dv) = qkvz.shape, layer.heads
     qkv, z = mx.split(qkvz, [layer.heads.channels], axis=-1)
-    b, a = mx.split(x @ ba_weight.T, 2, axis=-1)
     mixed, conv_state = rounded_conv(qkv, layer.conv_weight, conv_state, mask, mx.float32)
-    gates = log_decay_and_beta(a, b, layer.A_log, layer.dt_bias)
-    log_decay, beta = (masked_rows(gate, mask) for gate in gates)
-    if T == 1 and not tape:
-        y, state = mix_one_token(mixed, z, log_decay, beta, layer, state)
+    if T == 1 and mask is None and not tape:
+        b, a = mx.split(x.reshape(B, -1) @ ba_weight.T, 2, axis=-1)
+        gates = log_decay_and_beta(a, b.reshape(B, Hv, 1, 1), layer.A_log, layer.dt_bias)
+        y, state = mix_one_token(mixed, z, *gates, layer, state)
         return MixerResult(y, conv_state, state, None)
 
-    q, k, v = mx.split(mixed, [Hk * Dk, 2 * Hk * Dk], axis=-1)
-    q, k, v, z = (x.reshape(B, T, x.shape[-1] // D, D) for x, D in ((q, Dk), (k, Dk), (v, Dv), (z, Dv)))
+    b, a = mx.split(x @ ba_weight.T, 2, axis=-1)
+    gates = log_decay_and_beta(a, b, layer.A_log, layer.dt_bias)
+    log_decay, beta = (masked_rows(gate, mask) for gate in gates)
+    qk, v = mx.split(mixed, [2 * Hk * Dk], axis=-1)
+    qk, v, z = qk.reshape(B, T, 2, Hk, Dk), v.reshape(B, T, Hv, Dv), z.reshape(B, T, Hv, Dv)
     recorded: Tape | None = None
     if tape:
         before = mx.zeros((B, Hv, Dv, Dk)) if state is None else state
-        y, state, keys, delta = taped_gated_delta_rule(q, k, v, log_decay, beta, before)
+        y, state, keys, delta = taped_gated_delta_rule(qk, v, log_decay, beta, before)
         recorded = Tape(keys, delta, log_decay, masked_rows(qkv, mask))
     else:
-        y, state = rule(q, k, v, log_decay, beta, state)
+        y, state = rule(qk[:, :, 0], qk[:, :, 1], v, log_decay, beta, state)
 
     def normed(first: int, last: int) -> mx.array:
         return gated_rms_norm(y[:, :, first:last], z[:, :, first:last], layer.norm_weight, layer.eps)

@@ -1,5 +1,7 @@
 """Inverses of many small unit lower triangular matrices at once."""
 
+from functools import cache
+
 import mlx.core as mx
 
 # Up to that many rows, as a step verifies, LAPACK's substitution on a CPU takes one node in place of twenty.
@@ -21,7 +23,7 @@ def inverse_of_unit_lower(a: mx.array) -> mx.array:
     """
     C = a.shape[-1]
     if C <= _FEW and mx.default_device() == mx.cpu:
-        return mx.linalg.tri_inv(mx.where(mx.eye(C, dtype=mx.bool_), 1.0, a))
+        return mx.linalg.tri_inv(mx.where(_diagonal(C), 1.0, a))
     n = 1 << (C - 1).bit_length()
     blocks = a.reshape(-1, C, C)
     if n != C:
@@ -32,6 +34,11 @@ def inverse_of_unit_lower(a: mx.array) -> mx.array:
         inverse = _merge(inverse, _below_diagonal_blocks(blocks, size))
         size *= 2
     return inverse[:, 0, :C, :C].reshape(a.shape)
+
+
+@cache
+def _diagonal(C: int) -> mx.array:
+    return mx.array([[i == j for j in range(C)] for i in range(C)])
 
 
 def _below_diagonal_blocks(a: mx.array, size: int) -> mx.array:
