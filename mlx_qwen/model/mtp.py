@@ -56,9 +56,12 @@ class MTP(nn.Module):
             positions: of the tokens in `states`.
             memory: this layer's own keys and values, grown by T.
         """
-        entering = Residual(self._joined(states, embeddings))
-        _, normed = self.layers[0](entering, positions, memory).normed(self.norm)
+        _, normed = self.layers[0](self.entering(states, embeddings), positions, memory).normed(self.norm)
         return normed
+
+    def entering(self, states: mx.array, embeddings: mx.array) -> Residual:
+        """What the decoder layer reads; arguments as of a call."""
+        return Residual(self._joined(states, embeddings))
 
     def keys_and_values(self, states: mx.array, embeddings: mx.array, positions: Positions) -> mx.array:
         """The keys and values [2, B, Hkv, T, D] that a call would write, and nothing else; arguments as of a call."""

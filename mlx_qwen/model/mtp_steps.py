@@ -1,5 +1,7 @@
 """The half of a model that its MTP layer is: filling the layer's keys and values, and steps that draft."""
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -14,7 +16,15 @@ from mlx_qwen.model.mtp import MTP, Draft
 from mlx_qwen.model.multimodal import Embedded
 from mlx_qwen.model.partial_head import Part, PartialHead
 from mlx_qwen.model.pipeline import Stages
-from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedFill, can_compile, made_with
+from mlx_qwen.model.replay import (
+    MOST_REPLAYED_TOKENS,
+    Embed,
+    ReplayedDraft,
+    ReplayedFill,
+    Replays,
+    can_compile,
+    made_with,
+)
 from mlx_qwen.model.rope import Positions
 from mlx_qwen.model.state import State
 
@@ -32,7 +42,7 @@ class MTPSteps(nn.Module):
     config: ModelConfig
     stages: Stages | None
     mtp_reads: MTPReads
-    _replayed_fill: ReplayedFill | None
+    _current: Replays | None = None
     _partial_head: PartialHead | None
     _dtype: mx.Dtype | None
 
@@ -81,6 +91,9 @@ class MTPSteps(nn.Module):
         memory = self.mtp_memory() if memory is None else memory
         T = next_ids.shape[1]
         chains = tuple(chain.grown(T) for chain in memory.chains)
+        if embedded is None and T <= MOST_REPLAYED_TOKENS and self.stages is None and can_compile():
+            normed = self._replay_draft(mtp)(hidden, next_ids, memory.positions(), chains, chained=chained)
+            return Draft(self._head(normed, part), normed, State(chains, rope_delta=memory.rope_delta))
         embeddings, axes, delta = self.embed_tokens(next_ids), None, memory.rope_delta
         if embedded is not None:
             embeddings = mx.concatenate([embedded.embeddings[:, 1:], embeddings[:, -1:]], axis=1)
@@ -108,7 +121,9 @@ class MTPSteps(nn.Module):
     ) -> tuple[Chain, ...]:
         """The MTP layer's keys and values of all tokens but the last, each made of a state and the token after it."""
         if embedded is None and state.last is not None and hidden.shape[1] <= MOST_REPLAYED_TOKENS and can_compile():
-            kv = self._replay_fill()(state.last, hidden, input_ids, state.positions())
+            replays = self._replays()
+            replays.fill = replays.fill or ReplayedFill(self.embed_tokens, self.norm, self._mtp(), self.mtp_reads)
+            kv = replays.fill(state.last, hidden, input_ids, state.positions())
         elif state.last is None and hidden.shape[1] == 1:
             return state.mtp
         else:
@@ -133,10 +148,28 @@ class MTPSteps(nn.Module):
         place = Positions(offset, None if axes is None else mx.array(axes))
         return self._mtp().keys_and_values(self._mtp_states(states), embeddings, place)
 
-    def _replay_fill(self) -> ReplayedFill:
-        if self._replayed_fill is None or self._replayed_fill.made_with != (*made_with(), self.mtp_reads):
-            self._replayed_fill = ReplayedFill(self.embed_tokens, self.norm, self._mtp(), self.mtp_reads)
-        return self._replayed_fill
+    def _replay_draft(self, mtp: MTP) -> ReplayedDraft:
+        replays = self._replays()
+        if replays.draft is None:
+            replays.draft = ReplayedDraft(self.embed_tokens, self.norm, mtp, self.mtp_reads)
+        return replays.draft
+
+    def _replays(self) -> Replays:
+        """The replayed graphs that go with the weights and the kernels as they are now."""
+        made = (*made_with(), self.mtp_reads)
+        if self._current is None or self._current.made_with != made:
+            # What is traced while it lies on the disk would be read for the graph alone, and held twice.
+            mx.eval(self._waiting(vision=False))
+            self._current = Replays(made)
+        return self._current
+
+    def _waiting(self, vision: bool) -> dict[str, Any]:
+        return {name: part for name, part in self.parameters().items() if vision or name != "vision"}
+
+    @property
+    def _output(self) -> Embed:
+        head: Embed = self.embed_tokens.as_linear if self.lm_head is None else self.lm_head
+        return head
 
     def _head(self, normed: mx.array, part: Part | None = None) -> mx.array:
         held = self.embed_tokens if self.lm_head is None else self.lm_head
@@ -145,10 +178,6 @@ class MTPSteps(nn.Module):
             if self._partial_head is None or not self._partial_head.holds(held):
                 self._partial_head = PartialHead(held)
             return self._partial_head(normed, part)
-        head = self.embed_tokens.as_linear if self.lm_head is None else self.lm_head
-        logits: mx.array
         if self.stages is not None:
-            logits = self.stages.from_last(normed, head, self.config.text.vocab_size)
-        else:
-            logits = head(normed)
-        return logits
+            return self.stages.from_last(normed, self._output, self.config.text.vocab_size)
+        return self._output(normed)

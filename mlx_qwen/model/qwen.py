@@ -24,10 +24,10 @@ from mlx_qwen.model.mtp_steps import MTPSteps
 from mlx_qwen.model.multimodal import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
 from mlx_qwen.model.partial_head import Part, PartialHead
 from mlx_qwen.model.pipeline import Stages
-from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedFill, ReplayedStep, can_compile, made_with
+from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedHead, ReplayedRollBack, ReplayedStep, can_compile
 from mlx_qwen.model.rope import Positions
 from mlx_qwen.model.sharding import Share
-from mlx_qwen.model.state import MOST_TAPED_TOKENS, LinearState, State, Tape
+from mlx_qwen.model.state import MOST_TAPED_TOKENS, LinearState, RollBack, State, Tape, rolled_back
 from mlx_qwen.model.vision import VisionTower
 
 NO_VISION = (
@@ -83,8 +83,6 @@ class Model(MTPSteps):
         self.lm_head: AnyLinear | SlicedHead | None = None
         if not text.tie_word_embeddings:
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        self._replayed: ReplayedStep | None = None
-        self._replayed_fill: ReplayedFill | None = None
         self._partial_head: PartialHead | None = None
         self._dtype: mx.Dtype | None = None
         self.engine: object | None = None
@@ -194,9 +192,12 @@ class Model(MTPSteps):
             state = state.padded(mask)
         masks = _masks(state, mask, T)
         chains = tuple(chain.grown(T) for chain in state.chains)
-        if self._replays(T, state, masks, embedded):
-            attention_mask = masks and masks.attention
-            hidden, linear, tapes = self._replay()(input_ids, state, chains, attention_mask, tape=tape)
+        roll_back: RollBack = rolled_back
+        if self._can_replay(T, state, masks, embedded):
+            replays = self._replays()
+            replays.step = replays.step or ReplayedStep(self.embed_tokens, self.layers)
+            roll_back = replays.roll_back = replays.roll_back or ReplayedRollBack()
+            hidden, linear, tapes = replays.step(input_ids, state, chains, masks and masks.attention, tape=tape)
         else:
             alone = last and not state.mtp and self.config.text.layer_types[-1] == "full_attention"
             hidden, linear, tapes = self._layers(input_ids, state, chains, masks, embedded, tape=tape, alone=alone)
@@ -204,7 +205,7 @@ class Model(MTPSteps):
         mtp = self._filled(hidden, input_ids, state, embedded) if state.mtp else ()
         end = hidden if hidden.shape[1] == 1 else mx.contiguous(hidden[:, -1:])
         after = State(chains, linear, delta, state.padding, end, mtp)
-        return Stepped(hidden, after, Tape(state, after, tapes, hidden) if tape else None)
+        return Stepped(hidden, after, Tape(state, after, tapes, hidden, roll_back) if tape else None)
 
     def _layers(
         self,
@@ -243,27 +244,26 @@ class Model(MTPSteps):
             hidden = self.stages.leaving(hidden, (B, 1 if alone else T, width))
         return hidden, tuple(linear), tuple(tapes)
 
-    def _replays(self, T: int, state: State, masks: Masks | None, embedded: Embedded | None) -> bool:
+    def _can_replay(self, T: int, state: State, masks: Masks | None, embedded: Embedded | None) -> bool:
         """Whether a replayed graph does the step: a few tokens of text after others, none of them padding."""
         padding = (masks is not None and masks.real is not None) or self.stages is not None
         return T <= MOST_REPLAYED_TOKENS and state.offset > 0 and not padding and embedded is None and can_compile()
-
-    def _replay(self) -> ReplayedStep:
-        if self._replayed is None or self._replayed.made_with != made_with():
-            self._replayed = ReplayedStep(self.embed_tokens, self.layers)
-        return self._replayed
 
     def logits(self, hidden: mx.array, part: Part | None = None) -> mx.array:
         """Final norm and head: fp32 [B, T, hidden_size] to [B, T, vocab_size] in the model's dtype.
 
         With a `part` of the vocabulary, which no ranks may divide, [B, T, part.size].
         """
-        return self._head(self.norm(hidden, self.dtype), part)
+        whole = part is None and self.stages is None
+        if not whole or hidden.shape[1] > MOST_REPLAYED_TOKENS or not can_compile():
+            return self._head(self.norm(hidden, self.dtype), part)
+        replays = self._replays()
+        replays.head = replays.head or ReplayedHead(self.norm, self._output, self.dtype)
+        return replays.head(hidden)
 
     def update(self, parameters: dict[str, Any], strict: bool = True) -> "Model":  # type: ignore[override]
         """Replace the given parameters, as `mlx.nn.Module.update` does."""
-        self._replayed, self._replayed_fill, self._partial_head = None, None, None
-        self._dtype, self._features = None, None
+        self._current, self._partial_head, self._dtype, self._features = None, None, None, None
         self._ready, self._ready_vision, self.reread, self.identity = False, False, None, ""
         super().update(parameters, strict)
         return self
@@ -280,9 +280,6 @@ class Model(MTPSteps):
             self.reread(self)
             mx.eval(self._waiting(vision))
         self._ready, self._ready_vision = True, vision
-
-    def _waiting(self, vision: bool) -> dict[str, Any]:
-        return {name: part for name, part in self.parameters().items() if vision or name != "vision"}
 
     def make_cache(self, *, kv_bits: int | None = None, kv_group_size: int | None = None) -> HybridCache:
         """An empty cache; `kv_bits` 4 or 8 packs the attention layers' keys and values."""

@@ -7,6 +7,7 @@ replayed; only the attention cores, whose keys and values grow, are built anew f
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ import mlx.core as mx
 from metal_kernels import Backend, backend
 from metal_kernels._choices import Choices, choices
 from metal_kernels.gated_delta import Tape as LayerTape
+from metal_kernels.gated_delta import roll_back
 from mlx_qwen.checkpoint.mtp_reads import MTPReads
 from mlx_qwen.model.attention import Heads, KeyValues
 from mlx_qwen.model.chain import Chain
@@ -44,13 +46,9 @@ def _has_host_compiler() -> bool:
 
 
 class ReplayedStep:
-    """A model's decoder for 1 to 8 new tokens a sequence: the same values as its layers one after the other.
-
-    The weights and what `made_with` gives are constants of the traced graphs: make a new step after changing them.
-    """
+    """A model's decoder for 1 to 8 new tokens a sequence: the same values as its layers one after the other."""
 
     def __init__(self, embed: Embed, layers: Sequence[DecoderLayer]) -> None:
-        self.made_with = made_with()
         attention = [i for i, layer in enumerate(layers) if not layer.is_linear]
         starts, ends = [None, *attention], [*attention, len(layers)]
         self._stretches = [_Stretch(embed, layers, start, end) for start, end in zip(starts, ends, strict=True)]
@@ -79,14 +77,9 @@ class ReplayedStep:
 
 
 class ReplayedFill:
-    """The MTP layer's keys and values of 1 to 8 new tokens of text behind others.
-
-    Its constants are those of `ReplayedStep`, and whether the layer `reads` what the final `norm` gives.
-    """
+    """The MTP layer's keys and values of 1 to 8 new tokens of text; it `reads` what the final `norm` gives, or not."""
 
     def __init__(self, embed: Embed, norm: Norm, mtp: MTP, reads: MTPReads) -> None:
-        self.made_with = (*made_with(), reads)
-
         def run(last: mx.array, hidden: mx.array, input_ids: mx.array, position: mx.array) -> mx.array:
             states, embeddings = mx.concatenate([last, hidden[:, :-1]], axis=1), embed(input_ids)
             read = norm(states, embeddings.dtype) if reads == "normed" else states
@@ -101,6 +94,79 @@ class ReplayedFill:
         """
         filled: mx.array = self._run(last, hidden, input_ids, position)
         return filled
+
+
+class ReplayedDraft:
+    """The MTP layer's step of 1 to 8 tokens of text; it `reads` what the final `norm` gives, or not."""
+
+    def __init__(self, embed: Embed, norm: Norm, mtp: MTP, reads: MTPReads) -> None:
+        layer = mtp.layers[0]
+        self._attention = layer.self_attn
+
+        def enter(states: mx.array, input_ids: mx.array, position: mx.array, first: bool) -> Arrays:
+            embeddings = embed(input_ids)
+            read = norm(states, embeddings.dtype) if first and reads == "normed" else states
+            x, normed = mtp.entering(read, embeddings).normed(layer.input_layernorm)
+            return [x, *layer.self_attn.heads(normed, Positions(position))]
+
+        def leave(x: mx.array, attended: mx.array, gate: mx.array) -> mx.array:
+            return layer.feed_forward(Residual(x, layer.self_attn.output(attended, gate))).normed(mtp.norm)[1]
+
+        self._enter, self._leave = mx.compile(enter), mx.compile(leave)
+
+    def __call__(
+        self, states: mx.array, input_ids: mx.array, position: mx.array, chains: Sequence[Chain], *, chained: bool
+    ) -> mx.array:
+        """What the head and the next step of the chain read, as of an `MTP`; `chains`, grown by T, are written."""
+        x, q, kv, gate = self._enter(states, input_ids, position, not chained)
+        attended = self._attention.attend(Heads(q, kv, gate), KeyValues(chains, 0), None)
+        normed: mx.array = self._leave(x, attended, gate)
+        return normed
+
+
+class ReplayedRollBack:
+    """What `rolled_back` gives, of all layers in one graph."""
+
+    def __init__(self) -> None:
+        def run(kept: mx.array, tapes: Sequence[Arrays], before: Sequence[Arrays]) -> list[mx.array]:
+            layers = zip(tapes, before, strict=True)
+            return [part for tape, held in layers for part in roll_back(LayerTape(*tape), kept, *held)]
+
+        self._run = mx.compile(run)
+
+    def __call__(
+        self, tapes: Sequence[LayerTape], kept: Sequence[int], before: Sequence[LinearState]
+    ) -> tuple[LinearState, ...]:
+        """Arguments and result as of `rolled_back`."""
+        parts = self._run(mx.array(list(kept)), list(tapes), list(before))
+        return tuple(map(LinearState, parts[::2], parts[1::2]))
+
+
+class ReplayedHead:
+    """The final norm and the head behind it, of 1 to 8 tokens."""
+
+    def __init__(self, norm: Norm, head: Embed, dtype: mx.Dtype) -> None:
+        self._run = mx.compile(lambda hidden: head(norm(hidden, dtype)))
+
+    def __call__(self, hidden: mx.array) -> mx.array:
+        """Logits [B, T, vocab_size] in `dtype` of hidden fp32 [B, T, hidden]."""
+        logits: mx.array = self._run(hidden)
+        return logits
+
+
+@dataclass(eq=False, slots=True)
+class Replays:
+    """A model's replayed graphs, each made when it is first used.
+
+    The weights and what they are `made_with` are constants of the traced graphs: others replace them after a change.
+    """
+
+    made_with: tuple[object, ...]
+    step: ReplayedStep | None = None
+    fill: ReplayedFill | None = None
+    head: ReplayedHead | None = None
+    draft: ReplayedDraft | None = None
+    roll_back: ReplayedRollBack | None = None
 
 
 class _Stretch:

@@ -147,17 +147,30 @@ class State:
         return sum(array.nbytes for array in self.arrays())
 
 
+RollBack = Callable[[Sequence[LayerTape], Sequence[int], Sequence[LinearState]], tuple[LinearState, ...]]
+
+
+def rolled_back(
+    tapes: Sequence[LayerTape], kept: Sequence[int], before: Sequence[LinearState]
+) -> tuple[LinearState, ...]:
+    """The linear layers' memory after the first `kept[i]` tokens of a taped step in sequence i."""
+    counts = kept[0] if len(set(kept)) == 1 else mx.array(list(kept))
+    return tuple(LinearState(*roll_back(tape, counts, *entry)) for tape, entry in zip(tapes, before, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Tape:
     """A step of up to 8 tokens that can be taken back in part: the states around it, and what each linear layer did.
 
-    `hidden` fp32 [B, T, hidden] is what the last layer left for each of the tokens.
+    `hidden` fp32 [B, T, hidden] is what the last layer left for each of the tokens; `roll_back` does what `rolled_back`
+    does.
     """
 
     before: State
     after: State
     layers: tuple[LayerTape, ...]
     hidden: mx.array
+    roll_back: RollBack = rolled_back
 
     def keep(self, kept: Sequence[int]) -> State:
         """The state after the first `kept[i]` tokens of the step in sequence i, 0 to all of them.
@@ -167,11 +180,7 @@ class Tape:
         step = self.hidden.shape[1]
         if all(count == step for count in kept):
             return self.after
-        counts = kept[0] if len(set(kept)) == 1 else mx.array(list(kept))
-        linear = tuple(
-            LinearState(*roll_back(tape, counts, *entry))
-            for tape, entry in zip(self.layers, self.before.linear, strict=True)
-        )
+        linear = self.roll_back(self.layers, kept, self.before.linear)
         chains, mtp = (
             tuple(chain.cut(chain.length - step + count) for chain, count in zip(grown, kept, strict=bool(grown)))
             for grown in (self.after.chains, self.after.mtp)

@@ -28,7 +28,7 @@ def _nothing_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def model(loaded: Loaded) -> Iterator[Model]:
     yield loaded.model
-    loaded.model._replayed = loaded.model._replayed_fill = None
+    loaded.model._current = None
 
 
 def test_the_kernels_are_tried_once_and_what_was_found_is_remembered(
