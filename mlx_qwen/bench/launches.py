@@ -126,7 +126,7 @@ def _launches_of(
     def step() -> list[mx.array]:
         cache = model.make_cache()
         model(weightless((1, 2), mx.int32), cache=cache)
-        _forget_history(cache)
+        forget_history(cache)
         if verified:
             stepped = model.step(weightless((1, verified), mx.int32), cache.state, tape=True)
             taped = [array for layer in stepped.tape.layers for array in layer]
@@ -139,8 +139,8 @@ def _launches_of(
     return +counted
 
 
-def _forget_history(cache: HybridCache | Sequence[Any]) -> None:
-    """Make every array of the cache an input of the next step's graph, whatever it was computed from."""
+def forget_history(cache: HybridCache | Sequence[Any]) -> None:
+    """Make every array of a cache, this project's or mlx-lm's, an input of the next step's graph."""
     if isinstance(cache, HybridCache):
         cache.state = cache.state.mapped(_input_like)
         return

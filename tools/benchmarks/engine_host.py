@@ -1,11 +1,13 @@
 """The host's share of what the engine does for a token, beside mlx-lm's own loop, and of verifying drafts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
 import mlx.core as mx
 
+from mlx_qwen.bench.as_on_gpu import weightless
+from mlx_qwen.bench.launches import forget_history
 from mlx_qwen.bench.table import Table
 from mlx_qwen.bench.timing import OURS, PEER
 from mlx_qwen.engine.engine import Engine
@@ -14,6 +16,7 @@ from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.model import Model
 from mlx_qwen.model.mtp import MTP
 from mlx_qwen.model.state import State, empty_state
+from tools.benchmarks.launches import peer_as_on_gpu
 from tools.benchmarks.peer import cache_arrays, random_pair
 from tools.benchmarks.small_model import small_config
 from tools.benchmarks.stepping import computed, drained, request, step_until, thread_seconds
@@ -45,13 +48,10 @@ def _measured(ours: Model, theirs: Any, repeats: int) -> Table:
         "their token": their_answer.turn,
         "drafting": drafting.turn,
     }
-    times: dict[str, list[float]] = {name: [] for name in turns}
-    for turn in range(repeats + 1):
-        for name, run in turns.items():
-            seconds = run()
-            if turn:
-                times[name].append(seconds)
+    times = _in_alternation(turns, repeats) | _as_on_gpu(repeats)
     rows = [
+        ("a token's graph as on a GPU", *_compared(times["gpu graph"], times["their gpu graph"], PEER)),
+        ("a verified graph of 4 as on a GPU", *_compared(times["gpu verify"], times["gpu graph"], "a token's graph")),
         ("a token's graph, MTP filled", *_compared(times["graph"], times["their graph"], PEER)),
         ("a verified graph of 4 tokens", *_compared(times["verify graph"], times["graph"], "a token's graph")),
         ("a token of an answer, everything on", *_compared(times["token"], times["their token"], PEER)),
@@ -66,13 +66,38 @@ def _measured(ours: Model, theirs: Any, repeats: int) -> Table:
     return Table("Host time of the engine", note, ("", OURS, "beside", "its time", "ratio", "of the least"), rows)
 
 
+def _in_alternation(turns: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each of `repeats` turns of all, after one that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for turn in range(repeats + 1):
+        for name, run in turns.items():
+            seconds = run()
+            if turn:
+                times[name].append(seconds)
+    return times
+
+
+def _as_on_gpu(repeats: int) -> dict[str, list[float]]:
+    config = small_config(24, hidden_size=64, intermediate_size=64, heads=2, head_dim=128)
+    ours, theirs = random_pair(config, bits=4)
+    ours.mtp = MTP(config.text)
+    mx.eval(ours.mtp.parameters())
+    with peer_as_on_gpu():
+        turns = {
+            "gpu graph": _BuiltAsOnGPU(ours, 1).turn,
+            "their gpu graph": _TheirsBuiltAsOnGPU(theirs).turn,
+            "gpu verify": _BuiltAsOnGPU(ours, _DRAFTS + 1).turn,
+        }
+        return _in_alternation(turns, repeats)
+
+
 class _Built:
     """Graphs of steps of `count` tokens, taped if there are several, each step after the same state."""
 
     def __init__(self, model: Model, count: int) -> None:
         self._model, self._ids, self._taped = model, mx.array([[6] * count]), count > 1
         self._state: State = model.step(mx.array([_PROMPT]), empty_state(model.config.text, mtp=True)).state
-        mx.eval(self._state.arrays(), self._ids)
+        self._finish([*self._state.arrays(), self._ids])
 
     def turn(self) -> float:
         """Seconds a step."""
@@ -86,9 +111,19 @@ class _Built:
                 self._next = stepped.state
 
             total += thread_seconds(build)
-            mx.eval(built)
             self._state = self._next
+            self._finish(built)
         return total / _TOKENS
+
+    def _finish(self, built: list[mx.array]) -> None:
+        mx.eval(built)
+
+
+class _BuiltAsOnGPU(_Built):
+    """The same, each step after a state that seems to be there."""
+
+    def _finish(self, built: list[mx.array]) -> None:
+        self._state = self._state.mapped(lambda array: weightless(array.shape, array.dtype))
 
 
 class _TheirsBuilt:
@@ -96,7 +131,7 @@ class _TheirsBuilt:
 
     def __init__(self, model: Any) -> None:
         self._model, self._cache = model, model.make_cache()
-        mx.eval(model(mx.array([_PROMPT]), cache=self._cache))
+        self._finish([model(mx.array([_PROMPT]), cache=self._cache)])
 
     def turn(self) -> float:
         """Seconds a token."""
@@ -108,8 +143,18 @@ class _TheirsBuilt:
                 built.append(self._model(mx.array([[6]]), cache=self._cache)[:, -1])
 
             total += thread_seconds(build)
-            mx.eval(built, cache_arrays(self._cache))
+            self._finish(built)
         return total / _TOKENS
+
+    def _finish(self, built: list[mx.array]) -> None:
+        mx.eval(built, cache_arrays(self._cache))
+
+
+class _TheirsBuiltAsOnGPU(_TheirsBuilt):
+    """The same, each step after a cache that seems to be there."""
+
+    def _finish(self, built: list[mx.array]) -> None:
+        forget_history(self._cache)
 
 
 class _Written:

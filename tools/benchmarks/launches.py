@@ -40,7 +40,7 @@ def compare_launches(size: str) -> LaunchReport:
         ConfigError: no released size has this name.
     """
     ours = count_launches(size, uniform(_PACKED).precision)
-    with _peer_as_on_gpu() as launches:
+    with peer_as_on_gpu() as launches:
         peer = launches_of_size(size, _their_model, cache_arrays, launches)
     return LaunchReport(size, ours, peer)
 
@@ -57,7 +57,8 @@ def bench_launches(sizes: Sequence[str] = COUNTED_SIZES) -> Table:
 
 
 @contextmanager
-def _peer_as_on_gpu() -> Iterator[Launches]:
+def peer_as_on_gpu() -> Iterator[Launches]:
+    """As `as_on_gpu`, for mlx-lm's models too."""
     try:
         with as_on_gpu() as launches:
             _remake_peer_kernels()
