@@ -72,14 +72,15 @@ def _launch(
     """One launch whose last output, of the last of `dtypes`, is the norm."""
     shape = arrays[0].shape
     D = shape[-1]
-    rows = arrays[0].size // D
+    rows = [x if x.ndim == 3 else x.reshape(1, -1, D) for x in arrays]
+    B, T, _ = rows[0].shape
     # Four elements a thread where the row allows it: enough loads in flight, and one barrier for few SIMD groups.
     suited = min(_MOST_THREADS, 32 * -(-D // 128))
     threads = choices().threads("rms_norm" if kernel is _RMS_NORM else "add_rms_norm", suited)
     return kernel(
-        [*(x.reshape(rows, D) for x in arrays), weight, mx.array(eps)],
+        [*rows, weight, mx.array(eps)],
         [arrays[0].dtype, dtypes[-1], -(-D // threads)],
-        grid=(threads, rows, 1),
+        grid=(threads, T, B),
         threadgroup=(threads, 1, 1),
         output_shapes=[shape] * len(kernel.outputs),
         output_dtypes=dtypes,

@@ -48,11 +48,16 @@ void write_normed(
   }
 }
 
+/// Which row of [B, T, ...] a threadgroup has.
+inline int64_t row_number(uint3 group, const constant int* shape) {
+  return static_cast<int64_t>(group.z) * shape[1] + group.y;
+}
+
 inline Row row_of(uint size, uint3 position, uint3 threads, uint lane, uint simdgroup, uint simdgroups) {
   return Row{size, position.x, threads.x, lane, simdgroup, simdgroups};
 }
 
-/// normed [N, D] from x [N, D]; weight [D].
+/// normed [B, T, D] from x [B, T, D]; weight [D].
 template <typename X, typename T, int PER_THREAD>
 void rms_norm(
     const device X* x,
@@ -69,18 +74,18 @@ void rms_norm(
     uint simdgroup,
     uint simdgroups,
     threadgroup float* partials) {
-  const Row row = row_of(x_shape[1], position, threads, lane, simdgroup, simdgroups);
-  x += group.y * x_strides[0];
+  const Row row = row_of(x_shape[2], position, threads, lane, simdgroup, simdgroups);
+  x += group.z * x_strides[0] + group.y * x_strides[1];
   float values[PER_THREAD];
   for (int j = 0; j < PER_THREAD; ++j) {
     const uint i = row.first + j * row.step;
-    values[j] = i < row.size ? static_cast<float>(x[i * x_strides[1]]) : 0.0f;
+    values[j] = i < row.size ? static_cast<float>(x[i * x_strides[2]]) : 0.0f;
   }
-  normed += static_cast<int64_t>(group.y) * row.size;
+  normed += row_number(group, x_shape) * row.size;
   write_normed<T, PER_THREAD>(values, weight, weight_strides[0], eps, normed, row, partials);
 }
 
-/// total = x + branch in fp32, and its norm; all [N, D].
+/// total = x + branch in fp32, and its norm; all [B, T, D].
 template <typename X, typename T, int PER_THREAD>
 void add_rms_norm(
     const device X* x,
@@ -100,17 +105,17 @@ void add_rms_norm(
     uint simdgroup,
     uint simdgroups,
     threadgroup float* partials) {
-  const Row row = row_of(x_shape[1], position, threads, lane, simdgroup, simdgroups);
-  x += group.y * x_strides[0];
-  branch += group.y * branch_strides[0];
-  const int64_t first = static_cast<int64_t>(group.y) * row.size;
+  const Row row = row_of(x_shape[2], position, threads, lane, simdgroup, simdgroups);
+  x += group.z * x_strides[0] + group.y * x_strides[1];
+  branch += group.z * branch_strides[0] + group.y * branch_strides[1];
+  const int64_t first = row_number(group, x_shape) * row.size;
   total += first;
   float values[PER_THREAD];
   for (int j = 0; j < PER_THREAD; ++j) {
     const uint i = row.first + j * row.step;
     values[j] = 0.0f;
     if (i < row.size) {
-      values[j] = static_cast<float>(x[i * x_strides[1]]) + static_cast<float>(branch[i * branch_strides[1]]);
+      values[j] = static_cast<float>(x[i * x_strides[2]]) + static_cast<float>(branch[i * branch_strides[2]]);
       total[i] = values[j];
     }
   }
