@@ -156,13 +156,13 @@ def routed_gate_up(
 
 def mlp_gate_up(x: mx.array, gate_up: ExpertWeights) -> mx.array:
     """See `metal_kernels.moe_dispatch.mlp_gate_up`."""
-    N, I = x.shape[0], gate_up.weight.shape[0] // 2  # noqa: E741
+    rows, I = x.reshape(-1, x.shape[-1]), gate_up.weight.shape[0] // 2  # noqa: E741
     (hidden,) = _MLP_GATE_UP(
-        [x, *_arrays(gate_up)],
+        [rows, *_arrays(gate_up)],
         [x.dtype, *_packing(gate_up)],
-        grid=(32 * N, math.ceil(I / 2), 1),
+        grid=(32 * rows.shape[0], math.ceil(I / 2), 1),
         threadgroup=(32, 2, 1),
-        output_shapes=[(N, I)],
+        output_shapes=[(*x.shape[:-1], I)],
         output_dtypes=[x.dtype],
     )
     return hidden

@@ -1,5 +1,7 @@
 """What a model calls: the steps of a sparse layer, with the choice between kernel and reference."""
 
+import math
+
 import mlx.core as mx
 
 from metal_kernels._backend import Backend, backend, count_reference, takes_kernel
@@ -117,10 +119,10 @@ def mlp_gate_up(x: mx.array, *row_blocks: ExpertWeights) -> mx.array:
     Returns:
         [..., I] in x's dtype.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    suits = backend() is Backend.METAL and len(row_blocks) == 1 and rows.shape[0] <= choices().mlp_rows
+    rows = math.prod(x.shape[:-1])
+    suits = backend() is Backend.METAL and len(row_blocks) == 1 and rows <= choices().mlp_rows
     if suits and takes_kernel("mlp_gate_up", _empty(x) or _unmultiplied(x, *row_blocks)):
-        return kernels.mlp_gate_up(rows, row_blocks[0]).reshape(*x.shape[:-1], -1)
+        return kernels.mlp_gate_up(x, row_blocks[0])
     return swiglu(reference.matmul(x, *row_blocks))
 
 
