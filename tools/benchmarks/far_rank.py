@@ -48,7 +48,7 @@ def main(folder: Path, delay_file: Path, round_trips: list[float], turns: int, t
             if group.rank() == 0:
                 delay.seconds = round_trip / 2
             _together(group)
-            network = network_of(sums(group, (sent.sum_bytes, 4 << 20)), group.size())
+            network = network_of(sums(group, (sent.sum_bytes, 1 << 20)), group.size())
             now = {"sum": network.latency, "predicted": sent.seconds(network, group.size())}
             for name, run in runs.items():
                 with _silence() if name == "alone" else nullcontext():
