@@ -49,6 +49,7 @@ def main(folder: Path, tokens: int, turns: int, result: Path) -> None:
         "seconds": {name: median(took) for name, took in seconds.items()},
         "logits": {name: model(ids, caches[name]())[0, -1].tolist() for name, model in models.items()},
         "answers": answers,
+        "leads": {name: _leads(model, caches[name](), ids, answers[name]) for name, model in models.items()},
     }
     result.write_text(json.dumps(found), encoding="utf-8")
 
@@ -86,3 +87,11 @@ def written(model: Model, cache: Any, ids: mx.array, tokens: int) -> tuple[float
         token = mx.argmax(model(token, cache)[:, -1:], axis=-1)
         written.append(int(token))
     return (time.perf_counter() - start) / (tokens - 1), written
+
+
+def _leads(model: Model, cache: Any, ids: mx.array, answer: list[int]) -> list[float]:
+    """How far each token's logit is ahead of the next one's, in parts of the largest logit."""
+    logits = model(mx.concatenate([ids, mx.array([answer[:-1]])], axis=1), cache)[0, ids.shape[1] - 1 :]
+    two = mx.sort(logits.astype(mx.float32), axis=-1)[:, -2:]
+    leads: list[float] = ((two[:, 1] - two[:, 0]) / mx.abs(logits).max(axis=-1)).tolist()  # type: ignore[assignment]
+    return leads

@@ -41,24 +41,28 @@ def bench_ranks(
     """Logits, tokens, time a token and bytes of a rank, of each number of `ranks` beside one rank."""
     config = config or small_config(8, hidden_size=1024, intermediate_size=3584, heads=8, head_dim=64)
     write_random_checkpoint(config, folder / "source")
-    rows = []
+    rows, exact = [], None
     for name in precisions:
         model = folder / name.replace(" ", "-")
         convert(folder / "source", model, **_PRECISIONS[name])
-        (alone,) = _run(1, model, folder, tokens, turns)
-        rows.append([name, "1", "", "", _between(alone), *_times(alone), *_bytes(alone)])
-        for count in ranks:
+        alone: dict[str, Any] | None = None
+        for count in (1, *ranks):
             first, *others = _run(count, model, folder, tokens, turns)
             assert all(rank["answers"] == first["answers"] for rank in others), "ranks wrote different tokens"
-            rows.append([name, str(count), *_compared(first, alone), _between(first), *_times(first), *_bytes(first)])
+            alone = alone or first
+            exact = alone if name == "fp32" else exact
+            compared = _compared(first, alone) if count > 1 else ["", ""]
+            truth = "" if exact is None or name != "bf16" else _far(first, exact)
+            rows.append([name, str(count), *compared, truth, _between(first), *_times(first), *_bytes(first)])
     note = (
         f"{config.text.num_hidden_layers} layers of width {config.text.hidden_size}, random weights. Differences are "
         "of the logits behind a prompt of 32 tokens, from those of one rank and between runtimes, "
-        f"in parts of the largest; tokens are {tokens} greedy ones, the same as on one rank or others. Times are "
+        f"in parts of the largest; tokens are {tokens} greedy ones. The first that is another than on one rank was "
+        "ahead there of the next likely one by so many parts of the largest logit. Times are "
         f"medians of {turns} turns in alternation, each token awaited. All ranks share this machine's cores: times "
         "tell what collectives cost here, and nothing about several machines."
     )
-    differ = (f"{OURS} differs", f"{PEER} differs", "between them")
+    differ = (f"{OURS} differs", f"{PEER} differs", "both from fp32", "between them")
     header = ("", "ranks", *differ, OURS, PEER, "ratio", "holds", "reads", "peak")
     return Table("A model divided among ranks", note, header, rows)
 
@@ -95,10 +99,22 @@ def _script(model: Path, tokens: int, turns: int, result: Path) -> str:
 def _compared(found: dict[str, Any], alone: dict[str, Any]) -> list[str]:
     cells = []
     for name in ("ours", "theirs"):
-        logits, expected = np.array(found["logits"][name]), np.array(alone["logits"][name])
-        tokens = "same tokens" if found["answers"][name] == alone["answers"][name] else "other tokens"
-        cells.append(f"{np.abs(logits - expected).max() / np.abs(expected).max():.1e}, {tokens}")
+        pairs = enumerate(zip(found["answers"][name], alone["answers"][name], strict=True))
+        other = next((place for place, (one, another) in pairs if one != another), None)
+        tokens = "same tokens"
+        if other is not None:
+            tokens = f"another token at {other + 1}, ahead by {alone['leads'][name][other]:.0e}"
+        cells.append(f"{_difference(found, alone, name):.1e}, {tokens}")
     return cells
+
+
+def _far(found: dict[str, Any], exact: dict[str, Any]) -> str:
+    return " / ".join(f"{_difference(found, exact, name):.1e}" for name in ("ours", "theirs"))
+
+
+def _difference(found: dict[str, Any], other: dict[str, Any], name: str) -> float:
+    logits, expected = (np.array(each["logits"][name]) for each in (found, other))
+    return float(np.abs(logits - expected).max() / np.abs(expected).max())
 
 
 def _between(found: dict[str, Any]) -> str:
