@@ -98,7 +98,7 @@ class DraftModel:
         state = _state(row)
         while state.offset < end:
             piece = row.text(state.offset, min(end, state.offset + self._piece(state, row.step_size)))
-            state = row.draft_state = self.model.step(mx.array([piece]), state, last=True).state
+            state = row.draft_state = self.model.step(mx.array([piece]), state, last=True, room=end).state
             if len(piece) > _FEW:
                 mx.eval(state.arrays())
 

@@ -31,7 +31,8 @@ def read_piece(model: Model, sequence: Sequence, end: int) -> None:
             first = sequence.embedded_from
             part = sequence.embedded.part(sequence.read - first, end - first)
         tokens = mx.array([ids[sequence.read : end]])
-        sequence.state = model.step(tokens, state, embedded=part, last=True).state
+        room = state.offset + len(ids) - sequence.read
+        sequence.state = model.step(tokens, state, embedded=part, last=True, room=room).state
     logits = []
     if is_last:
         assert sequence.state is not None and sequence.state.last is not None, "a prompt has at least one token"

@@ -61,10 +61,11 @@ class Chain:
     One sequence has a chain, or B sequences of equal length (left padding counted) share one.
     """
 
-    __slots__ = ("__weakref__", "_buffers", "length")
+    __slots__ = ("__weakref__", "_buffers", "_room", "length")
 
-    def __init__(self, buffers: _Buffers, length: int) -> None:
+    def __init__(self, buffers: _Buffers, length: int, room: int = 0) -> None:
         self.length = length
+        self._room = room
         self._buffers = buffers
         buffers.lies_in(self)
 
@@ -83,10 +84,13 @@ class Chain:
         """Whether a longer chain is held in the same buffers, so that growing this one copies it."""
         return self._buffers.longest > self.length
 
-    def grown(self, tokens: int) -> "Chain":
-        """The chain with `tokens` more, which are to be written layer by layer."""
+    def grown(self, tokens: int, room: int = 0) -> "Chain":
+        """The chain with `tokens` more, which are to be written layer by layer.
+
+        Buffers that are made for them have room for `room` tokens in all: growing them copies what is in them.
+        """
         buffers = self._buffers.first(self.length) if self.is_shared else self._buffers
-        return Chain(buffers, self.length + tokens)
+        return Chain(buffers, self.length + tokens, room)
 
     def cut(self, length: int) -> "Chain":
         """The first `length` tokens."""
@@ -101,11 +105,11 @@ class Chain:
         held, start = self._buffers.layers[layer], self.length - kv.shape[3]
         if self.packing is None:
             assert held is None or isinstance(held, mx.array), "a chain is packed as a whole or not at all"
-            written = self._buffers.layers[layer] = _written(held, kv, start)
+            written = self._buffers.layers[layer] = _written(held, kv, start, self._room)
             return keys_and_values(written[:, :, :, : self.length])
         parts = mx.quantize(kv, group_size=self.packing.group_size, bits=self.packing.bits)
         before = (None, None, None) if held is None else held
-        all_parts = Quantized(*(_written(old, new, start) for old, new in zip(before, parts, strict=True)))
+        all_parts = Quantized(*(_written(old, new, start, self._room) for old, new in zip(before, parts, strict=True)))
         self._buffers.layers[layer] = all_parts
         keys, values = zip(*(keys_and_values(part[:, :, :, : self.length]) for part in all_parts), strict=True)
         return Quantized(*keys), Quantized(*values)
@@ -155,12 +159,15 @@ def _copied(rows: Rows, length: int) -> Rows:
     return Quantized(*copies) if isinstance(rows, Quantized) else copies[0]
 
 
-def _written(held: mx.array | None, new: mx.array, start: int) -> mx.array:
-    """`new` [..., T, D] written behind the first `start` tokens of `held`, in a larger buffer when it is full."""
+def _written(held: mx.array | None, new: mx.array, start: int, least: int = 0) -> mx.array:
+    """`new` [..., T, D] written behind the first `start` tokens of `held`.
+
+    When it is full in a larger buffer, which has room for `least` tokens.
+    """
     *outer, T, D = new.shape
     capacity = 0 if held is None else held.shape[-2]
     if start + T > capacity:
-        room = mx.zeros((*outer, -(-(start + T) // _STEP) * _STEP - start, D), dtype=new.dtype)
+        room = mx.zeros((*outer, -(-max(start + T, least) // _STEP) * _STEP - start, D), dtype=new.dtype)
         held = room if held is None else mx.concatenate([held[..., :start, :], room], axis=-2)
     assert held is not None, "a buffer exists once there is room"
     held[:, :, :, start : start + T] = new

@@ -171,6 +171,7 @@ class Model(MTPSteps):
         embedded: Embedded | None = None,
         tape: bool = False,
         last: bool = False,
+        room: int = 0,
     ) -> Stepped:
         """Read the next tokens: hidden states, and the state after them. `state` stays what it is.
 
@@ -179,19 +180,19 @@ class Model(MTPSteps):
         Args:
             state: what the sequences remember; `empty_state` before the first token.
             tape: record what taking tokens back needs, for up to 8 tokens after at least one.
-            last: compute the last layer for the last token alone: `hidden` is [B, 1, hidden_size]. Not with `tape`, nor
+            last: compute the last layer for the last token alone, `hidden` [B, 1, hidden_size]; not with `tape`, nor
                 where the state fills the MTP layer's keys and values, which all of `hidden` enters.
+            room: for how many tokens in all keys and values are made room.
         """
         if input_ids.ndim != 2 or input_ids.size == 0:
             raise ValueError(f"input_ids has shape {input_ids.shape}, expected [B, T] with at least one token a row")
         T = input_ids.shape[1]
         if tape and (T > MOST_TAPED_TOKENS or not state.offset):
             raise ValueError(f"a step of {T} tokens cannot be taped: expected 1 to {MOST_TAPED_TOKENS}, after a prompt")
-        if mask is not None:
-            mask = mask.astype(mx.bool_)
-            state = state.padded(mask)
+        mask = None if mask is None else mask.astype(mx.bool_)
+        state = state if mask is None else state.padded(mask)
         masks = _masks(state, mask, T)
-        chains = tuple(chain.grown(T) for chain in state.chains)
+        chains = tuple(chain.grown(T, room) for chain in state.chains)
         roll_back: RollBack = rolled_back
         if self._can_replay(T, state, masks, embedded):
             replays = self._replays()
