@@ -10,12 +10,14 @@ import mlx.nn as nn
 
 from metal_kernels.attention import attention, attention_epilogue, attention_prologue, packed_attention
 from mlx_qwen.config import TextConfig
-from mlx_qwen.model.chain import Chain, Packing, Quantized, keys_and_values
+from mlx_qwen.model.chain import Chain, Packing, Quantized, Rows, keys_and_values
 from mlx_qwen.model.layers import AnyLinear, FusedLinear, RMSNorm
 from mlx_qwen.model.rope import Positions, rotary
 
 # MLX has no fused kernel for many queries at these head sizes: scores of a long context would fill the memory.
 MOST_SCORE_BYTES = 1 << 30
+# From this part of it on, waiting for what leads to the scores costs little beside computing them: a quarter.
+_WAITING_SHARE = 4
 # But for the M5's, which takes causal queries from so many on (`scaled_dot_product_attention.cpp` of MLX 0.32).
 FEWEST_FUSED = 1024
 _FIRST_MATRIX_UNITS = 17
@@ -72,6 +74,12 @@ class Attention(nn.Module):
         q, kv = self._placed(qkv, positions, self.num_heads)
         return Heads(q, kv, qkv[..., -self.num_heads * self.head_dim :])
 
+    def heads_of_last(self, x: mx.array, positions: Positions) -> Heads:
+        """As `heads`, with the query and the gate of the last token alone, which are most of what is projected."""
+        T = x.shape[1]
+        alone = self.heads(x[:, -1:], positions.behind(T - 1))
+        return alone if T == 1 else alone._replace(kv=self.keys_and_values(x, positions))
+
     def keys_and_values(self, x: mx.array, positions: Positions) -> mx.array:
         """The keys and values of `heads` alone, [2, B, Hkv, T, D], without computing queries and gates."""
         first = self.num_heads * self.head_dim
@@ -124,9 +132,10 @@ def _attend_chain(q: mx.array, chain: Chain, layer: int, kv: mx.array, scale: fl
 
 def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
     """Attention of as many queries at a time as keep scores within `MOST_SCORE_BYTES`, or of all where MLX fuses."""
-    rows, T = _queries_at_once(q, k.shape[2]), q.shape[2]
+    T = q.shape[2]
     if mask is None and T >= FEWEST_FUSED and has_fused_prefill():
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+    rows = _queries_at_once(q, (k, v), k.shape[2])
     if rows >= T:
         return attention(q, k, v, scale=scale, mask=mask)
 
@@ -142,7 +151,7 @@ def _quantized_attention(
 ) -> mx.array:
     """Attention over packed keys and values, of as many queries at a time as keep scores within `MOST_SCORE_BYTES`."""
     T, S = q.shape[2], keys.packed.shape[2]
-    rows, (bits, size) = _queries_at_once(q, S), packing
+    rows, (bits, size) = _queries_at_once(q, (keys, values), S), packing
     if rows >= T:
         return packed_attention(q, keys, values, bits=bits, group_size=size, scale=scale, mask=mask)
 
@@ -162,10 +171,17 @@ def has_fused_prefill() -> bool:
     return generation is not None and int(generation[1]) >= _FIRST_MATRIX_UNITS
 
 
-def _queries_at_once(q: mx.array, S: int) -> int:
-    """How many of the queries [B, H, T, D] have scores of S keys within `MOST_SCORE_BYTES`; at least one."""
-    B, H, _, _ = q.shape
-    return max(1, MOST_SCORE_BYTES // (B * H * S * q.itemsize))
+def _queries_at_once(q: mx.array, kv: tuple[Rows, Rows], S: int) -> int:
+    """How many of the queries [B, H, T, D] have scores of S keys within `MOST_SCORE_BYTES`; at least one.
+
+    MLX gives the arrays of a graph their memory long before it computes them: so all that leads to `q` and `kv` is
+    computed before there are many scores.
+    """
+    B, H, T, _ = q.shape
+    one_row = B * H * S * q.itemsize
+    if T > 1 and one_row * T >= MOST_SCORE_BYTES // _WAITING_SHARE:
+        mx.eval(q, kv)
+    return max(1, MOST_SCORE_BYTES // one_row)
 
 
 def _in_blocks(T: int, S: int, rows: int, attend: Callable[[int, int, int], mx.array]) -> mx.array:
@@ -174,6 +190,5 @@ def _in_blocks(T: int, S: int, rows: int, attend: Callable[[int, int, int], mx.a
     for first in range(0, T, rows):
         last = min(first + rows, T)
         blocks.append(attend(first, last, S - T + last))
-        # MLX gives all arrays of a graph their memory long before it computes them.
         mx.eval(blocks[-1])
     return mx.concatenate(blocks, axis=2)

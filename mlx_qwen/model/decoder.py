@@ -100,8 +100,7 @@ class DecoderLayer(nn.Module):
     def last(self, entering: Residual, positions: Positions, memory: KeyValues, masks: Masks | None) -> Residual:
         """An attention layer on for the last token alone, [B, 1, hidden]; keys and values of all are remembered."""
         x, normed = entering.normed(self.input_layernorm)
-        heads = self.self_attn.heads(normed, positions)
-        alone = heads._replace(q=heads.q[:, :, -1:], gate=heads.gate[:, -1:])
+        alone = self.self_attn.heads_of_last(normed, positions)
         mask = None if masks is None else masks.attention[:, :, -1:]
         attended = self.self_attn.output(self.self_attn.attend(alone, memory, mask), alone.gate)
         return self.feed_forward(Residual(x[:, -1:], attended))

@@ -26,6 +26,10 @@ class Positions:
         """The positions as attention takes them: `axes`, or `offset` where there are none."""
         return self.offset if self.axes is None else self.axes
 
+    def behind(self, tokens: int) -> "Positions":
+        """Where the tokens behind the first `tokens` stand."""
+        return Positions(self.offset + tokens, None if self.axes is None else self.axes[..., tokens:])
+
 
 def rotary(head_dim: int, config: RopeConfig) -> Rotary:
     """The rotation of heads of `head_dim` dimensions; its scale is `rotary_scale`'s."""

@@ -12,6 +12,7 @@ from mlx_qwen.errors import PromptError
 from mlx_qwen.loading import load_model
 from mlx_qwen.model import Model, attention
 from mlx_qwen.model.chain import Chain, Packing, Quantized
+from mlx_qwen.model.rope import Positions
 from mlx_qwen.model.state import LinearState, state_nbytes
 
 Checkpoint = Callable[..., Path]
@@ -43,6 +44,20 @@ def test_keys_and_values_grow_in_steps_and_come_back_whole() -> None:
     assert mx.array_equal(keys, expected)
     assert mx.array_equal(values, 2 * expected)
     assert [array.shape for array in chain.buffers()] == [(2, 1, 2, 768, 8)]
+
+
+def test_keys_and_values_of_a_known_length_lie_where_they_were_first_written() -> None:
+    chain, rng = Chain.empty(1, Packing(8, 32)), np.random.default_rng(0)
+    pieces = [mx.array(rng.standard_normal((2, 1, 2, T, 32)).astype(np.float32)) for T in (200, 300, 101, 1)]
+    shapes = []
+    for piece in pieces:
+        chain = chain.grown(piece.shape[3], room=601)
+        keys, _ = chain.write(0, piece)
+        shapes.append({part.shape[-2] for part in chain.buffers()})
+    assert shapes == [{768}] * 4
+    assert isinstance(keys, Quantized)
+    expected = mx.quantize(mx.concatenate(pieces, axis=3)[0], 32, 8)
+    assert all(mx.array_equal(*each) for each in zip(keys, expected, strict=True))
 
 
 def test_the_linear_layers_memory_does_not_grow(model: Model) -> None:
@@ -127,6 +142,37 @@ def test_blocks_of_queries_bound_the_memory_of_their_scores(monkeypatch: pytest.
     assert peak() > whole
     monkeypatch.setattr(attention, "MOST_SCORE_BYTES", whole // 16)
     assert peak() < whole // 4
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_leads_to_the_queries_is_gone_before_there_are_scores(
+    monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    kv, x = mx.random.normal((1, 2, 1024, 32)), mx.random.normal((1, 4, 512, 32))
+    held = Quantized(*mx.quantize(kv, 32, 8))
+    mx.eval(kv, x, held)
+    scores = 4 * 512 * 1024 * 4
+    monkeypatch.setattr(attention, "MOST_SCORE_BYTES", 2 * scores)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    # Through an array as large as the scores.
+    q = mx.concatenate([x] * 32, axis=-1).reshape(1, 4, 512, 32, 32).sum(axis=3)
+    if packed:
+        mx.eval(attention._quantized_attention(q, held, held, 1.0, None, Packing(8, 32)))
+    else:
+        mx.eval(attention._attention(q, kv, kv, 1.0, None))
+    assert mx.get_peak_memory() - before < 1.5 * scores
+
+
+@pytest.mark.parametrize("axes", [False, True])
+def test_the_last_tokens_query_and_gate_are_those_among_all(model: Model, axes: bool) -> None:
+    layer, x = model.layers[3].self_attn, mx.random.normal((2, 11, model.config.text.hidden_size))
+    three = mx.array(np.random.default_rng(0).integers(0, 50, (3, 2, 11))) if axes else None
+    place = Positions(mx.array([5, 9]), three)
+    every, alone = layer.heads(x, place), layer.heads_of_last(x, place)
+    assert alone.q.shape[2] == alone.gate.shape[1] == 1
+    for expected, found in zip((every.q[:, :, -1:], every.kv, every.gate[:, -1:]), alone, strict=True):
+        assert mx.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("T", [1, 5])
