@@ -39,12 +39,14 @@ class Needs:
     text: TextConfig
     step: int
     kv_bits: int | None
+    item_size: int = 2
 
     def activations(self, tokens: int) -> int:
         """An estimate of the arrays alive while the last piece of a prompt of `tokens` is read."""
-        return prefill_bytes(self.text, min(tokens, self.step), tokens, kv_bits=self.kv_bits)
+        step = min(tokens, self.step)
+        return prefill_bytes(self.text, step, tokens, kv_bits=self.kv_bits, item_size=self.item_size)
 
     def beside_weights(self, tokens: int) -> int:
         """Keys, values, state and activations at the end of `tokens` tokens."""
-        kv = held_kv_bytes(self.text, tokens, kv_bits=self.kv_bits)
-        return kv + state_bytes(self.text) + self.activations(tokens)
+        kv = held_kv_bytes(self.text, tokens, kv_bits=self.kv_bits, item_size=self.item_size)
+        return kv + state_nbytes(self.text, 0, item_size=self.item_size) + self.activations(tokens)

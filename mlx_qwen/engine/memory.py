@@ -111,8 +111,7 @@ def piece_tokens(
     """How many tokens to read at once behind `read`: `wanted`, or half as often as it takes to fit `most_bytes`."""
     tokens = wanted
     while tokens > _LEAST_PIECE:
-        needed = prefill_bytes(text, tokens, read + tokens, kv_bits=kv_bits) * item_size // 2
-        if needed <= most_bytes:
+        if prefill_bytes(text, tokens, read + tokens, kv_bits=kv_bits, item_size=item_size) <= most_bytes:
             break
         tokens = max(_LEAST_PIECE, tokens // 2)
     return tokens

@@ -22,69 +22,77 @@ def usable_bytes() -> int:
     return machine_bytes() * 9 // 10
 
 
-def kv_bytes(text: TextConfig, tokens: int, *, kv_bits: int | None = None) -> int:
-    """Keys and values of `tokens` tokens in all attention layers: bf16, or packed to `kv_bits`.
+def kv_bytes(text: TextConfig, tokens: int, *, kv_bits: int | None = None, item_size: int = _ITEM) -> int:
+    """Keys and values of `tokens` tokens in all attention layers, of `item_size` bytes each or packed to `kv_bits`.
 
     Raises:
         PromptError: the model's heads cannot be packed so.
     """
-    dense = state_nbytes(text, tokens) - state_nbytes(text, 0)
+    dense = state_nbytes(text, tokens, item_size=item_size) - state_nbytes(text, 0, item_size=item_size)
     if kv_bits is None:
         return dense
     packing = kv_packing(text, kv_bits)
     assert packing is not None, "some bits give some packing"
-    values = dense // _ITEM
-    return values * kv_bits // 8 + 2 * _ITEM * values // packing.group_size
+    values = dense // item_size
+    return values * kv_bits // 8 + 2 * item_size * values // packing.group_size
 
 
-def held_kv_bytes(text: TextConfig, tokens: int, *, kv_bits: int | None = None) -> int:
+def held_kv_bytes(text: TextConfig, tokens: int, *, kv_bits: int | None = None, item_size: int = _ITEM) -> int:
     """As `kv_bytes`, of the buffer that holds them, which grows by steps of 256 tokens."""
-    return kv_bytes(text, -(-tokens // _STEP) * _STEP, kv_bits=kv_bits)
+    return kv_bytes(text, -(-tokens // _STEP) * _STEP, kv_bits=kv_bits, item_size=item_size)
 
 
-def prefill_bytes(text: TextConfig, tokens: int, context: int, *, kv_bits: int | None = None) -> int:
+def prefill_bytes(
+    text: TextConfig, tokens: int, context: int, *, kv_bits: int | None = None, item_size: int = _ITEM
+) -> int:
     """An estimate of the arrays alive while `tokens` tokens are read at once at the end of `context` tokens.
 
-    The residual stream and the widest block beside it, on a GPU. This family's attention heads have 256 channels, so
-    that their scores are in memory; a growing buffer of keys and values is there twice in one layer.
+    The residual stream and the widest block beside it, on a GPU, of `item_size` bytes a number. This family's attention
+    heads have 256 channels, so that their scores are in memory; where a buffer of keys and values has to grow, it is
+    there twice in one layer.
     """
-    stream = tokens * text.hidden_size * (2 * _FP32 + 2 * _ITEM)
-    blocks = [_feed_forward(text, tokens, sparse=sparse) for sparse in set(text.sparse_layers)]
+    stream = tokens * text.hidden_size * (2 * _FP32 + 2 * item_size)
+    blocks = [_feed_forward(text, tokens, item_size, sparse=sparse) for sparse in set(text.sparse_layers)]
     if "linear_attention" in text.layer_types:
-        blocks.append(_gated_delta(text, tokens))
+        blocks.append(_gated_delta(text, tokens, item_size))
     if "full_attention" in text.layer_types:
-        one_layer = held_kv_bytes(text, context, kv_bits=kv_bits) // text.layer_types.count("full_attention")
-        blocks.append(_attention(text, tokens) + score_bytes(text, tokens, context, kv_bits=kv_bits) + one_layer)
+        held = held_kv_bytes(text, context, kv_bits=kv_bits, item_size=item_size)
+        scores = score_bytes(text, tokens, context, kv_bits=kv_bits, item_size=item_size)
+        one_layer = held // text.layer_types.count("full_attention")
+        blocks.append(_attention(text, tokens, item_size) + scores + one_layer)
     return stream + max(blocks)
 
 
-def score_bytes(text: TextConfig, tokens: int, context: int, *, kv_bits: int | None = None) -> int:
-    """One layer's attention scores [heads, tokens, context] in bf16; none where MLX's fused kernel computes them.
+def score_bytes(
+    text: TextConfig, tokens: int, context: int, *, kv_bits: int | None = None, item_size: int = _ITEM
+) -> int:
+    """One layer's attention scores [heads, tokens, context] and the causal mask, a byte a pair that all heads share.
 
-    Queries are attended to in blocks that bound the scores.
+    Queries are attended to in blocks that bound the scores. None where MLX's fused kernel computes them.
     """
     if text.head_dim in _FUSED_HEAD_SIZES and kv_bits is None:
         return 0
-    scores = _ITEM * text.num_attention_heads * tokens * context
-    return min(scores, MOST_SCORE_BYTES)
+    a_token = item_size * text.num_attention_heads * context
+    at_once = min(tokens, max(1, MOST_SCORE_BYTES // a_token))
+    return at_once * (a_token + context)
 
 
-def _attention(text: TextConfig, tokens: int) -> int:
+def _attention(text: TextConfig, tokens: int, item_size: int) -> int:
     """Projected rows, q, k and v turned to their positions, and the output before and after its gate."""
     q, kv = text.num_attention_heads * text.head_dim, 2 * text.num_key_value_heads * text.head_dim
-    return _ITEM * tokens * ((2 * q + kv) + (q + kv) + 2 * q)
+    return item_size * tokens * ((2 * q + kv) + (q + kv) + 2 * q)
 
 
-def _gated_delta(text: TextConfig, tokens: int) -> int:
+def _gated_delta(text: TextConfig, tokens: int, item_size: int) -> int:
     """Projected rows, what leaves the convolution and the rule in fp32, and the gated output."""
     conv, value = text.linear_conv_dim, text.linear_value_dim
-    return tokens * (_ITEM * (conv + value) + _FP32 * (conv + value) + _ITEM * value)
+    return tokens * (item_size * (conv + value) + _FP32 * (conv + value) + item_size * value)
 
 
-def _feed_forward(text: TextConfig, tokens: int, *, sparse: bool) -> int:
+def _feed_forward(text: TextConfig, tokens: int, item_size: int, *, sparse: bool) -> int:
     """Gate and up, their product, and for experts a row a choice before and after them, and the router's logits."""
     if not sparse or text.moe is None:
-        return _ITEM * tokens * 3 * text.intermediate_size
+        return item_size * tokens * 3 * text.intermediate_size
     moe = text.moe
     chosen = moe.num_experts_per_tok * (2 * text.hidden_size + 3 * moe.moe_intermediate_size)
-    return tokens * (_ITEM * (chosen + 3 * moe.shared_expert_intermediate_size) + _FP32 * moe.num_experts)
+    return tokens * (item_size * (chosen + 3 * moe.shared_expert_intermediate_size) + _FP32 * moe.num_experts)

@@ -17,9 +17,11 @@ from mlx_qwen.engine.prefix import PrefixIndex
 from mlx_qwen.errors import PromptError
 from mlx_qwen.generation import generate, stream_generate
 from mlx_qwen.loading import load_model
+from mlx_qwen.model.attention import MOST_SCORE_BYTES
 from mlx_qwen.model.cache import kv_packing
-from mlx_qwen.model.memory import prefill_bytes
-from mlx_qwen.model.state import empty_state
+from mlx_qwen.model.memory import prefill_bytes, score_bytes
+from mlx_qwen.model.qwen import Stepped
+from mlx_qwen.model.state import State, empty_state
 from tests.engine.conftest import Loaded
 from tests.engine.sequences import sequence, written
 
@@ -174,7 +176,7 @@ def test_pieces_shrink_until_they_fit_and_the_answer_is_the_same(loaded: Loaded,
     how = {"temperature": 0, "max_tokens": 8, "kv_bits": kv_bits, "prefix_cache": False}
     expected = generate(*loaded[:2], prompt, **how)  # type: ignore[arg-type]
     text, size = loaded.model.config.text, loaded.model.dtype.size
-    most = prefill_bytes(text, 64, len(prompt), kv_bits=kv_bits) * size // 2
+    most = prefill_bytes(text, 64, len(prompt), kv_bits=kv_bits, item_size=size)
     loaded.model.engine = Engine(loaded.model, Limits(piece_bytes=most))
     found = generate(*loaded[:2], prompt, progress=lambda done, _: places.append(done), **how)  # type: ignore[arg-type]
     pieces = {later - before for before, later in pairwise(places)}
@@ -192,6 +194,31 @@ def test_the_longest_contexts_are_read_in_pieces_that_fit(large: TextConfig) -> 
     assert piece_tokens(large, 2048, 0, 2 * GIB) == 2048
     assert piece_tokens(large, 2048, 250_000, 0) == 32
     assert piece_tokens(large, 7, 250_000, 0) == 7
+
+
+def test_scores_are_bounded_in_bytes_whatever_their_precision(large: TextConfig) -> None:
+    """24 heads, 2,048 queries and 250,000 keys: more than the bound in either precision."""
+    short, full = (score_bytes(large, 2048, 250_000, item_size=size) for size in (2, 4))
+    assert MOST_SCORE_BYTES * 0.9 < full <= short <= MOST_SCORE_BYTES * (1 + 1 / 24)
+    rest = [prefill_bytes(large, 2048, 250_000, item_size=size) for size in (2, 4)]
+    assert rest[1] - full < 2 * (rest[0] - short)
+    assert piece_tokens(large, 2048, 32_000, rest[1], item_size=4) == 2048
+
+
+def test_a_prompt_in_pieces_copies_no_keys_and_values(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, room = loaded.model.step, []
+
+    def noted(ids: mx.array, *rest: State, **how: bool) -> Stepped:
+        stepped = step(ids, *rest, **how)
+        if ids.shape[1] > 1:
+            room.append({part.shape[-2] for part in stepped.state.chains[0].buffers()})
+        return stepped
+
+    monkeypatch.setattr(loaded.model, "step", noted)
+    one = sequence(loaded.model, PROMPT * 10, 0, count=4)
+    one.step_size = 100
+    written(Engine(loaded.model), one)
+    assert room == [{1024}] * 9
 
 
 def test_a_window_of_keys_and_values_is_explained_and_not_ignored(loaded: Loaded) -> None:
