@@ -126,8 +126,9 @@ def test_two_ranks_are_compared_with_one_and_with_mlx_lms(tmp_path: Path) -> Non
     assert float(shared[4]) < 2e-4
 
 
-def test_packed_keys_and_values_take_what_is_planned_for_them() -> None:
-    table = bench_packed(tokens=300)
+@pytest.mark.parametrize("scores", [False, True])
+def test_packed_keys_and_values_take_what_is_planned_for_them(scores: bool) -> None:
+    table = bench_packed(tokens=300, scores=scores)
     assert [row[0] for row in table.rows] == ["fp32", "8 bits", "4 bits"]
     assert {row[4] for row in table.rows} == {"1.000"}
     held = [float(row[5]) for row in table.rows]

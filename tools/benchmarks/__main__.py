@@ -21,7 +21,8 @@ class Run:
         folder: for checkpoints, which are removed with it.
         model, text: a model folder and a text file, for the sections that judge a model.
         kinds: another model and a text of its own, whose weights of kinds are taken.
-        tokens, minutes: how long the prompt of `long` and `packed` is, and how long `soak` and `load` go on.
+        tokens: how long the prompt of `long` or `packed` is, if not as long as usual.
+        minutes: how long `soak` and `load` go on.
         vlm: the Python of an environment with mlx-vlm, for `serve`.
     """
 
@@ -30,7 +31,7 @@ class Run:
     model: Path | None
     text: Path | None
     kinds: tuple[Path, Path] | None
-    tokens: int
+    tokens: int | None
     minutes: float
     requests: int
     vlm: Path | None
@@ -95,13 +96,14 @@ def _throughput(run: Run) -> Section:
 def _long(run: Run) -> Section:
     from tools.benchmarks.long_prompt import bench_long
 
-    return section_of([bench_long(tokens=run.tokens)])
+    return section_of([bench_long(tokens=run.tokens or 100_000)])
 
 
 def _packed(run: Run) -> Section:
     from tools.benchmarks.packed_keys import bench_packed
 
-    return section_of([bench_packed(tokens=run.tokens)])
+    tokens = run.tokens or 32_768
+    return section_of([bench_packed(tokens=tokens, scores=scores) for scores in (False, True)])
 
 
 def _restore(run: Run) -> Section:
@@ -259,9 +261,7 @@ class _Listed(click.Command):
     metavar="MODEL TEXT",
     help="For `recipes`, take the weights of kinds that another model shows on a text.",
 )
-@click.option(
-    "--tokens", type=click.IntRange(1000), default=100_000, show_default=True, help="Prompt of `long`, `packed`."
-)
+@click.option("--tokens", type=click.IntRange(1000), help="Prompt of `long`, `packed`.  [default: 100000, 32768]")
 @click.option("--minutes", type=click.FloatRange(0.1), default=5, show_default=True, help="Time of `soak` and `load`.")
 @click.option("--requests", type=click.IntRange(1), default=1000, show_default=True, help="How many `requests` asks.")
 @click.option(
@@ -283,7 +283,7 @@ def main(
     model: Path | None,
     text: Path | None,
     kinds: tuple[Path, Path] | None,
-    tokens: int,
+    tokens: int | None,
     minutes: float,
     requests: int,
     vlm: Path | None,
