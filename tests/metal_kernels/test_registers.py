@@ -14,9 +14,6 @@ from tests.metal_kernels.specialisation import Specialisation
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=unavailable() or "")
 
-# Keys of 256, which no released model has, leave the sequential form's two rows a lane no room for a tile's tokens.
-SPILLING = {"gated_delta_prefill_sequential<256, 64, 8, 1, 0>": 200}
-
 
 def tried(source: str, most: int) -> tuple[int, int]:
     kernel = KernelSource("tried", ("x",), ("y",), source, "", True, False)
@@ -59,7 +56,7 @@ def kernels() -> dict[str, Specialisation]:
 def test_every_kernel_keeps_its_values_in_registers(kernels: dict[str, Specialisation]) -> None:
     assert len(kernels) > 18
     found = {name: counted(made) for name, made in kernels.items()}
-    assert not {name: each for name, each in found.items() if each.spilled > SPILLING.get(name, 0)}
+    assert not {name: each for name, each in found.items() if each.spilled}
 
 
 def test_the_page_on_kernels_has_the_table(kernels: dict[str, Specialisation]) -> None:

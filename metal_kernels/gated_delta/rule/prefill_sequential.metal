@@ -13,6 +13,14 @@ inline float4 sum_over_row(float4 x) {
   return x + metal::simd_shuffle_xor(x, 4);
 }
 
+/// Keeps a compiler from loading all of a wide key before it is used, for which there are not registers enough.
+template <int Dk>
+inline void take_turns(int i) {
+  if (Dk > 128 && i % 2 == 0) {
+    metal::simdgroup_barrier(metal::mem_flags::mem_none);
+  }
+}
+
 /// A lane's share of two value rows of the state: every eighth float4 from its own on.
 template <int Dk>
 struct StateRows {
@@ -25,6 +33,7 @@ struct StateRows {
     float4 recalled_and_read = 0;
 #pragma unroll
     for (int i = 0; i < Dk / 32; ++i) {
+      take_turns<Dk>(i);
       const float4 k = key[8 * i], q = query[8 * i];
       recalled_and_read += float4(
           metal::dot(first[i], k), metal::dot(second[i], k), metal::dot(first[i], q), metal::dot(second[i], q));
@@ -33,6 +42,7 @@ struct StateRows {
     const float2 delta = gate.z * (value - recalled_and_read.xy);
 #pragma unroll
     for (int i = 0; i < Dk / 32; ++i) {
+      take_turns<Dk>(i);
       first[i] = gate.y * first[i] + delta.x * key[8 * i];
       second[i] = gate.y * second[i] + delta.y * key[8 * i];
     }
@@ -93,9 +103,6 @@ void gated_delta_prefill_sequential(
     threadgroup float* v_tile,
     threadgroup float4* gates) {
   static_assert(TOKENS % 8 == 0, "tokens are taken eight at a time");
-  const Tokens<QK, V, Gates, Mask> source = tokens_of<ROWS>(
-      q, q_shape, q_strides, k, k_strides, v, v_shape, v_strides, log_decay, log_decay_strides, beta, beta_strides,
-      mask, mask_strides, group);
   const int T = q_shape[1], Hv = v_shape[2], Dv = v_shape[3];
   constexpr int value_stride = ROWS + 8;
   Tile<TOKENS, Dk, Dk, ROWS, value_stride> tile{
@@ -112,6 +119,10 @@ void gated_delta_prefill_sequential(
   y += (static_cast<int64_t>(group.z) * T * Hv + group.y) * Dv + group.x * ROWS;
 
   for (int start = 0; start < T; start += TOKENS) {
+    // Made anew for every tile, as there are no registers for it beside a wide state.
+    const Tokens<QK, V, Gates, Mask> source = tokens_of<ROWS>(
+        q, q_shape, q_strides, k, k_strides, v, v_shape, v_strides, log_decay, log_decay_strides, beta, beta_strides,
+        mask, mask_strides, group);
     tile.template load<MASKED>(source, start, simdgroup, lane);
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
     for (int first = 0; first < TOKENS && start + first < T; first += 8) {
