@@ -1,5 +1,6 @@
 """Gated full attention: per-head norms on q and k, partial rotary positions, a sigmoid gate on the output."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -133,7 +134,7 @@ def _attend_chain(q: mx.array, chain: Chain, layer: int, kv: mx.array, scale: fl
 def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
     """Attention of as many queries at a time as keep scores within `MOST_SCORE_BYTES`, or of all where MLX fuses."""
     T = q.shape[2]
-    if mask is None and T >= FEWEST_FUSED and has_fused_prefill():
+    if mask is None and T >= FEWEST_FUSED and has_fused_prefill() and _enters_matrix_units(q.dtype):
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
     rows = _queries_at_once(q, (k, v), k.shape[2])
     if rows >= T:
@@ -163,9 +164,19 @@ def _quantized_attention(
     return _in_blocks(T, S, rows, attend)
 
 
+def _enters_matrix_units(dtype: mx.Dtype) -> bool:
+    """Whether MLX multiplies such numbers in the M5's matrix units: fp32 does where it may be rounded to TF32."""
+    return dtype != mx.float32 or os.environ.get("MLX_ENABLE_TF32", "1") != "0"
+
+
 @cache
 def has_fused_prefill() -> bool:
-    """Whether MLX attends to many causal queries at head size 256 without storing scores: on the M5."""
+    """Whether MLX attends to many causal queries at head size 256 without storing scores: on the M5.
+
+    The versions that do can also be told to (`force_fused`).
+    """
+    if "force_fused" not in (mx.fast.scaled_dot_product_attention.__doc__ or ""):
+        return False
     chip = str(mx.device_info().get("architecture", "")) if mx.metal.is_available() else ""
     generation = re.match(r"applegpu_g(\d+)", chip)
     return generation is not None and int(generation[1]) >= _FIRST_MATRIX_UNITS

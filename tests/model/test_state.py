@@ -204,19 +204,35 @@ def test_packed_attention_is_that_of_the_unpacked_keys_and_reads_them_once_a_key
     assert set(multiplied) == {((B, Hkv), (B, Hkv))}
 
 
-@pytest.mark.parametrize(("chip", "calls"), [("applegpu_g16s", 4), ("applegpu_g17g", 1), ("applegpu_g18d", 1), ("", 4)])
+@pytest.mark.parametrize(
+    ("chip", "option", "tf32", "calls"),
+    [
+        ("applegpu_g16s", "force_fused", "1", 4),
+        ("applegpu_g17g", "force_fused", "1", 1),
+        ("applegpu_g18d", "force_fused", "1", 1),
+        ("", "force_fused", "1", 4),
+        ("applegpu_g17g", "", "1", 4),
+        ("applegpu_g17g", "force_fused", "0", 4),
+    ],
+    ids=["M4", "M5", "later", "no Metal", "an MLX before", "M5 in full fp32"],
+)
 def test_blocks_of_queries_never_stand_in_for_a_fused_kernel(
-    monkeypatch: pytest.MonkeyPatch, chip: str, calls: int
+    monkeypatch: pytest.MonkeyPatch, chip: str, option: str, tf32: str, calls: int
 ) -> None:
+    monkeypatch.setenv("MLX_ENABLE_TF32", tf32)
     q, kv = mx.zeros((1, 2, 1024, 8)), mx.zeros((1, 1, 1100, 8))
     monkeypatch.setattr(attention, "MOST_SCORE_BYTES", 256 * 2 * 1100 * 4)
     monkeypatch.setattr(mx.metal, "is_available", lambda: bool(chip))
     monkeypatch.setattr(mx, "device_info", lambda: {"architecture": chip})
     attention.has_fused_prefill.cache_clear()
     made, whole = [], mx.fast.scaled_dot_product_attention
-    monkeypatch.setattr(
-        mx.fast, "scaled_dot_product_attention", lambda *given, **how: made.append(1) or whole(*given, **how)
-    )
+
+    def attend(*given: mx.array, **how: bool) -> mx.array:
+        made.append(1)
+        return whole(*given, **how)
+
+    attend.__doc__ = option
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", attend)
     attention._attention(q, kv, kv, 1.0, None)
     few = len(made)
     attention._attention(q[:, :, :1000], kv, kv, 1.0, None)
