@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from metal_kernels import attention, gated_delta, moe_dispatch, norm
+from metal_kernels import attention, gated_delta, greedy, moe_dispatch, norm
 from metal_kernels._backend import Backend, backend
 from metal_kernels.attention import Rotary
 from metal_kernels.gated_delta import Heads
@@ -175,6 +175,18 @@ def dense_mlp(packing: tuple[int, int, str], hidden: int, inner: int, tokens: in
     x = normal(tokens, hidden, dtype=dtype)
     matrix = packed(2 * inner, hidden, dtype=dtype, bits=bits, group_size=group_size, mode=mode)
     return lambda: [moe_dispatch.mlp_gate_up(x, matrix)]
+
+
+def best_tokens(vocab_size: int, rows: int, dtype: mx.Dtype) -> Call:
+    """The best tokens of rows of logits, bit by bit: another token is another bit, however near its id is."""
+    logits, bits = normal(rows, vocab_size, dtype=dtype, scale=4.0), mx.arange(32, dtype=mx.uint32)
+    mx.eval(bits)
+
+    def call() -> Arrays:
+        tokens, logprobs, total = greedy.best_tokens(logits)
+        return [tokens[:, None] >> bits & 1, logprobs, total]
+
+    return call
 
 
 class StreamCalls:

@@ -9,6 +9,7 @@ from metal_kernels.calls import (
     ExpertSizes,
     SparseCalls,
     StreamCalls,
+    best_tokens,
     dense_mlp,
     mixer,
     rule,
@@ -23,6 +24,8 @@ _PACKINGS = (
     *(("affine", bits, 64) for bits in (2, 3, 5, 6)),
     *(("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)),
 )
+# Of log-probabilities near 0; MLX's CPU adds up a row's exponentials one after the other.
+SUM_TOLERANCE = 1e-4
 TOLERANCES = {mx.float32: 1e-5, mx.bfloat16: 4e-2, mx.float16: 8e-3}
 
 
@@ -93,6 +96,7 @@ def _stream_probes(dtype: mx.Dtype, *, heads: int, kv_heads: int) -> list[Probe]
     return [
         _probe("rms_norm", dtype, calls.rms_norm),
         _probe("add_rms_norm", dtype, calls.add_rms_norm),
+        Probe(f"best_tokens, {str(dtype).removeprefix('mlx.core.')}", best_tokens(9000, 2, dtype), SUM_TOLERANCE),
         _probe("attention_prologue", dtype, calls.prologue, what),
         _probe("attention_epilogue", dtype, calls.epilogue, what),
         *_context_probes(dtype, heads, kv_heads),

@@ -12,6 +12,7 @@ from metal_kernels.calls import (
     ExpertSizes,
     SparseCalls,
     StreamCalls,
+    best_tokens,
     dense_mlp,
     mixer,
     rule,
@@ -21,7 +22,7 @@ from metal_kernels.gated_delta import Heads
 from metal_kernels.gated_delta.head_kernels import threads as head_threads
 from metal_kernels.gated_delta.rule.prefill import PrefillForm
 from metal_kernels.parity import Arrays
-from metal_kernels.parity_cases import TOLERANCES
+from metal_kernels.parity_cases import SUM_TOLERANCE, TOLERANCES
 
 # Enough experts that tokens seldom share one, and few enough to make up in a moment.
 _MOST_EXPERTS = 16
@@ -39,6 +40,7 @@ class ModelSizes:
         attention: heads of the full attention layers.
         experts: of the sparse layers.
         dense: intermediate size of the dense layers, and `dense_packing` bits, group size and mode of their matrices.
+        vocabulary: how many tokens there are.
     """
 
     dtype: mx.Dtype
@@ -49,6 +51,7 @@ class ModelSizes:
     experts: ExpertSizes | None = None
     dense: int | None = None
     dense_packing: tuple[int, int, str] = (0, 64, "affine")
+    vocabulary: int | None = None
 
     @property
     def widest_key(self) -> int:
@@ -137,6 +140,9 @@ def cases(sizes: ModelSizes) -> list[Case]:
         found.append(Case("swiglu", activation.swiglu, tolerance))
     if sizes.dense is not None:
         found.append(Case("mlp_gate_up", mlp_case(sizes)(1), tolerance))
+    if sizes.vocabulary is not None:
+        chosen, verified = (best_tokens(sizes.vocabulary, rows, dtype) for rows in (1, _VERIFIED))
+        found.append(Case("best_tokens", chosen, SUM_TOLERANCE, also=verified))
     return found
 
 

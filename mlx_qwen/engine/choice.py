@@ -10,7 +10,9 @@ from mlx_qwen.errors import MLXQwenError
 
 
 class Chosen:
-    """Tokens [n], their log-probabilities fp32 [n], and those of all tokens: `scores` [n, V] less `total` [n, 1]; fp32.
+    """Tokens [n], their log-probabilities fp32 [n], and those of all tokens: `scores` [n, V] less `total` fp32 [n, 1].
+
+    `scores` are of any float dtype, and computed: who reads them may be another thread.
 
     `top`: the likeliest tokens [n, K] and their log-probabilities [n, K], likeliest first, where they were asked for.
     """
@@ -61,7 +63,7 @@ class Choice(NamedTuple):
     @property
     def scores(self) -> mx.array:
         """What all tokens were given [1, V], fp32: logits after penalties."""
-        return self._own(self.chosen.scores)
+        return self._own(self.chosen.scores).astype(mx.float32)
 
     @property
     def logprobs(self) -> mx.array:

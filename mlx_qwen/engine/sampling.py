@@ -11,6 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from metal_kernels.greedy import best_tokens
 from mlx_qwen.engine.choice import Choice, Chosen
 from mlx_qwen.engine.drawing import Place, drawn, ranked
 from mlx_qwen.errors import PromptError
@@ -193,6 +194,9 @@ def _rows(logits: mx.array, members: Sequence[int]) -> mx.array:
 def _chosen(logits: mx.array, picks: Sequence[Pick]) -> Chosen:
     """Tokens for logits [n, V] by samplers of one kind."""
     first = picks[0].sampler
+    if _takes_best(picks) and not first.top:
+        best = best_tokens(logits)
+        return Chosen(best.tokens, best.logprobs, logits, best.total)
     scores = _penalized(logits.astype(mx.float32), picks)
     for processor in first.processors:
         tokens = picks[0].history.tokens
@@ -212,9 +216,20 @@ def _chosen(logits: mx.array, picks: Sequence[Pick]) -> Chosen:
 
 
 def _guessed(logits: mx.array, picks: Sequence[Pick]) -> mx.array:
-    scores, part = _penalized(logits.astype(mx.float32), picks), picks[0].part
-    places = mx.argmax(scores, axis=-1) if picks[0].sampler.is_foreign else _drawn(scores, picks)
+    part = picks[0].part
+    if _takes_best(picks):
+        places = best_tokens(logits).tokens
+    else:
+        scores = _penalized(logits.astype(mx.float32), picks)
+        places = mx.argmax(scores, axis=-1) if picks[0].sampler.is_foreign else _drawn(scores, picks)
     return places if part is None else part.ids(places)
+
+
+def _takes_best(picks: Sequence[Pick]) -> bool:
+    """Whether the tokens of samplers of one kind are simply the likeliest ones."""
+    (sampler, history, allowed, _), parameters = picks[0], picks[0].sampler.parameters
+    changed = (sampler.bias, history.present, history.counts, history.repeated, allowed)
+    return parameters.temperature == 0 and not sampler.is_foreign and all(change is None for change in changed)
 
 
 def _drawn(scores: mx.array, picks: Sequence[Pick]) -> mx.array:

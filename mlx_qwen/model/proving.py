@@ -119,6 +119,7 @@ def sizes_of(model: Model) -> "ModelSizes":
         experts,
         None if dense is None else text.intermediate_size,
         (0, 64, "affine") if dense is None else _packing(dense.gate_up[0]),
+        text.vocab_size,
     )
 
 

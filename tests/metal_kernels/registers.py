@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import mlx.core as mx
 
-from metal_kernels.calls import AttentionSizes, ContextCalls, ExpertSizes, SparseCalls, sparse_weights
+from metal_kernels.calls import AttentionSizes, ContextCalls, ExpertSizes, SparseCalls, best_tokens, sparse_weights
 from metal_kernels.gated_delta.rule.prefill import gated_delta_prefill
 from metal_kernels.parity_cases import probes
 from tests.metal_emulator import EmulatedKernel, emulated
@@ -54,6 +54,7 @@ ROWS = {
     ],
     "combining runs of keys": ["combine_attention<.*>"],
     "norm / norm of a sum": ["rms_norm<.*>", "add_rms_norm<.*>"],
+    "best token of 248,320: of parts / of all": ["best_of_parts<bfloat16_t, 61, .*>", "best_of_all<61>"],
     "router / sort / combine / swiglu": ["route<.*>", "sort_by_expert", "combine<.*>", "swiglu_rows<.*>"],
 }
 
@@ -88,6 +89,7 @@ def _calls() -> None:
         if Dk <= 128:
             gated_delta_prefill(*arrays, form="chunked")
     ContextCalls(AttentionSizes(16, 4), 1, 100, mx.bfloat16).plain()
+    best_tokens(248_320, 1, mx.bfloat16)()
     for mode, bits, group in PACKINGS:
         sizes = ExpertSizes(4, 4, 128, 128, bits, group, mode)
         SparseCalls(sizes, 128, 1, mx.bfloat16, sparse_weights(sizes, 128, mx.bfloat16)).layer()

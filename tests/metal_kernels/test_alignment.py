@@ -26,7 +26,7 @@ def misplaced(x: mx.array) -> mx.array:
 
 def runs(dtype: mx.Dtype) -> Iterator[tuple[str, Run]]:
     """Every kernel once, with experts packed and not."""
-    sizes = ModelSizes(dtype, 64, HEADS, 4, ATTENTION, ExpertSizes(3, 2, 32, 32, 0), 32)
+    sizes = ModelSizes(dtype, 64, HEADS, 4, ATTENTION, ExpertSizes(3, 2, 32, 32, 0), 32, vocabulary=320)
     for case in cases(sizes):
         yield case.kernel, case.calls
     rule = rule_case(sizes, 18)
