@@ -4,10 +4,10 @@ While drafts are verified, building and scheduling the graph can cost more than 
 through the same few nodes, and all sums of decays come from one product.
 """
 
+import math
 from functools import cache
 
 import mlx.core as mx
-import numpy as np
 
 from metal_kernels.gated_delta.rule.step import NORM_EPS
 from metal_kernels.gated_delta.rule.triangular import inverse_of_unit_lower
@@ -65,10 +65,9 @@ def _decays(log_decay: mx.array) -> mx.array:
 @cache
 def _sums(T: int) -> tuple[mx.array, mx.array]:
     """Which tokens' decays lie between places, [1, T, T (T + 1)], and -inf where there is no between, [T (T + 1)]."""
-    t, i, place = np.arange(T)[:, None, None], np.arange(T)[:, None], np.arange(T + 1)
-    lies_between = (t >= place) & (t <= i)
-    future = np.where(place > i + 1, -np.inf, 0)
-    return mx.array(lies_between.reshape(1, T, -1).astype(np.float32)), mx.array(future.reshape(-1).astype(np.float32))
+    places = [(i, place) for i in range(T) for place in range(T + 1)]
+    between = mx.array([[[float(place <= t <= i) for i, place in places] for t in range(T)]])
+    return between, mx.array([-math.inf if place > i + 1 else 0.0 for i, place in places])
 
 
 @cache
