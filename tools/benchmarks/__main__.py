@@ -1,5 +1,7 @@
 """What developers measure: `python -m tools.benchmarks [SECTION …]`, in a checkout of the sources."""
 
+import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -292,6 +294,8 @@ def main(
     workdir: Path | None,
 ) -> None:
     """Measure parts of this project beside mlx-lm's and mlx-vlm's, in alternation."""
+    # Sections that are ended from outside end what they have started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     chosen = tuple(dict.fromkeys(sections or DEFAULT))
     judges = [name for name in chosen if name in JUDGES]
     if judges and (model is None or text is None):

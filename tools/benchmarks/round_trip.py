@@ -30,7 +30,7 @@ def bench_round_trip(
     tokens: int = 16,
 ) -> Table:
     """Time a token at each of `round_trips` seconds, of the network's part and of the whole, measured and planned."""
-    config = config or small_config(24, hidden_size=256, intermediate_size=768, heads=8, head_dim=32)
+    config = config or small_config(24, hidden_size=512, intermediate_size=1024, heads=8, head_dim=32)
     write_random_checkpoint(config, folder / "source")
     convert(folder / "source", folder / "model", quantize=False, dtype="float32")
     rows = []
