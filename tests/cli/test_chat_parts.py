@@ -81,6 +81,7 @@ def test_a_place_to_save_may_have_spaces_and_quotes() -> None:
         ("mtp auto", {"mtp": "auto"}),
         ("mtp 3", {"mtp": 3}),
         ("fps 2", {"fps": 2}),
+        ('logit_bias {"12": -100, "7": 1.5}', {"logit_bias": {12: -100, 7: 1.5}}),
     ],
 )
 def test_an_option_is_typed_as_people_write(typed: str, keyword: dict[str, object]) -> None:

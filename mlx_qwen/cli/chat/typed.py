@@ -48,7 +48,11 @@ def _readings(value: str) -> list[object]:
     """What a value may mean, the likeliest first."""
     readings: list[object] = [_WORDS[value.lower()]] if value.lower() in _WORDS else []
     with suppress(ValueError, RecursionError):
-        readings.append(json.loads(value))
+        read = json.loads(value)
+        readings.append(read)
+        # JSON has no numbers as keys, where the ids of tokens are some.
+        if isinstance(read, dict) and all(key.isdecimal() for key in read):
+            readings.append({int(key): part for key, part in read.items()})
     return [*readings, value, *([None] if value.lower() == "none" else [])]
 
 
