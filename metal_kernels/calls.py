@@ -179,14 +179,28 @@ def dense_mlp(packing: tuple[int, int, str], hidden: int, inner: int, tokens: in
 
 def best_tokens(vocab_size: int, rows: int, dtype: mx.Dtype) -> Call:
     """The best tokens of rows of logits, bit by bit: another token is another bit, however near its id is."""
-    logits, bits = normal(rows, vocab_size, dtype=dtype, scale=4.0), mx.arange(32, dtype=mx.uint32)
-    mx.eval(bits)
+    logits = normal(rows, vocab_size, dtype=dtype, scale=4.0)
 
     def call() -> Arrays:
         tokens, logprobs, total = greedy.best_tokens(logits)
-        return [tokens[:, None] >> bits & 1, logprobs, total]
+        return [_bits(tokens), logprobs, total]
 
     return call
+
+
+def top_tokens(vocab_size: int, rows: int, k: int, dtype: mx.Dtype) -> Call:
+    """The k best tokens of rows of logits, likewise."""
+    logits = normal(rows, vocab_size, dtype=dtype, scale=4.0)
+
+    def call() -> Arrays:
+        tokens, scores, total = greedy.top_tokens(logits, k)
+        return [_bits(tokens), scores, total]
+
+    return call
+
+
+def _bits(tokens: mx.array) -> mx.array:
+    return tokens[..., None] >> mx.arange(32, dtype=mx.uint32) & 1
 
 
 class StreamCalls:

@@ -14,6 +14,7 @@ from metal_kernels.calls import (
     mixer,
     rule,
     sparse_weights,
+    top_tokens,
 )
 from metal_kernels.gated_delta import Heads
 from metal_kernels.parity import Probe
@@ -93,10 +94,12 @@ def _expert_probe(mode: str, bits: int, group_size: int) -> Probe:
 
 def _stream_probes(dtype: mx.Dtype, *, heads: int, kv_heads: int) -> list[Probe]:
     calls, what = StreamCalls(2048, AttentionSizes(heads, kv_heads), 3, dtype), f"{heads} heads"
+    name = str(dtype).removeprefix("mlx.core.")
     return [
         _probe("rms_norm", dtype, calls.rms_norm),
         _probe("add_rms_norm", dtype, calls.add_rms_norm),
-        Probe(f"best_tokens, {str(dtype).removeprefix('mlx.core.')}", best_tokens(9000, 2, dtype), SUM_TOLERANCE),
+        Probe(f"best_tokens, {name}", best_tokens(9000, 2, dtype), SUM_TOLERANCE),
+        Probe(f"top_tokens, {name}", top_tokens(9000, 2, 20, dtype), SUM_TOLERANCE),
         _probe("attention_prologue", dtype, calls.prologue, what),
         _probe("attention_epilogue", dtype, calls.epilogue, what),
         *_context_probes(dtype, heads, kv_heads),

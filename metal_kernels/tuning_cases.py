@@ -17,6 +17,7 @@ from metal_kernels.calls import (
     mixer,
     rule,
     sparse_weights,
+    top_tokens,
 )
 from metal_kernels.gated_delta import Heads
 from metal_kernels.gated_delta.head_kernels import threads as head_threads
@@ -143,6 +144,11 @@ def cases(sizes: ModelSizes) -> list[Case]:
     if sizes.vocabulary is not None:
         chosen, verified = (best_tokens(sizes.vocabulary, rows, dtype) for rows in (1, _VERIFIED))
         found.append(Case("best_tokens", chosen, SUM_TOLERANCE, also=verified))
+        # What is ranked has been penalized, in fp32.
+        ranked, more = (
+            top_tokens(sizes.vocabulary, rows, min(rows * 20, sizes.vocabulary), mx.float32) for rows in (1, 2)
+        )
+        found.append(Case("top_tokens", ranked, SUM_TOLERANCE, also=more))
     return found
 
 

@@ -2,13 +2,9 @@
 // threadgroup, whose threads hold their logits in registers; a second launch joins the parts.
 
 #include <metal_stdlib>
+#include "sums.h"
 
 namespace mlx_qwen {
-
-// exp(x - largest); what is -inf adds nothing, also where all is.
-inline float weight_of(float x, float largest) {
-  return x == -INFINITY ? 0.0f : metal::precise::exp(x - largest);
-}
 
 // Where the largest value of a SIMD group is: the lowest of equal ones' tokens, the same in every lane.
 inline uint lowest_of_largest(float value, uint token, float largest) {
@@ -101,15 +97,8 @@ void best_of_all(
   const float most = metal::simd_max(mine);
   token = lowest_of_largest(mine, token, most);
 
-  float sum = 0.0f;
-  for (uint part = lane; part < PARTS; part += 32) {
-    // A part without any number but NaN has no largest one, and passes its NaN on.
-    const float value = largest[first + part];
-    sum += sums[first + part] * (value == -INFINITY ? 1.0f : metal::precise::exp(value - most));
-  }
-  sum = metal::simd_sum(sum);
+  const float whole = log_of_sums<PARTS>(largest + first, sums + first, most, lane);
   if (lane == 0) {
-    const float whole = metal::isinf(most) ? most : most + metal::precise::log(sum);
     tokens[group.y] = token;
     logprobs[group.y] = most - whole;
     total[group.y] = whole;

@@ -9,7 +9,7 @@ from metal_kernels.greedy.reference import Best
 
 _FILE = Path(__file__).with_name("best_tokens.metal")
 _DTYPES = (mx.float32, mx.bfloat16, mx.float16)
-_THREADS = 256
+THREADS = 256
 # Threadgroups a row, and logits for which one more pays; at least as many as make buffers of 8 elements.
 _FEWEST, _MOST, _SHARE = 8, 64, 4096
 _MOST_PER_THREAD = 32
@@ -45,20 +45,25 @@ def unsupported(logits: mx.array) -> str | None:
     if logits.dtype not in _DTYPES:
         return "dtype"
     # MLX passes arrays of fewer than 8 elements in another address space.
-    if logits.ndim != 2 or not 8 <= logits.shape[1] <= _MOST * _THREADS * _MOST_PER_THREAD:
+    if logits.ndim != 2 or not 8 <= logits.shape[1] <= _MOST * THREADS * _MOST_PER_THREAD:
         return "shape"
     return "empty input" if logits.size == 0 else None
+
+
+def parts_of(vocab_size: int) -> int:
+    """Threadgroups among which a row is divided."""
+    return max(_FEWEST, min(_MOST, -(-vocab_size // _SHARE)))
 
 
 def best_tokens(logits: mx.array) -> Best:
     """See `metal_kernels.greedy.best_tokens`; inputs as `unsupported` allows."""
     n, V = logits.shape
-    parts = max(_FEWEST, min(_MOST, -(-V // _SHARE)))
+    parts = parts_of(V)
     found = _PARTS(
         [logits],
-        [logits.dtype, parts, -(-V // (parts * _THREADS))],
-        grid=(_THREADS * parts, n, 1),
-        threadgroup=(_THREADS, 1, 1),
+        [logits.dtype, parts, -(-V // (parts * THREADS))],
+        grid=(THREADS * parts, n, 1),
+        threadgroup=(THREADS, 1, 1),
         output_shapes=[(n, parts)] * 3,
         output_dtypes=[mx.uint32, mx.float32, mx.float32],
     )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from metal_kernels.greedy import Top, top_tokens
 from mlx_qwen.model.partial_head import Part
 from mlx_qwen.recommended import SamplingParameters
 
@@ -29,15 +30,17 @@ def drawn(
     *,
     vocab_size: int,
     part: Part | None = None,
+    top: Top | None = None,
 ) -> mx.array:
     """Where in penalized `scores` fp32 [n, V] the tokens [n] are that the noise of each row's place picks.
 
     `spared` bool [n, V] are tokens that XTC leaves alone; None where there is no XTC. Both may be of a `part` of the
-    vocabulary alone: the noise of a token is the same, however many others there are to choose from.
+    vocabulary alone: the noise of a token is the same, however many others there are to choose from. `top` are the
+    highest of `scores`, where they are known.
     """
     if parameters.temperature == 0:
         return mx.argmax(scores, axis=-1)
-    candidates = truncated(scores, parameters)
+    candidates = truncated(scores, parameters, top)
     if spared is not None:
         candidates = _without_top_choices(candidates, parameters, places, spared)
     noise = _gumbel(_keys([(seed, str(number)) for seed, number in places]), vocab_size)
@@ -55,18 +58,25 @@ class Candidates(NamedTuple):
     tokens: mx.array | None
 
 
-def truncated(scores: mx.array, parameters: SamplingParameters) -> Candidates:
+def count_ranked(parameters: SamplingParameters, vocab_size: int) -> int:
+    """How many of the highest scores a draw needs in order; 0 where it takes all of them as they are."""
+    if parameters.temperature == 0:
+        return 0
+    k = min(parameters.top_k, vocab_size) or vocab_size
+    return k if k < vocab_size or parameters.top_p < 1 else 0
+
+
+def truncated(scores: mx.array, parameters: SamplingParameters, top: Top | None = None) -> Candidates:
     """Applies temperature, top-k, top-p and min-p to scores [n, V] in fp32; the likeliest token always survives.
 
-    Of tokens that tie for the k-th place, those with a place among the k stay, so that never more than k do.
+    Of tokens that tie for the k-th place those with the lowest ids stay, so that never more than k do. `top` are the k
+    highest or more, where they are known.
     """
+    k, tokens = count_ranked(parameters, scores.shape[-1]), None
+    if k:
+        top = top or top_tokens(scores, k)
+        tokens, scores = top.tokens[:, :k], top.scores[:, :k]
     scores = scores / parameters.temperature
-    vocab_size = scores.shape[-1]
-    k = min(parameters.top_k, vocab_size) or vocab_size
-    tokens = None
-    if k < vocab_size or parameters.top_p < 1:
-        tokens = ranked(scores, k)
-        scores = mx.take_along_axis(scores, tokens, axis=-1)
     if parameters.top_p < 1:
         probabilities = mx.softmax(scores, axis=-1)
         likelier = mx.cumsum(probabilities, axis=-1, inclusive=False)
@@ -75,16 +85,6 @@ def truncated(scores: mx.array, parameters: SamplingParameters) -> Candidates:
         floor = scores.max(axis=-1, keepdims=True) + mx.log(mx.array(parameters.min_p))
         scores = mx.where(scores >= floor, scores, -mx.inf)
     return Candidates(scores, tokens)
-
-
-def ranked(scores: mx.array, k: int) -> mx.array:
-    """Indices of the k highest of scores [n, V], highest first; only those k are sorted."""
-    negative = -scores
-    if k == scores.shape[-1]:
-        return mx.argsort(negative, axis=-1)
-    best = mx.argpartition(negative, kth=k - 1, axis=-1)[:, :k]
-    order = mx.argsort(mx.take_along_axis(negative, best, axis=-1), axis=-1)
-    return mx.take_along_axis(best, order, axis=-1)
 
 
 def _without_top_choices(

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from metal_kernels.greedy import best_tokens
+from metal_kernels.greedy import Top, best_tokens, top_tokens
 from mlx_qwen.engine.choice import Choice, Chosen
-from mlx_qwen.engine.drawing import Place, drawn, ranked
+from mlx_qwen.engine.drawing import Place, count_ranked, drawn
 from mlx_qwen.errors import PromptError
 from mlx_qwen.model.partial_head import Part
 from mlx_qwen.options import LogitsProcessor, Sampler
@@ -205,13 +205,14 @@ def _chosen(logits: mx.array, picks: Sequence[Pick]) -> Chosen:
     allowed = _stacked([pick.allowed for pick in picks])
     if allowed is not None:
         scores = mx.where(allowed, scores, -mx.inf)
-    total = mx.logsumexp(scores, axis=-1, keepdims=True)
-    chosen = _drawn(scores, picks) if first.foreign is None else first.checked(first.foreign(scores - total))
+    drawn_from = count_ranked(first.parameters, first.vocab_size) if first.foreign is None else 0
+    ranked = top_tokens(scores, max(drawn_from, first.top)) if drawn_from or first.top else None
+    total = mx.logsumexp(scores, axis=-1, keepdims=True) if ranked is None else ranked.total
+    chosen = _drawn(scores, picks, ranked) if first.foreign is None else first.checked(first.foreign(scores - total))
     logprobs = (mx.take_along_axis(scores, chosen[:, None], axis=-1) - total)[:, 0]
     top: tuple[mx.array, ...] = ()
-    if first.top:
-        likeliest = ranked(scores, first.top)
-        top = likeliest, mx.take_along_axis(scores, likeliest, axis=-1) - total
+    if ranked is not None and first.top:
+        top = ranked.tokens[:, : first.top], ranked.scores[:, : first.top] - total
     return Chosen(chosen, logprobs, scores, total, top)
 
 
@@ -232,11 +233,11 @@ def _takes_best(picks: Sequence[Pick]) -> bool:
     return parameters.temperature == 0 and not sampler.is_foreign and all(change is None for change in changed)
 
 
-def _drawn(scores: mx.array, picks: Sequence[Pick]) -> mx.array:
+def _drawn(scores: mx.array, picks: Sequence[Pick], top: Top | None = None) -> mx.array:
     places = [Place(pick.sampler.seed, pick.history.written) for pick in picks]
     first, part = picks[0].sampler, picks[0].part
     spared = _stacked([pick.sampler.spared for pick in picks], part)
-    return drawn(scores, first.parameters, places, spared, vocab_size=first.vocab_size, part=part)
+    return drawn(scores, first.parameters, places, spared, vocab_size=first.vocab_size, part=part, top=top)
 
 
 def _penalized(scores: mx.array, picks: Sequence[Pick]) -> mx.array:

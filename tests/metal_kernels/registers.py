@@ -10,7 +10,15 @@ from unittest.mock import patch
 
 import mlx.core as mx
 
-from metal_kernels.calls import AttentionSizes, ContextCalls, ExpertSizes, SparseCalls, best_tokens, sparse_weights
+from metal_kernels.calls import (
+    AttentionSizes,
+    ContextCalls,
+    ExpertSizes,
+    SparseCalls,
+    best_tokens,
+    sparse_weights,
+    top_tokens,
+)
 from metal_kernels.gated_delta.rule.prefill import gated_delta_prefill
 from metal_kernels.parity_cases import probes
 from tests.metal_emulator import EmulatedKernel, emulated
@@ -55,6 +63,8 @@ ROWS = {
     "combining runs of keys": ["combine_attention<.*>"],
     "norm / norm of a sum": ["rms_norm<.*>", "add_rms_norm<.*>"],
     "best token of 248,320: of parts / of all": ["best_of_parts<bfloat16_t, 61, .*>", "best_of_all<61>"],
+    "the 20 best of 248,320: of parts / of all": ["top_of_parts<float, 61, 16, 20>", "top_of_all<61, 20>"],
+    "the 64 best of 248,320: of parts / of all": ["top_of_parts<float, 61, 16, 64>", "top_of_all<61, 64>"],
     "router / sort / combine / swiglu": ["route<.*>", "sort_by_expert", "combine<.*>", "swiglu_rows<.*>"],
 }
 
@@ -90,6 +100,8 @@ def _calls() -> None:
             gated_delta_prefill(*arrays, form="chunked")
     ContextCalls(AttentionSizes(16, 4), 1, 100, mx.bfloat16).plain()
     best_tokens(248_320, 1, mx.bfloat16)()
+    for k in (20, 64):
+        top_tokens(248_320, 1, k, mx.float32)()
     for mode, bits, group in PACKINGS:
         sizes = ExpertSizes(4, 4, 128, 128, bits, group, mode)
         SparseCalls(sizes, 128, 1, mx.bfloat16, sparse_weights(sizes, 128, mx.bfloat16)).layer()
