@@ -43,11 +43,13 @@ def drawn(
     candidates = truncated(scores, parameters, top)
     if spared is not None:
         candidates = _without_top_choices(candidates, parameters, places, spared)
-    noise = _gumbel(_keys([(seed, str(number)) for seed, number in places]), vocab_size)
-    noise = noise if part is None else part.of(noise)
+    uniform = _uniform(_keys([(seed, str(number)) for seed, number in places]), vocab_size)
+    uniform = uniform if part is None else part.of(uniform)
     if candidates.tokens is None:
-        return mx.argmax(candidates.scores + noise, axis=-1)
-    best = mx.argmax(candidates.scores + mx.take_along_axis(noise, candidates.tokens, axis=-1), axis=-1)
+        return mx.argmax(candidates.scores + _gumbel(uniform), axis=-1)
+    # Noise only of the candidates, which are few.
+    noise = _gumbel(mx.take_along_axis(uniform, candidates.tokens, axis=-1))
+    best = mx.argmax(candidates.scores + noise, axis=-1)
     return mx.take_along_axis(candidates.tokens, best[:, None], axis=-1)[:, 0]
 
 
@@ -96,7 +98,7 @@ def _without_top_choices(
     likely = mx.where(probabilities > parameters.xtc_threshold, probabilities, mx.inf)
     excluded = probabilities > likely.min(axis=-1, keepdims=True)
     spared = spared if tokens is None else mx.take_along_axis(spared, tokens, axis=-1)
-    happens = _uniform(_keys([(seed, f"xtc {number}") for seed, number in places])) <= parameters.xtc_probability
+    happens = _uniform(_keys([(seed, f"xtc {number}") for seed, number in places]), 1) <= parameters.xtc_probability
     return Candidates(mx.where(excluded & ~spared & happens, -mx.inf, scores), tokens)
 
 
@@ -106,17 +108,16 @@ def _keys(places: Sequence[tuple[int, str]]) -> mx.array:
     return mx.array([[int.from_bytes(part[:4], "big"), int.from_bytes(part[4:], "big")] for part in digests], mx.uint32)
 
 
-def _gumbel(keys: mx.array, size: int) -> mx.array:
-    """Noise fp32 [n, size], of each row as its key alone gives it."""
+def _uniform(keys: mx.array, size: int) -> mx.array:
+    """Numbers fp32 [n, size] from 0 to 1, of each row as its key alone gives them."""
+    # Of Python's numbers MLX makes integers, and launches their conversion.
+    low, high = mx.array(0.0), mx.array(1.0)
     if len(keys) == 1:
-        return mx.random.gumbel((1, size), key=keys[0])
-    noise: mx.array = mx.vmap(lambda key: mx.random.gumbel((size,), key=key))(keys)
-    return noise
-
-
-def _uniform(keys: mx.array) -> mx.array:
-    """Numbers fp32 [n, 1] from 0 to 1, likewise."""
-    if len(keys) == 1:
-        return mx.random.uniform(shape=(1, 1), key=keys[0])
-    numbers: mx.array = mx.vmap(lambda key: mx.random.uniform(shape=(1,), key=key))(keys)
+        return mx.random.uniform(low, high, (1, size), key=keys[0])
+    numbers: mx.array = mx.vmap(lambda key: mx.random.uniform(low, high, (size,), key=key))(keys)
     return numbers
+
+
+def _gumbel(uniform: mx.array) -> mx.array:
+    """The noise that `mx.random.gumbel` makes of such numbers."""
+    return -mx.log(-mx.log(uniform))

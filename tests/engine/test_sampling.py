@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mlx_qwen.engine.drawing import truncated
+from mlx_qwen.engine.drawing import Place, drawn, truncated
 from mlx_qwen.engine.sampling import TokenSampler
 from mlx_qwen.recommended import SamplingParameters
 
@@ -127,6 +128,33 @@ def test_a_seed_repeats_the_draws_whatever_else_uses_mx_random() -> None:
     mx.random.normal((3,))
     assert draw(sampler(parameters, seed=11), logits, 20) == first
     assert draw(sampler(parameters, seed=12), logits, 20) != first
+
+
+@pytest.mark.parametrize("parameters", [SamplingParameters(1.0), SamplingParameters(1.0, top_k=V - 1)], ids=str)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_noise_is_mlxs_own_of_every_row_and_token(parameters: SamplingParameters, rows: int) -> None:
+    places = [Place(seed, 4) for seed in range(rows)]
+    digests = [blake2b(f"{seed} {number}".encode(), digest_size=8).digest() for seed, number in places]
+    keys = mx.array([[int.from_bytes(each[:4], "big"), int.from_bytes(each[4:], "big")] for each in digests], mx.uint32)
+    noise = np.concatenate([np.array(mx.random.gumbel((1, V), key=key)) for key in keys])
+    for seed in range(30):
+        scores = np.random.default_rng(seed).normal(0, 0.1, (rows, V)).astype(np.float32)
+        found = drawn(mx.array(scores), parameters, places, None, vocab_size=V)
+        assert found.tolist() == (scores + noise).argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("parameters", [SamplingParameters(2.0, top_k=5), SamplingParameters(2.0, top_p=0.9)], ids=str)
+@pytest.mark.parametrize("top", [2, 20])
+def test_naming_the_likeliest_tokens_changes_no_draw(parameters: SamplingParameters, top: int) -> None:
+    for seed in range(20):
+        logits = random_logits(seed)
+        plain = sampler(parameters, seed=seed)
+        named = sampler(parameters, seed=seed, top_logprobs=top)
+        choice = named.choose(mx.array(logits), named.start())
+        assert choice.token.item() == plain.choose(mx.array(logits), plain.start()).token.item()
+        tokens, logprobs = (np.array(each)[0] for each in choice.top)
+        assert tokens.tolist() == np.argsort(-logits[0], kind="stable")[:top].tolist()
+        np.testing.assert_allclose(logprobs, np.array(choice.logprobs)[0, tokens], atol=1e-6)
 
 
 def test_without_a_seed_the_draws_follow_mx_random() -> None:
