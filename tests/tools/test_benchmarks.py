@@ -120,10 +120,13 @@ def test_mlx_lm_is_measured_without_torch() -> None:
 def test_two_ranks_are_compared_with_one_and_with_mlx_lms(tmp_path: Path) -> None:
     config = small_config(4, hidden_size=128, intermediate_size=256, heads=8, head_dim=32)
     table = bench_ranks(tmp_path, config=config, precisions=("4 bits",), ranks=(2,), turns=1, tokens=4)
-    alone, shared = table.rows
-    assert (alone[:2], shared[:2]) == (["4 bits", "1"], ["4 bits", "2"])
-    assert all(float(cell.split(",")[0]) < 1e-5 and "same tokens" in cell for cell in shared[2:4])
-    assert float(shared[4]) < 2e-4
+    alone, shared = (dict(zip(table.header, row, strict=True)) for row in table.rows)
+    assert [(row[""], row["ranks"]) for row in (alone, shared)] == [("4 bits", "1"), ("4 bits", "2")]
+    for name in ("mlx-qwen differs", "mlx-lm differs"):
+        difference, tokens = shared[name].split(", ")
+        assert float(difference) < 1e-5
+        assert tokens == "same tokens"
+    assert float(shared["between them"]) < 2e-4
 
 
 @pytest.mark.parametrize("scores", [False, True])
