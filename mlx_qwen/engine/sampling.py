@@ -154,7 +154,7 @@ def choose_all(logits: mx.array, picks: Sequence[Pick]) -> list[Choice]:
     """The next token of every row of `logits` [n, V], each as its own sampler chooses it alone; those alike at once."""
     choices: dict[int, Choice] = {}
     for members in _alike(picks):
-        chosen = _chosen(_rows(logits, members), [picks[i] for i in members])
+        chosen = _chosen(rows_at(logits, members), [picks[i] for i in members])
         choices |= {i: Choice(chosen, row) for row, i in enumerate(members)}
     return [choices[i] for i in range(len(picks))]
 
@@ -166,7 +166,7 @@ def guess_all(logits: mx.array, picks: Sequence[Pick], computed: Part | None = N
     """
     groups, guesses = _alike(picks), []
     for members in groups:
-        own, part = _rows(logits, members), picks[members[0]].part
+        own, part = rows_at(logits, members), picks[members[0]].part
         if part is not None:
             own = part.of(own) if computed is None else part.of_wider(computed, own)
         guesses.append(_guessed(own, [picks[i] for i in members]))
@@ -185,7 +185,8 @@ def _alike(picks: Sequence[Pick]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _rows(logits: mx.array, members: Sequence[int]) -> mx.array:
+def rows_at(logits: mx.array, members: Sequence[int]) -> mx.array:
+    """The rows with these numbers, ascending, of `logits` [n, V]."""
     if len(members) == len(logits):
         return logits
     return logits[members[0] : members[0] + 1] if len(members) == 1 else logits[mx.array(list(members))]

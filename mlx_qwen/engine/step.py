@@ -8,7 +8,7 @@ import numpy as np
 from mlx_qwen.engine.choice import Choice, tokens_of
 from mlx_qwen.engine.depth import MOST_DRAFTS
 from mlx_qwen.engine.guessing import Guessing
-from mlx_qwen.engine.sampling import History, Pick, choose_all
+from mlx_qwen.engine.sampling import History, Pick, choose_all, rows_at
 from mlx_qwen.engine.sequence import Emission, Sequence, Unread
 from mlx_qwen.engine.verified import Verified, choose_verified, constrain_verified, started
 from mlx_qwen.media.grids import Kind
@@ -134,8 +134,7 @@ class Batch:
             return {}
         rows = [self.rows[i] for i in members]
         picks = [Pick(row.sampler, _history(row), row.rules.allowed() if constrained else None) for row in rows]
-        part = logits if len(members) == len(self.rows) else logits[mx.array(list(members))]
-        return dict(zip(members, choose_all(part, picks), strict=True))
+        return dict(zip(members, choose_all(rows_at(logits, members), picks), strict=True))
 
     def _hand_back(self) -> None:
         """Give rows that leave the state that has read their last token."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Listed
 import mlx.core as mx
 
 from mlx_qwen.engine.choice import Choice
-from mlx_qwen.engine.sampling import History, Pick, choose_all
+from mlx_qwen.engine.sampling import History, Pick, choose_all, rows_at
 from mlx_qwen.engine.sequence import Emission, Sequence
 
 
@@ -81,7 +81,6 @@ def _choose(answers: Listed[Verified], logits: mx.array, masks: Mapping[int, Lis
         for history, mask in zip(answers[i].histories, allowed, strict=True)
     ]
     places = [i * T + at for i in masks for at in range(answers[i].depth + 1)]
-    flat = logits.reshape(B * T, V)
-    choices = iter(choose_all(flat if len(places) == B * T else flat[mx.array(places)], picks))
+    choices = iter(choose_all(rows_at(logits.reshape(B * T, V), places), picks))
     for i, allowed in masks.items():
         answers[i].choices = [next(choices) for _ in allowed]

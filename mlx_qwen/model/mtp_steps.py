@@ -92,7 +92,9 @@ class MTPSteps(nn.Module):
         T = next_ids.shape[1]
         chains = tuple(chain.grown(T) for chain in memory.chains)
         if embedded is None and T <= MOST_REPLAYED_TOKENS and self.stages is None and can_compile():
-            normed = self._replay_draft(mtp)(hidden, next_ids, memory.positions(), chains, chained=chained)
+            replays = self._replays()
+            replays.draft = replays.draft or ReplayedDraft(self.embed_tokens, self.norm, mtp, self.mtp_reads)
+            normed = replays.draft(hidden, next_ids, memory.positions(), chains, chained=chained)
             return Draft(self._head(normed, part), normed, State(chains, rope_delta=memory.rope_delta))
         embeddings, axes, delta = self.embed_tokens(next_ids), None, memory.rope_delta
         if embedded is not None:
@@ -147,12 +149,6 @@ class MTPSteps(nn.Module):
                 axes = np.concatenate([before, axes], axis=-1)
         place = Positions(offset, None if axes is None else mx.array(axes))
         return self._mtp().keys_and_values(self._mtp_states(states), embeddings, place)
-
-    def _replay_draft(self, mtp: MTP) -> ReplayedDraft:
-        replays = self._replays()
-        if replays.draft is None:
-            replays.draft = ReplayedDraft(self.embed_tokens, self.norm, mtp, self.mtp_reads)
-        return replays.draft
 
     def _replays(self) -> Replays:
         """The replayed graphs that go with the weights and the kernels as they are now."""

@@ -92,15 +92,21 @@ def errors(started: Ranks, rank: int) -> list[str]:
     return [line for line in started.err(rank).splitlines() if line.startswith("Error: ")]
 
 
+def told_of_the_killed(started: Ranks) -> str:
+    """Kill rank 1: the one error that rank 0 ends with, which says so."""
+    started.processes[1].kill()
+    assert started.ended(PATIENCE) == [1, -signal.SIGKILL]
+    (error,) = errors(started, 0)
+    assert "ank 1" in error
+    assert "has gone" in error
+    assert "Traceback" not in started.err(0)
+    return error
+
+
 @pytest.mark.parametrize(("prompt_tokens", "written"), [(0, 0), (4000, 1)], ids=["idle", "prefill"])
 def test_a_killed_rank_ends_the_other_with_its_name(prompt_tokens: int, written: int) -> None:
     with answering(prompt_tokens, written) as (started, client):
-        started.processes[1].kill()
-        assert started.ended(PATIENCE) == [1, -signal.SIGKILL]
-        (error,) = errors(started, 0)
-        assert "ank 1" in error
-        assert "has gone" in error
-        assert "Traceback" not in started.err(0)
+        error = told_of_the_killed(started)
         if client is not None:
             assert client.last()["error"]["message"] == error.removeprefix("Error: ")
 
@@ -119,12 +125,7 @@ def test_when_a_rank_is_killed_in_decoding_every_client_gets_the_error_as_its_pr
         whole = {path: Client(url, path, {**body, "stream": False}) for path, body in asked.items()}
         for client in streamed.values():
             assert client.wrote.wait(60)
-        started.processes[1].kill()
-        assert started.ended(PATIENCE) == [1, -signal.SIGKILL]
-        (error,) = errors(started, 0)
-        assert "ank 1" in error
-        assert "has gone" in error
-        assert "Traceback" not in started.err(0)
+        error = told_of_the_killed(started)
     said = error.removeprefix("Error: ")
     assert {client.status for client in streamed.values()} == {200}
     assert {client.status for client in whole.values()} == {503}
