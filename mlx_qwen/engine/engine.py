@@ -148,15 +148,19 @@ class Engine:
             if isinstance(item, Emission) and item.finish_reason is not None:
                 sequence.deliver(None)
         self._settle()
-        goes_on = self._scheduler.goes_on or (self._ahead is not None and self._ahead.tells)
+        goes_on = self._scheduler.goes_on or self._ahead is not None
         return self._write_on(idle=not self._scheduler.is_active) or goes_on
 
     def _next_turn(self) -> Turn:
-        """The turn to take now. Where others take it too, it was told them while the one before was being taken."""
+        """The turn to take now. Where others take it too, it was told them while the one before was being taken.
+
+        They take all that they are told of: nothing is told ahead where nobody would wake this engine for it.
+        """
         if self._ranks is None:
             return self._made_turn()
         turn = self._ahead or self._told_turn(self._ranks)
-        self._ahead = self._told_turn(self._ranks)
+        goes_on = turn.tells or self._scheduler.goes_on
+        self._ahead = self._told_turn(self._ranks) if goes_on else None
         return turn
 
     def _told_turn(self, ranks: Ranks) -> Turn:
