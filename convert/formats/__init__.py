@@ -14,6 +14,7 @@ from mlx_qwen.errors import CheckpointError
 from . import auto_round, awq, compressed_tensors, floats, fp8, gptq, mlx_experts
 from .encoded import Encoded, Format, Matrix, RowReader, Stack, encoded
 from .integers import IntegerMatrix
+from .stated import check_stated
 
 _FORMATS: dict[str, Format] = {
     "fp8": fp8.matrices,
@@ -37,7 +38,7 @@ def decodable(
 
     A matrix whose integer codes MLX can hold, in a precision that `keeps` accepts, becomes MLX-quantized `weight`,
     `scales` and `biases`; any other a dense `weight`. Experts that are packed for MLX one by one are stacked. Raises
-    CheckpointError for an unknown format, and for tensors that are missing or misshapen.
+    CheckpointError for an unknown format, settings of another type, and tensors that are missing or misshapen.
     """
     settings = foreign_quantization(config)
     if settings is None or auto_round.is_for_mlx(settings):
@@ -45,6 +46,7 @@ def decodable(
     method = settings["quant_method"]
     if method not in _FORMATS:
         raise CheckpointError(f"config.json says that the weights are {unreadable(method)}")
+    check_stated(method, settings)
     matrices = _FORMATS[method](settings, tensors)
     if not matrices:
         raise CheckpointError(

@@ -25,7 +25,7 @@ def is_for_mlx(settings: Json) -> bool:
 
 def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
     """Every module with a `qweight`; raises CheckpointError for other packings and misshapen tensors."""
-    packing = str(settings.get("packing_format", "auto_round:auto_gptq"))
+    packing = settings.get("packing_format") or "auto_round:auto_gptq"
     if packing in _AS_AWQ:
         return awq.matrices({name: settings[name] for name in ("bits", "group_size") if name in settings}, tensors)
     if packing not in _ZERO_OFFSETS:
@@ -33,4 +33,4 @@ def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
             f"quantization_config.packing_format is {packing!r}, expected one of "
             f"{', '.join((*_ZERO_OFFSETS, *_AS_AWQ, *_FOR_MLX))}. Use another checkpoint of the same model."
         )
-    return gptq.packed_matrices(tensors, settings, _ZERO_OFFSETS[packing], in_order=True)
+    return gptq.packed_matrices(tensors, settings, _ZERO_OFFSETS[packing], in_order=True, apart="extra_config")

@@ -67,19 +67,19 @@ class GEMVMatrix(IntegerMatrix):
 
 def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
     """Every module with a `qweight`; raises CheckpointError for other packings and misshapen tensors."""
-    version, bits = str(settings.get("version", "gemm")).lower(), settings.get("bits", settings.get("w_bit", _BITS))
+    version, bits = (settings.get("version") or "gemm").lower(), _stated(settings, "bits", "w_bit") or _BITS
     if version not in ("gemm", "gemv") or bits != _BITS:
         raise CheckpointError(
             f"quantization_config says {bits} bits in version {version!r}, expected 4 bits in 'gemm' or 'gemv'. Use "
             "another checkpoint of the same model."
         )
     bases = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
-    group_size = settings.get("group_size", settings.get("q_group_size"))
+    group_size = _stated(settings, "group_size", "q_group_size")
     read = _matrix if version == "gemm" else _gemv
     return {base: read(base, tensors, group_size) for base in bases}
 
 
-def _matrix(base: str, tensors: Tensors, group_size: object) -> AWQMatrix:
+def _matrix(base: str, tensors: Tensors, group_size: int | None) -> AWQMatrix:
     qweight, qzeros, scales = (required(tensors, f"{base}.{part}", base) for part in ("qweight", "qzeros", "scales"))
     (K, words), (groups, _) = matrix_shape(qweight), matrix_shape(scales)
     expect_shape(scales, (groups, words * _FIELDS), base)
@@ -96,19 +96,25 @@ def _matrix(base: str, tensors: Tensors, group_size: object) -> AWQMatrix:
     )
 
 
-def _gemv(base: str, tensors: Tensors, group_size: object) -> GEMVMatrix:
+def _gemv(base: str, tensors: Tensors, group_size: int | None) -> GEMVMatrix:
     qweight, qzeros, scales = (required(tensors, f"{base}.{part}", base) for part in ("qweight", "qzeros", "scales"))
     (N, words), (_, width), (_, zeros) = (matrix_shape(info) for info in (qweight, scales, qzeros))
-    K, size = words * _FIELDS, group_size
-    if not isinstance(size, int) or size < 1 or not -(-K // size) <= min(width, zeros * _FIELDS):
+    K = words * _FIELDS
+    size = K if group_size == -1 else group_size or 0
+    if size < 1 or -(-K // size) > min(width, zeros * _FIELDS):
         raise CheckpointError(
             f"{scales.name} in {scales.file.name} has {width} groups for {K} inputs, config.json says group_size "
-            f"{group_size!r:.40}. The file is damaged, or config.json belongs to other weights: download the folder "
+            f"{group_size}. The file is damaged, or config.json belongs to other weights: download the folder "
             "again."
         )
     expect_shape(scales, (N, width), base)
     expect_shape(qzeros, (N, zeros), base)
-    return GEMVMatrix((N, K), _BITS, size, (qweight, qzeros, scales), None, qweight, qzeros, scales)
+    return GEMVMatrix((N, K), _BITS, min(size, K), (qweight, qzeros, scales), None, qweight, qzeros, scales)
+
+
+def _stated(settings: Json, *names: str) -> int | None:
+    """The first of these that is stated."""
+    return next((settings[name] for name in names if settings.get(name) is not None), None)
 
 
 def _outputs(stored: TensorInfo, start: int, stop: int) -> mx.array:

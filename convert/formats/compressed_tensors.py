@@ -121,12 +121,11 @@ def _check_transforms(settings: Json) -> None:
     Those of weights alone are part of what is stored, and cancel each other.
     """
     transforms = settings.get("transform_config") or {}
-    schemes = transforms.get("config_groups") if isinstance(transforms, dict) else None
-    if not isinstance(schemes, dict) and transforms:
+    groups = transforms.get("config_groups") or {}
+    if any(transforms.values()) and not groups:
         raise CheckpointError("quantization_config.transform_config has no config_groups. Use another checkpoint.")
-    for name, scheme in (schemes or {}).items():
-        applied = scheme.get("apply") if isinstance(scheme, dict) else None
-        places = [each.get("location") if isinstance(each, dict) else None for each in applied or [None]]
+    for name, scheme in groups.items():
+        places = [each.get("location") for each in scheme.get("apply") or ()]
         online = [place for place in places if place not in _STORED_ROTATIONS]
         if online:
             raise CheckpointError(
@@ -142,11 +141,11 @@ def _packed(base: str, words: TensorInfo, settings: Json, tensors: Tensors) -> P
     stated = _stated_bits(settings) if is_elsewhere(shape) else None
     N, K = (rows, width * 32 // stated) if stated else (int(size) for size in np.array(shape.read()))
     bits = width * 32 // max(K, 1)
-    said = {each for weights in _weights(settings) if isinstance(each := weights.get("num_bits"), int)} or {*_BITS}
+    said = {each for weights in _weights(settings) if (each := weights.get("num_bits")) is not None} or {*_BITS}
     if bits not in said & {*_BITS} or width != -(-K * bits // 32):
         raise CheckpointError(
             f"{words.name} has shape {list(words.shape)} for {N} × {K} weights, which makes {bits} bits; expected "
-            f"{' or '.join(map(str, sorted(said)))} as config.json says, of 2 to 8 without gaps between words. Use "
+            f"{' or '.join(map(str, sorted(said)))} as num_bits says, of 2 to 8 without gaps between words. Use "
             "another checkpoint of the same model."
         )
     expect_shape(words, (N, width), base)
@@ -226,16 +225,8 @@ def _has_exponents(base: str, tensors: Tensors) -> bool:
 
 
 def _groups(settings: Json) -> list[Json]:
-    """The groups of config.json; raises CheckpointError where they are no objects of objects."""
-    groups = settings.get("config_groups") or {}
-    listed = list(groups.values()) if isinstance(groups, dict) else [groups]
-    for group in listed:
-        if not isinstance(group, dict) or not isinstance(group.get("weights") or {}, dict):
-            raise CheckpointError(
-                f"quantization_config.config_groups holds {group!r:.200}, expected groups with an object of weights. "
-                "Download config.json again."
-            )
-    return listed
+    """The groups of config.json."""
+    return list((settings.get("config_groups") or {}).values())
 
 
 def _weights(settings: Json) -> list[Json]:
@@ -245,20 +236,14 @@ def _weights(settings: Json) -> list[Json]:
 
 def _block_structure(settings: Json) -> tuple[int, int] | None:
     size = next((size for weights in _weights(settings) if (size := weights.get("block_structure"))), None)
-    if size is None:
-        return None
-    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(each, int) and each > 0 for each in size):
-        raise CheckpointError(
-            f"quantization_config has the block_structure {size!r:.200}, expected two sizes such as [128, 128]."
-        )
-    return size[0], size[1]
+    return None if size is None else (size[0], size[1])
 
 
 def _stated_bits(settings: Json) -> int | None:
     """The bits of every packed module, where config.json names one number for all."""
     bits = [weights.get("num_bits") for weights in _weights(settings)]
     first = bits[0] if bits and all(each == bits[0] for each in bits) else None
-    return first if isinstance(first, int) and first > 0 else None
+    return first if first and first > 0 else None
 
 
 def _group_size(base: str, settings: Json, bits: int, scales: TensorInfo, K: int) -> int:
@@ -272,7 +257,7 @@ def _group_size(base: str, settings: Json, bits: int, scales: TensorInfo, K: int
     stated = [weights.get("group_size") for weights in alike]
     if groups == 1 and (None in stated or -1 in stated or not stated):
         return K
-    sizes = {size for size in stated if isinstance(size, int) and size > 0}
+    sizes: set[int] = {size for size in stated if size is not None and size > 0}
     fitting = {size for size in sizes if -(-K // size) == groups}
     if not sizes:
         return stated_group_size(None, scales, groups, K)
@@ -283,7 +268,7 @@ def _group_size(base: str, settings: Json, bits: int, scales: TensorInfo, K: int
             f"group_size {shown}. The file is damaged, or config.json belongs to other weights: download the folder "
             "again."
         )
-    return fitting.pop()
+    return min(fitting.pop(), K)
 
 
 def _parts(base: str, tensors: Tensors, *used: TensorInfo | None) -> tuple[TensorInfo, ...]:

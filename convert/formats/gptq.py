@@ -79,33 +79,33 @@ class GPTQMatrix(IntegerMatrix):
 def matrices(settings: Json, tensors: Tensors) -> dict[str, Matrix]:
     """Every module with a `qweight`; raises CheckpointError for other GPTQ formats and misshapen tensors."""
     named = [settings[key] for key in ("checkpoint_format", "format") if settings.get(key) is not None]
-    if len(set(map(str, named))) > 1 or any(str(kind) not in _ZERO_OFFSETS for kind in named):
+    if len(set(named)) > 1 or any(kind not in _ZERO_OFFSETS for kind in named):
         raise CheckpointError(
             f"quantization_config.checkpoint_format is {' and '.join(map(repr, named))}, expected one of "
             f"{', '.join(_ZERO_OFFSETS)}. Save the model in one of these, or use the unquantized checkpoint."
         )
-    offset = _ZERO_OFFSETS[str(named[0])] if named else None
+    offset = _ZERO_OFFSETS[named[0]] if named else None
     return packed_matrices(tensors, settings, offset, in_order=settings.get("desc_act") is False)
 
 
-def packed_matrices(tensors: Tensors, settings: Json, zero_offset: int | None, *, in_order: bool) -> dict[str, Matrix]:
+def packed_matrices(
+    tensors: Tensors, settings: Json, zero_offset: int | None, *, in_order: bool, apart: str = "dynamic"
+) -> dict[str, Matrix]:
     """Every module with a `qweight`; without `g_idx` its groups are consecutive.
 
     `in_order` says that they are in any case, which a `g_idx` that is not on this machine is trusted to say too.
+    `apart` is the field of settings that holds those of single modules.
     """
     bases = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
-    return {base: _matrix(base, tensors, _settings_of(base, settings), zero_offset, in_order) for base in bases}
+    rules = settings.get(apart) or {}
+    return {base: _matrix(base, tensors, _settings_of(base, settings, rules), zero_offset, in_order) for base in bases}
 
 
-def _settings_of(base: str, settings: Json) -> Json:
-    """The settings of one module: those of all, but for what `dynamic`, or `extra_config` of AutoRound, say of it."""
-    for key in ("dynamic", "extra_config"):
-        rules = settings.get(key) or {}
-        if not isinstance(rules, dict):
-            raise CheckpointError(f"quantization_config.{key} is {rules!r}, expected settings by names of modules.")
-        for pattern, changed in rules.items():
-            if not pattern.startswith("-:") and isinstance(changed, dict) and _names(pattern, base):
-                return {**settings, **changed}
+def _settings_of(base: str, settings: Json, rules: Json) -> Json:
+    """The settings of one module: those of all, but for what the first rule that names it says of it."""
+    for pattern, changed in rules.items():
+        if not pattern.startswith("-:") and _names(pattern, base):
+            return {**settings, **changed}
     return settings
 
 
@@ -146,15 +146,12 @@ def _matrix(base: str, tensors: Tensors, settings: Json, zero_offset: int | None
         qweight=qweight,
         qzeros=qzeros,
         stored_scales=scales,
-        zero_offset=_offset(base, settings, zero_offset),
+        zero_offset=_offset(settings, zero_offset),
         symmetric=settings.get("sym") is True,
         trusted=trusted,
     )
 
 
-def _offset(base: str, settings: Json, zero_offset: int | None) -> int | None:
+def _offset(settings: Json, zero_offset: int | None) -> int | None:
     """What is added to stored zeros; "gptq" where nobody says what, as it was the only format for long."""
-    symmetric = settings.get("sym")
-    if symmetric is not None and not isinstance(symmetric, bool):
-        raise CheckpointError(f"quantization_config.sym is {symmetric!r} for {base}, expected true or false.")
-    return zero_offset if zero_offset is not None or symmetric else _ZERO_OFFSETS["gptq"]
+    return zero_offset if zero_offset is not None or settings.get("sym") else _ZERO_OFFSETS["gptq"]

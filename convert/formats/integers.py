@@ -91,7 +91,7 @@ def act_order(g_idx: TensorInfo, group_size: int, groups: int) -> TensorInfo | N
     return g_idx
 
 
-def stated_group_size(stated: object, scales: TensorInfo, groups: int, K: int) -> int:
+def stated_group_size(stated: int | None, scales: TensorInfo, groups: int, K: int) -> int:
     """How many of K inputs share one of the `scales`, of which there are `groups`; the last group may be shorter.
 
     `stated` is config.json's word on it, −1 for one group, None where it has none. Raises CheckpointError where the
@@ -99,14 +99,13 @@ def stated_group_size(stated: object, scales: TensorInfo, groups: int, K: int) -
     """
     if stated is None and K % groups == 0:
         return K // groups
-    whole = isinstance(stated, int) and not isinstance(stated, bool)
-    size = (K if stated == -1 else int(str(stated))) if whole else 0
+    size = K if stated == -1 else stated or 0
     if size < 1 or -(-K // size) != groups:
         raise CheckpointError(
             f"{scales.name} in {scales.file.name} has {groups} groups for {K} inputs, config.json says group_size "
             f"{stated!r}. The file is damaged, or config.json belongs to other weights: download the folder again."
         )
-    return size
+    return min(size, K)
 
 
 def block(bits: int) -> tuple[int, int]:

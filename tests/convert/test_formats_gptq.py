@@ -180,7 +180,7 @@ def test_a_module_that_dynamic_sets_apart_is_read_by_its_own_settings(
     ("changed", "complaint"),
     [
         ({"group_size": 64}, "has 2 groups for 64 inputs, config.json says group_size 64"),
-        ({"group_size": "32"}, "config.json says group_size '32'"),
+        ({"group_size": "32"}, "quantization_config.group_size is '32', expected a whole number"),
         ({"bits": 8}, "makes 4 bits; expected 8, as config.json says"),
         ({"sym": "yes"}, "sym is 'yes'"),
         ({"dynamic": [1]}, "dynamic is "),
