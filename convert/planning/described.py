@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -22,7 +23,7 @@ _STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _MLX = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Described:
     """A model: its tensors are those of its files, or follow from its configuration when `has_files` is False.
 
@@ -50,7 +51,7 @@ def describe(model: str | Path, *, revision: str | None = None) -> Described:
     name = str(model)
     is_folder = Path(model).expanduser().is_dir()
     if not is_folder and name in SIZES:
-        return _from_config(name, released(name))
+        return _released(name)
     if not is_folder and "/" not in name:
         raise PlanningError(
             f"{name!r} is no folder, no Hub repository such as Qwen/Qwen3.5-0.8B and no released size, "
@@ -83,6 +84,12 @@ def _stored(config: ModelConfig, folder: Path) -> Callable[[Settings], Plan]:
         return plans[kept(settings)]
 
     return tensors
+
+
+@cache
+def _released(name: str) -> Described:
+    """The released size of this name, whose tensors are the same whoever asks."""
+    return _from_config(name, released(name))
 
 
 def _from_config(name: str, config: ModelConfig) -> Described:

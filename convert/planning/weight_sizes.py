@@ -1,6 +1,7 @@
 """Bytes of a model's weights, as the converter would write them."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 
 from mlx_qwen.checkpoint.names import MTP_PREFIX, Role, TensorSpec
@@ -84,6 +85,7 @@ def recipe_named(recipe: str | None, bits: int | None) -> str:
     return recipe or DEFAULT_RECIPE
 
 
+@lru_cache(maxsize=256)
 def weights_of(model: Described, recipe: str = DEFAULT_RECIPE, *, ranks: int = 1) -> Weights:
     """What the converter would write of `model` with a recipe of this name, one of `RECIPES`, "balanced" or "unpacked".
 
