@@ -111,6 +111,7 @@ def load_model(
         _read_share(model, plan, dtype)
     else:
         _read_whole(model, plan, dtype)
+    model.mark.take(model)
     model.identity = model_identity(folder, model.dtype) + model.share.label
     check_norms(model)
     if not lazy or model.share.count > 1:

@@ -83,6 +83,7 @@ def prepare_request(
 ) -> Request:
     """Encodes a prompt that goes on after `cache` and checks it (PromptError); row `index` draws by `seed + index`."""
     note_computing()
+    model.notice_changes()
     text = model.config.text
     check_cache(model, cache, settings.kv_bits)
     cached, seen = (0, []) if cache is None else (cache.offset, seen_tokens(cache))
@@ -293,6 +294,9 @@ def own(model: Model, sequence: Answering) -> None:
         lazy += sequence.prompt_cache.arrays()
     mx.eval(lazy)
     model.materialize(vision=bool(sequence.media))
+    if sequence.draft_model is not None:
+        sequence.draft_model.model.notice_changes()
+        sequence.draft_model.model.materialize(vision=False)
 
 
 def _response(request: Request, emission: Emission, clock: Clock, *, text: str | None = None) -> GenerationResponse:

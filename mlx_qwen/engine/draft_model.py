@@ -37,10 +37,14 @@ class DraftModel:
         self._prefixes = prefixes
         self._most_tokens = model.config.text.max_position_embeddings
         self._after: list[State] = []
+        self._mark = model.mark
 
     def read(self, row: Sequence, end: int) -> None:
         """See `ReadingDrafter.read`: from the longest beginning that is known."""
         if row.draft_state is None:
+            if self._mark is not self.model.mark:
+                self.forget()
+            self._mark = self.model.mark
             found = None if row.key is None else self._prefixes.take(prefix_key(row.ids))
             row.draft_state = empty_state(self.model.config.text) if found is None else found.state
         self._catch_up(row, len(row.earlier) + end)

@@ -32,6 +32,7 @@ class PrefixStore:
         self._model = model
         self._on_written = on_written
         self._folders: dict[Path, PrefixFiles] = {}
+        self._mark = model.mark
 
     def folder(self, path: Path, most_bytes: int | None = None) -> PrefixFiles:
         """The checkpoints of a folder, which is made if need be.
@@ -62,6 +63,10 @@ class PrefixStore:
     def find(self, sequence: Sequence, kind: StateKind) -> Found | None:
         """The longest checkpoint that begins a sequence's prompt and serves for `kind`."""
         key, index, files = sequence.key, self.index, sequence.folder
+        if self._mark is not self._model.mark:
+            # What other weights left is nothing to go on from.
+            self.clear()
+        self._mark = sequence.mark = self._model.mark
         if index is None or key is None:
             return None
         found = index.take(key, kind)
@@ -121,7 +126,7 @@ class PrefixStore:
         return any(there_is and not files.is_full for there_is, files in zip(more, folders, strict=True))
 
     def _keep(self, sequence: Sequence, key: Key, state: State, kind: Kind) -> None:
-        if self.index is not None:
+        if self.index is not None and sequence.mark is self._model.mark:
             self.index.insert(key, state, kind)
             if sequence.folder is not None:
                 sequence.folder.put(key, state, kind)

@@ -162,6 +162,7 @@ class Sequence:
         asked: what it was made of, for who makes the same elsewhere.
         on_item: called whenever something new is in `unread`, in the computing thread.
         state: what is remembered of the `read` tokens.
+        mark: of the model's weights, as it began.
         draft_state: what the draft model remembers.
     """
 
@@ -189,6 +190,7 @@ class Sequence:
     asked: object = None
     on_item: Callable[[], None] | None = None
     state: State | None = None
+    mark: object = None
     draft_state: State | None = None
     read: int = 0
     pieces: int = 0

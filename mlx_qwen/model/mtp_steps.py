@@ -1,15 +1,13 @@
 """The half of a model that its MTP layer is: filling the layer's keys and values, and steps that draft."""
 
-from typing import Any
-
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from mlx_qwen.checkpoint.mtp_reads import MTPReads
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.model.attention import KeyValues
 from mlx_qwen.model.chain import Chain
+from mlx_qwen.model.changes import ChangingWeights
 from mlx_qwen.model.collectives import SlicedEmbedding, SlicedHead
 from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
 from mlx_qwen.model.mtp import MTP, Draft
@@ -29,7 +27,7 @@ from mlx_qwen.model.rope import Positions
 from mlx_qwen.model.state import State
 
 
-class MTPSteps(nn.Module):
+class MTPSteps(ChangingWeights):
     """What a model does with its MTP layer, which shares the model's embeddings, final norm and head.
 
     `mtp` is None when the checkpoint has no such layer.
@@ -42,7 +40,7 @@ class MTPSteps(nn.Module):
     config: ModelConfig
     stages: Stages | None
     mtp_reads: MTPReads
-    _current: Replays | None = None
+    _current: Replays | None
     _partial_head: PartialHead | None
     _dtype: mx.Dtype | None
 
@@ -158,9 +156,6 @@ class MTPSteps(nn.Module):
             mx.eval(self._waiting(vision=False))
             self._current = Replays(made)
         return self._current
-
-    def _waiting(self, vision: bool) -> dict[str, Any]:
-        return {name: part for name, part in self.parameters().items() if vision or name != "vision"}
 
     @property
     def _output(self) -> Embed:

@@ -1,7 +1,7 @@
 """The whole model: embeddings, decoder layers, final norm and head, with the MTP layer beside them."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,7 +22,7 @@ from mlx_qwen.model.layers import AnyEmbedding, AnyLinear, RMSNorm
 from mlx_qwen.model.mtp import MTP
 from mlx_qwen.model.mtp_steps import MTPSteps
 from mlx_qwen.model.multimodal import Embedded, Pixels, merge_features, pixels_of, positions, token_kinds
-from mlx_qwen.model.partial_head import Part, PartialHead
+from mlx_qwen.model.partial_head import Part
 from mlx_qwen.model.pipeline import Stages
 from mlx_qwen.model.replay import MOST_REPLAYED_TOKENS, ReplayedHead, ReplayedRollBack, ReplayedStep, can_compile
 from mlx_qwen.model.rope import Positions
@@ -48,16 +48,18 @@ class Model(MTPSteps):
     """A Qwen3.5, Qwen3.6, Qwen3.8 or Qwen3-Next model.
 
     `mtp` is None when the checkpoint has no MTP layer, `vision` when it has no vision tower. Decoding replays graphs
-    whose constants the weights are: change weights by `update` (as `load_weights` does), which has them traced anew.
+    whose constants the weights are. A change by `update` (as `load_weights` does) has them traced anew at once, any
+    other that replaces arrays or modules with the next prompt.
 
     `mtp_reads` says which states the MTP layer was trained on: "normed", behind the final norm, or "residual", before
     it. While nobody knows, it is "normed", and `mtp_unsettled` the checkpoint's identity: see `settle_mtp_reads`.
-    `identity` tells the files that the weights are of, and their precision; "" once they are of no files any more.
 
     With a `group` of several ranks each of them holds its `share`, and calls the model as all others do, with the same
     tokens: hidden states and logits are whole on every rank, states hold the keys, values and heads of its share. With
     `layers` its share are these decoder layers instead, and each rank sends what they give to the next.
     """
+
+    _features: FeatureCache | None
 
     def __init__(
         self,
@@ -83,13 +85,8 @@ class Model(MTPSteps):
         self.lm_head: AnyLinear | SlicedHead | None = None
         if not text.tie_word_embeddings:
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        self._partial_head: PartialHead | None = None
-        self._dtype: mx.Dtype | None = None
         self.engine: object | None = None
-        self.reread: Callable[[Model], None] | None = None
-        self.identity = ""
-        self._ready = self._ready_vision = False
-        self._features: FeatureCache | None = None
+        self._forget()
         self.mtp = MTP(text) if with_mtp and text.mtp_num_hidden_layers else None
         self.mtp_reads: MTPReads = "normed"
         self.mtp_unsettled: str | None = None
@@ -192,6 +189,8 @@ class Model(MTPSteps):
         mask = None if mask is None else mask.astype(mx.bool_)
         state = state if mask is None else state.padded(mask)
         masks = _masks(state, mask, T)
+        if not state.offset:
+            self.notice_changes()
         chains = tuple(chain.grown(T, room) for chain in state.chains)
         roll_back: RollBack = rolled_back
         if self._can_replay(T, state, masks, embedded):
@@ -262,25 +261,9 @@ class Model(MTPSteps):
         replays.head = replays.head or ReplayedHead(self.norm, self._output, self.dtype)
         return replays.head(hidden)
 
-    def update(self, parameters: dict[str, Any], strict: bool = True) -> "Model":  # type: ignore[override]
-        """Replace the given parameters, as `mlx.nn.Module.update` does."""
+    def _forget(self) -> None:
+        super()._forget()
         self._current, self._partial_head, self._dtype, self._features = None, None, None, None
-        self._ready, self._ready_vision, self.reread, self.identity = False, False, None, ""
-        super().update(parameters, strict)
-        return self
-
-    def materialize(self, *, vision: bool) -> None:
-        """Read what `load` left on the disk, in the calling thread: another's lazy arrays cannot be computed here."""
-        if self._ready_vision or (self._ready and not vision):
-            return
-        try:
-            mx.eval(self._waiting(vision))
-        except RuntimeError:
-            if self.reread is None:
-                raise
-            self.reread(self)
-            mx.eval(self._waiting(vision))
-        self._ready, self._ready_vision = True, vision
 
     def make_cache(self, *, kv_bits: int | None = None, kv_group_size: int | None = None) -> HybridCache:
         """An empty cache; `kv_bits` 4 or 8 packs the attention layers' keys and values."""
