@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Collection, Iterable
+from collections.abc import Sequence as Listed
 from time import perf_counter
 
 import mlx.core as mx
@@ -202,21 +203,27 @@ class Scheduler:
         for row, emission in emitted:
             if row.prompt_cache is not None:
                 row.prompt_cache.tokens.append(emission.token)
+        if any(row.fault is not None and self._begins_again(row.fault) for row in rows):
+            return
+        self._end(rows, outgoing)
+
+    def _end(self, rows: Listed[Sequence], outgoing: Outgoing) -> None:
+        """Let those of the rows leave that are at their end, or cannot go on."""
+        finished = [row for row in rows if row.finish_reason is not None]
+        broken = [row for row in rows if row.finish_reason is None and row.failure is not None]
+        if finished or broken:
+            self._dissolve()
+            self._writing = [row for row in self._writing if row not in finished and row not in broken]
         for row in rows:
             _note_state(row)
-        finished = [row for row in rows if row.finish_reason is not None]
-        broken = [row for row in rows if row.finish_reason is None and row.rules.failure is not None]
         for row in finished:
             if row.draft_model is not None:
                 row.draft_model.remember(row)
             self._store.keep_answer(row)
         for row in broken:
             row.failed = True
-            outgoing.append((row, row.rules.failure))
-        if finished or broken:
-            self._dissolve()
-            self._writing = [row for row in self._writing if row not in finished and row not in broken]
-            self._leave(*finished, *broken)
+            outgoing.append((row, row.failure))
+        self._leave(*finished, *broken)
 
     def _pass(self, batch: Batch) -> list[tuple[Sequence, Emission]]:
         started = perf_counter()

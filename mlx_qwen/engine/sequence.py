@@ -1,7 +1,8 @@
 """One answer in the making: what it reads, what chooses its tokens, and where they go."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Listed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from queue import SimpleQueue
@@ -163,6 +164,7 @@ class Sequence:
         on_item: called whenever something new is in `unread`, in the computing thread.
         state: what is remembered of the `read` tokens.
         mark: of the model's weights, as it began.
+        fault: what went wrong in its own rules, functions and text.
         draft_state: what the draft model remembers.
     """
 
@@ -191,6 +193,7 @@ class Sequence:
     on_item: Callable[[], None] | None = None
     state: State | None = None
     mark: object = None
+    fault: Exception | None = None
     draft_state: State | None = None
     read: int = 0
     pieces: int = 0
@@ -217,6 +220,24 @@ class Sequence:
     def waits_for_reader(self) -> bool:
         """Whether it has run as far ahead of its reader as it may."""
         return self.unread.qsize() >= MOST_UNREAD
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why it cannot go on; None as long as it can."""
+        return self.fault or self.rules.failure
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether more is to be written."""
+        return self.finish_reason is None and self.fault is None
+
+    @contextmanager
+    def own_fault(self) -> Iterator[None]:
+        """What is raised in here ends this answer, and no other that shares its passes."""
+        try:
+            yield
+        except Exception as error:
+            self.fault = error
 
     @property
     def at_last_token(self) -> bool:
@@ -264,6 +285,7 @@ class Sequence:
         """Forget what is being computed, to read the prompt and what was written anew."""
         self.release()
         self.read = self.cached = self.pieces = 0
+        self.fault = None
         if self.draft_model is not None:
             self.draft_model.forget()
 

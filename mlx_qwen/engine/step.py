@@ -1,5 +1,6 @@
 """Forward passes: a piece of a prompt, a token for every row of a batch, or a verification of drafts."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Listed
 
 import mlx.core as mx
@@ -63,37 +64,36 @@ class Batch:
         self.rows = list(rows)
         self.state = State.joined([row.state for row in rows if row.state is not None])
         self._decoded = 0
+        self._share()
 
     def decode(self) -> list[tuple[Sequence, Emission]]:
         """Write the pending token of every row, and choose the next ones."""
         goes_on = any(not row.at_last_token for row in self.rows)
         pending = [_pending(row) for row in self.rows]
         following: dict[int, Choice] = {}
-        waiting: list[int] = []
         logits = None
         if goes_on:
             tokens = tokens_of(pending)
             hidden, self.state, _ = self._model.step(tokens[:, None], self.state)
             logits = self._model.logits(hidden)[:, -1]
             self._see(tokens)
-            waiting = [i for i, row in enumerate(self.rows) if row.is_one_by_one]
-            following = self._choices(logits, [i for i, row in enumerate(self.rows) if not row.is_one_by_one])
+            free = [i for i, row in enumerate(self.rows) if not row.is_one_by_one]
+            following = self._choices(logits, dict.fromkeys(free))
             self._decoded += 1
             fills = self.state.mtp if self._decoded % _MOST_UNFILLED == 0 else ()
-            asked = [logits] if waiting else []
+            asked = [logits] if len(free) < len(self.rows) else []
             mx.async_eval(asked, started(following.values()), *(chain.buffers() for chain in fills))
-        emitted = [
-            (row, row.emit(choice.known(), choice, from_draft=False))
-            for row, choice in zip(self.rows, pending, strict=True)
-        ]
-        for i, choice in following.items():
-            if self.rows[i].finish_reason is None:
-                self.rows[i].pending = self.rows[i].replaced(choice)
+        emitted = []
+        for row, choice in zip(self.rows, pending, strict=True):
+            token = choice.known()
+            with row.own_fault():
+                emitted.append((row, row.emit(token, choice, from_draft=False)))
         if logits is not None:
-            going = [i for i in waiting if self.rows[i].finish_reason is None]
-            for i, choice in self._choices(logits, going, constrained=True).items():
+            following |= self._choices(logits, self._allowed(logits))
+        for i, choice in following.items():
+            if self.rows[i].goes_on:
                 self.rows[i].pending = self.rows[i].replaced(choice)
-            self._hand_back()
+        self._share()
         return emitted
 
     def verify(self, guessing: Guessing) -> list[tuple[Sequence, Emission]]:
@@ -116,11 +116,11 @@ class Batch:
         emitted, kept = [], []
         for row, choice, answer, mine in zip(rows, pending, answers, proposed, strict=True):
             written = answer.settle(choice, mine)
-            kept.append(len(written))
+            kept.append(max(1, len(written)))
             emitted += [(row, emission) for emission in written]
         self.state = tape.keep(kept)
         guessing.settled([count - 1 for count in kept])
-        self._hand_back()
+        self._share()
         return emitted
 
     def _see(self, tokens: mx.array) -> None:
@@ -128,20 +128,32 @@ class Batch:
         for i, row in enumerate(self.rows):
             row.history = row.sampler.saw(_history(row), tokens, i)
 
-    def _choices(self, logits: mx.array, members: Listed[int], *, constrained: bool = False) -> dict[int, Choice]:
-        """The next token of the rows with these numbers, from `logits` [B, V] of all, as their rules allow."""
-        if not members:
-            return {}
-        rows = [self.rows[i] for i in members]
-        picks = [Pick(row.sampler, _history(row), row.rules.allowed() if constrained else None) for row in rows]
-        return dict(zip(members, choose_all(rows_at(logits, members), picks), strict=True))
+    def _allowed(self, logits: mx.array) -> dict[int, mx.array | None]:
+        """What the rules of each row allow that had to wait for its last token; the caller's own functions choose here.
 
-    def _hand_back(self) -> None:
-        """Give rows that leave the state that has read their last token."""
+        `logits` [B, V] are those of all rows.
+        """
+        masks = {}
         for i, row in enumerate(self.rows):
+            if row.is_one_by_one and row.goes_on:
+                with row.own_fault():
+                    if row.sampler.is_foreign:
+                        row.pending = row.choose(logits[i : i + 1])
+                    else:
+                        masks[i] = row.rules.allowed()
+        return masks
+
+    def _choices(self, logits: mx.array, masks: Mapping[int, mx.array | None]) -> dict[int, Choice]:
+        """The next token of the rows that `masks` numbers, one of those it allows, from `logits` [B, V] of all rows."""
+        if not masks:
+            return {}
+        picks = [Pick(self.rows[i].sampler, _history(self.rows[i]), mask) for i, mask in masks.items()]
+        return dict(zip(masks, choose_all(rows_at(logits, list(masks)), picks), strict=True))
+
+    def _share(self) -> None:
+        """Leave the state to a row that is alone with it: of several each gets its own once they part."""
+        for row in self.rows:
             row.state = self.state if len(self.rows) == 1 else None
-            if len(self.rows) > 1 and row.finish_reason is not None:
-                row.state = self.state.row(i)
 
     def released(self) -> None:
         """Give every row its own state, when the batch is made anew."""

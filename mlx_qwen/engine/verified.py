@@ -24,17 +24,21 @@ class Verified:
 
     def settle(self, pending: Choice, ids: Listed[int]) -> list[Emission]:
         """Write the pending token and the drafts that the model agrees with; the row is left with its next choice."""
-        row = self.row
-        written = [row.emit(pending.known(), pending, from_draft=False)]
-        for i in range(self.depth + 1):
-            if row.finish_reason is not None:
-                break
-            choice = self._choice(i)
-            if i == self.depth or ids[i + 1] != choice.known() or len(row.written) + 1 >= row.max_tokens:
-                row.pending = choice
-                break
-            written.append(row.emit(ids[i + 1], choice, from_draft=True))
-        row.history = self.histories[len(written) - 1]
+        row, token = self.row, pending.known()
+        written: list[Emission] = []
+        if not row.goes_on:
+            return written
+        with row.own_fault():
+            written.append(row.emit(token, pending, from_draft=False))
+            for i in range(self.depth + 1):
+                if row.finish_reason is not None:
+                    break
+                choice = self._choice(i)
+                if i == self.depth or ids[i + 1] != choice.known() or len(row.written) + 1 >= row.max_tokens:
+                    row.pending = choice
+                    break
+                written.append(row.emit(ids[i + 1], choice, from_draft=True))
+            row.history = self.histories[len(written) - 1]
         return written
 
     def _choice(self, i: int) -> Choice:
@@ -59,7 +63,8 @@ def constrain_verified(answers: Listed[Verified], logits: mx.array, ids: Listed[
     masks = {}
     for i, one in enumerate(answers):
         if not one.choices and not one.row.sampler.is_foreign:
-            masks[i] = one.row.rules.allowed_behind(ids[i][: one.depth + 1])
+            with one.row.own_fault():
+                masks[i] = one.row.rules.allowed_behind(ids[i][: one.depth + 1])
     if masks:
         _choose(answers, logits, masks)
         mx.async_eval(started(choice for i in masks for choice in answers[i].choices))

@@ -98,6 +98,30 @@ def test_a_prompt_that_repeats_an_answer_reads_only_what_is_new_and_copies_nothi
     assert first.state.chains[0].buffers()[0] is second.state.chains[0].buffers()[0]
 
 
+@pytest.mark.parametrize("drafts", [0, 3])
+@pytest.mark.parametrize("shorter", [0, 1, 2])
+def test_answers_that_end_together_leave_all_that_was_read(model: Model, drafts: int, shorter: int) -> None:
+    engine = Engine(model, prefixes=PrefixIndex(1 << 30))
+    kept = [sequence(model, ids(i, 20), count=12 - i * shorter, drafts=drafts, keep=True) for i in range(2)]
+    cached = [sequence(model, ids(i, 20), count=12 - i * shorter, drafts=drafts) for i in range(2)]
+    for one in cached:
+        one.prompt_cache = model.make_cache()
+    for pair in (kept, cached):
+        for one in pair:
+            engine.submit(one)
+        for one in pair:
+            list(engine.stream(one))
+    for one in cached:
+        assert one.ended.wait(10)
+        assert one.prompt_cache is not None
+        assert one.prompt_cache.offset >= len(one.ids) + len(one.written) - 1
+        assert one.prompt_cache.tokens == one.ids + one.written
+    for one in kept:
+        longer = sequence(model, [*one.ids, *one.written, 5], keep=True)
+        assert answer(engine, longer) == alone(model, longer.ids)
+        assert longer.cached >= len(one.ids) + len(one.written) - 1
+
+
 def test_what_one_prompt_left_is_not_changed_by_those_that_go_on_from_it(model: Model) -> None:
     prompt, engine = ids(1, 50), Engine(model, prefixes=PrefixIndex(1 << 30))
     answer(engine, sequence(model, prompt, keep=True))

@@ -7,6 +7,7 @@ import pytest
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.engine.engine import Engine
 from mlx_qwen.engine.rules import Rules
+from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.engine.thinking import Thinking
 from mlx_qwen.errors import MLXQwenError
 from mlx_qwen.loading import load_model
@@ -62,6 +63,71 @@ def test_a_rule_that_breaks_ends_its_own_answer_alone(model: Model, depth: int) 
         list(engine.stream(broken))
     for seed, each in zip((1, 2), others, strict=True):
         alone = written(Engine(model), sequence(model, prompt(seed), 0, count=30, rules=held(model)))[0]
+        assert tokens(list(engine.stream(each))) == tokens(alone)
+
+
+class Stumbling:
+    """What a caller may hand in, raising once it was asked so often: a follower, a sampler, a processor, a rule."""
+
+    finish_reason = None
+    failure = None
+
+    def __init__(self, asked: int) -> None:
+        self.left = asked
+
+    def stumble(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("a fault of the caller's own")
+
+    def push(self, token: int) -> None:
+        self.stumble()
+
+    def sample(self, logprobs: mx.array) -> mx.array:
+        self.stumble()
+        return mx.argmax(logprobs, axis=-1)
+
+    def process(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        self.stumble()
+        return logits
+
+    def forced(self) -> None:
+        return None
+
+    def saw(self, token: int) -> None:
+        self.stumble()
+
+    def allowed(self) -> None:
+        self.stumble()
+
+    def fork(self) -> "Stumbling":
+        return Stumbling(self.left)
+
+
+def stumbling(model: Model, part: str, depth: int) -> Sequence:
+    """A row whose `part` raises after some tokens."""
+    own = Stumbling(9)
+    functions = {"sampler": {"sampler": own.sample}, "processor": {"logits_processors": [own.process]}}
+    rules = Rules([own], constrain=part == "mask") if part in ("mask", "rule") else None
+    one = sequence(model, prompt(3), depth, count=30, rules=rules, **functions.get(part, {}))
+    if part == "follower":
+        one.follower = own
+    return one
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+@pytest.mark.parametrize("part", ["follower", "sampler", "processor", "rule", "mask"])
+def test_what_a_callers_own_part_raises_ends_its_answer_alone(model: Model, part: str, depth: int) -> None:
+    engine, broken = Engine(model), stumbling(model, part, depth)
+    others = [sequence(model, prompt(1), depth), sequence(model, prompt(2), depth, rules=held(model), count=30)]
+    for each in (*others, broken):
+        engine.submit(each)
+    with pytest.raises(RuntimeError, match="a fault of the caller's own"):
+        list(engine.stream(broken))
+    assert 0 < len(broken.written) < 30
+    assert broken.ended.wait(10)
+    for seed, each, rules in ((1, others[0], None), (2, others[1], held(model))):
+        alone = written(Engine(model), sequence(model, prompt(seed), 0, rules=rules, count=each.max_tokens))[0]
         assert tokens(list(engine.stream(each))) == tokens(alone)
 
 
