@@ -48,8 +48,10 @@ def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """Nothing is remembered in the user's cache folder, and nothing that is there is found."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        if "METAL_EMULATOR_CACHE" not in os.environ:  # what is compiled once serves every test
-            patch.setenv("METAL_EMULATOR_CACHE", str(tmp_path_factory.mktemp("metal-emulator")))
+        if "METAL_EMULATOR_CACHE" not in os.environ:  # what is compiled once serves every test, in every worker
+            base = tmp_path_factory.getbasetemp()
+            shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+            patch.setenv("METAL_EMULATOR_CACHE", str(shared / "metal-emulator"))
         yield
 
 

@@ -55,6 +55,14 @@ def text(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture
+def short_text(tmp_path: Path) -> Path:
+    """One for what does not depend on how well it calibrates."""
+    file = tmp_path / "short-text.txt"
+    file.write_text(prose(seed=1, words=300))
+    return file
+
+
 def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
     return torch.log_softmax(logits.float(), dim=-1)
 
@@ -84,11 +92,11 @@ def test_it_diverges_less_than_the_search_which_diverges_less_than_rounding(
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_matrix_of_the_layers_and_the_head_is_corrected_and_nothing_else(
-    tied: bool, source: Source, text: Path, tmp_path: Path
+    tied: bool, source: Source, short_text: Path, tmp_path: Path
 ) -> None:
     folder = source("moe", tied=tied)
     convert(folder, tmp_path / "search", recipe="4bit")
-    convert(folder, tmp_path / "gptq", recipe="4bit", calibration=text)
+    convert(folder, tmp_path / "gptq", recipe="4bit", calibration=short_text)
     searched, corrected = main_arrays(tmp_path / "search"), main_arrays(tmp_path / "gptq")
     assert searched.keys() == corrected.keys()
     changed = {name for name in searched if not mx.array_equal(searched[name], corrected[name])}
@@ -100,11 +108,11 @@ def test_every_matrix_of_the_layers_and_the_head_is_corrected_and_nothing_else(
 
 
 def test_it_is_the_same_every_time_and_however_often_it_is_interrupted(
-    source: Source, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Source, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = source("moe")
     monkeypatch.setattr(pieces, "PIECE_BYTES", 20_000)
-    convert(folder, tmp_path / "once", recipe="4bit", calibration=text)
+    convert(folder, tmp_path / "once", recipe="4bit", calibration=short_text)
     monkeypatch.setattr(weights, "RECORD_BYTES", 1)
     advance, seen = weights.Progress.advance, []
 
@@ -118,17 +126,17 @@ def test_it_is_the_same_every_time_and_however_often_it_is_interrupted(
     interruptions = 0
     while not (tmp_path / "often").exists():
         try:
-            convert(folder, tmp_path / "often", recipe="4bit", calibration=text)
+            convert(folder, tmp_path / "often", recipe="4bit", calibration=short_text)
         except KeyboardInterrupt:
             interruptions += 1
     assert interruptions > 2
     assert digests(tmp_path / "often") == digests(tmp_path / "once")
 
 
-def test_it_starts_afresh_for_another_text(source: Source, text: Path, tmp_path: Path) -> None:
+def test_it_starts_afresh_for_another_text(source: Source, short_text: Path, tmp_path: Path) -> None:
     folder, other = source("dense"), tmp_path / "other.txt"
-    other.write_text(prose(seed=5))
-    convert(folder, tmp_path / "a", recipe="4bit", calibration=text)
+    other.write_text(prose(seed=5, words=300))
+    convert(folder, tmp_path / "a", recipe="4bit", calibration=short_text)
     convert(folder, tmp_path / "b", recipe="4bit", calibration=other)
     assert digests(tmp_path / "a") != digests(tmp_path / "b")
 
@@ -201,12 +209,12 @@ def test_options_that_contradict_each_other_are_refused(
         convert(checkpoint("dense"), tmp_path / "out", **options)  # type: ignore[arg-type]
 
 
-def test_the_command_calibrates_and_says_what_it_cannot_do(source: Source, text: Path, tmp_path: Path) -> None:
+def test_the_command_calibrates_and_says_what_it_cannot_do(source: Source, short_text: Path, tmp_path: Path) -> None:
     folder = source("dense")
     common = ["convert", "--hf-path", str(folder), "--recipe", "4bit"]
-    result = CliRunner().invoke(main, [*common, "--mlx-path", str(tmp_path / "cli"), "--calibration", str(text)])
+    result = CliRunner().invoke(main, [*common, "--mlx-path", str(tmp_path / "cli"), "--calibration", str(short_text)])
     assert result.exit_code == 0, result.output
-    convert(folder, tmp_path / "api", recipe="4bit", calibration=text)
+    convert(folder, tmp_path / "api", recipe="4bit", calibration=short_text)
     assert digests(tmp_path / "cli") == digests(tmp_path / "api")
     options = ["--mlx-path", str(tmp_path / "no"), "--calibration", "default", "--quantizer", "rtn"]
     refused = CliRunner().invoke(main, [*common, *options])
