@@ -12,11 +12,11 @@ from mlx_qwen.answer.reasoning import THINK_END, THINK_START
 from mlx_qwen.answer.text import TextStream
 from mlx_qwen.config import ModelConfig, VisionConfig, is_small
 from mlx_qwen.errors import CheckpointError, PromptError
-from mlx_qwen.json_files import read_json_object
 from mlx_qwen.json_types import Json, Messages, Tools
 from mlx_qwen.prompt.mending import render_mended
 from mlx_qwen.prompt.messages import prepare_messages, prepare_tools
-from mlx_qwen.prompt.template import ChatTemplate, token_text
+from mlx_qwen.prompt.template import ChatTemplate
+from mlx_qwen.prompt.tokenizer_files import end_token_ids, media_settings, read_json, read_tokenizer
 from mlx_qwen.prompt.typed import TypedTokens
 from mlx_qwen.recommended import passed_over
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from mlx_qwen.media.images import ImageProcessor
     from mlx_qwen.media.videos import VideoProcessor
 
-_END_OF_TURN = "<|im_end|>"
-_END_OF_TEXT = "<|endoftext|>"
 _ASSISTANT = "<|im_start|>assistant"
 _IMAGE_PAD, _VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
 
@@ -73,12 +71,12 @@ class Processor:
     def from_directory(cls, path: Path, config: ModelConfig) -> "Processor":
         """Reads a checkpoint's tokenizer, chat template, and generation and preprocessor settings.
 
-        Raises CheckpointError when tokenizer.json is missing or a file cannot be read.
+        Raises CheckpointError or ConfigError when tokenizer.json is missing or a file cannot be used.
         """
         path = Path(path)
-        tokenizer = _read_tokenizer(path)
-        tokenizer_config = _read_json(path / "tokenizer_config.json")
-        generation_config = _read_json(path / "generation_config.json")
+        tokenizer = read_tokenizer(path)
+        tokenizer_config = read_json(path / "tokenizer_config.json")
+        generation_config = read_json(path / "generation_config.json")
         ignored = passed_over(generation_config)
         if ignored:
             warnings.warn(
@@ -88,14 +86,14 @@ class Processor:
         return cls(
             tokenizer,
             template=ChatTemplate.from_directory(path, tokenizer_config),
-            end_token_ids=_end_token_ids(tokenizer, config, tokenizer_config, generation_config),
+            end_token_ids=end_token_ids(tokenizer, config, tokenizer_config, generation_config),
             thinks_by_default=not is_small(config.text),
             generation_config=generation_config,
             image_token_id=config.image_token_id,
             video_token_id=config.video_token_id,
             vision=config.vision,
-            image_settings=_media_settings(path, "image_processor", "preprocessor_config.json"),
-            video_settings=_media_settings(
+            image_settings=media_settings(path, "image_processor", "preprocessor_config.json"),
+            video_settings=media_settings(
                 path, "video_processor", "video_preprocessor_config.json", "preprocessor_config.json"
             ),
         )
@@ -268,44 +266,3 @@ def _check_utf8(text: str) -> None:
         raise PromptError(
             f"The prompt holds a byte that is not UTF-8, near {around!a}. Save the text as UTF-8."
         ) from error
-
-
-def _read_tokenizer(path: Path) -> Tokenizer:
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        raise CheckpointError(
-            f"{path} has no tokenizer.json. Copy it from the original model, or write one with transformers: "
-            'AutoTokenizer.from_pretrained("...").save_pretrained("...").'
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise CheckpointError(f"{file} cannot be read as a tokenizer ({error}). Download it again.") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _read_json(file: Path) -> dict[str, Json]:
-    return read_json_object(file) if file.is_file() else {}
-
-
-def _media_settings(path: Path, section: str, *files: str) -> dict[str, Json]:
-    """A section of processor_config.json, or the first of the files that is there, as transformers looks for them."""
-    nested = _read_json(path / "processor_config.json").get(section)
-    if isinstance(nested, dict):
-        return nested
-    return next((read_json_object(path / file) for file in files if (path / file).is_file()), {})
-
-
-def _end_token_ids(
-    tokenizer: Tokenizer, config: ModelConfig, tokenizer_config: dict[str, Json], generation_config: dict[str, Json]
-) -> frozenset[int]:
-    ids = set(config.eos_token_ids)
-    listed = generation_config.get("eos_token_id")
-    ids.update(token for token in (listed if isinstance(listed, list) else [listed]) if isinstance(token, int))
-    for text in (token_text(tokenizer_config.get("eos_token")), _END_OF_TURN, _END_OF_TEXT):
-        token = tokenizer.token_to_id(text) if text else None
-        if token is not None:
-            ids.add(token)
-    return frozenset(ids)

@@ -13,6 +13,7 @@ from mlx_qwen.prompt.jinja import compile_template, render
 _DEVELOPER = re.compile(r"""(['"])developer\1""")
 # The trailing space tells whether the template trims the content that it is given.
 _CUT_HERE = "<<|cut here|>> "
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ChatTemplate:
         if not sources:
             return None
         names = [name for name in tokenizer_config if name.endswith("_token")]
-        tokens = {name: token_text(tokenizer_config[name]) for name in names}
+        tokens = {name: token_text(name, tokenizer_config[name]) for name in names}
         return cls(sources, {name: text for name, text in tokens.items() if text is not None})
 
     def source(self, *, tools: bool = False) -> str:
@@ -123,11 +124,20 @@ class ChatTemplate:
         return text[:cut] if text.startswith(_CUT_HERE, cut) else text[:cut].rstrip()
 
 
-def token_text(token: Json) -> str | None:
-    """The text of a special token, which tokenizer_config.json holds as a string or as a dictionary."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
+def token_text(name: str, token: Json) -> str | None:
+    """The text of a special token, which tokenizer_config.json holds as a string or as a dictionary; None for none.
+
+    Raises CheckpointError for a token that transformers names too and that is neither.
+    """
+    text = token.get("content") if isinstance(token, dict) else token
+    if isinstance(text, str):
+        return text
+    if token is not None and name in _SPECIAL_TOKENS:
+        raise CheckpointError(
+            f"tokenizer_config.json says {name} is {token!r:.200}, expected a text or an object with its content. "
+            "Correct it there, or download the file again."
+        )
+    return None
 
 
 def _text_of(file: Path) -> str:
@@ -139,9 +149,10 @@ def _text_of(file: Path) -> str:
 
 def _named(template: Json, file: Path) -> dict[str, str]:
     """Sources by name from the forms that `file` may hold: one text, a list of {"name", "template"}, or a mapping."""
+    named = {"default": template} if isinstance(template, str) else {} if template is None else template
     if isinstance(template, list):
-        template = {str(entry.get("name")): entry.get("template") for entry in template if isinstance(entry, dict)}
-    named = {"default": template} if isinstance(template, str) else template or {}
+        entries = [entry if isinstance(entry, dict) else {} for entry in template]
+        named = {str(entry.get("name")): entry.get("template") for entry in entries}
     if not isinstance(named, dict) or not all(isinstance(source, str) for source in named.values()):
         raise CheckpointError(f"The chat template in {file} is neither a text nor named texts. Download it again.")
     return {name: str(source) for name, source in named.items()}
