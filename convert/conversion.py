@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Unpack
 
 from mlx_qwen.checkpoint.known import repository_named
-from mlx_qwen.checkpoint.layout import parameter_count
+from mlx_qwen.checkpoint.names import parameter_count
 from mlx_qwen.declared import check_keywords, check_value, chosen, takes
 from mlx_qwen.errors import ConversionError
 

@@ -8,10 +8,10 @@ import mlx.core as mx
 
 from mlx_qwen.checkpoint import mtp_reads
 from mlx_qwen.checkpoint.adapters import warn_of_adapter
-from mlx_qwen.checkpoint.foreign import CONVERTED, unreadable
+from mlx_qwen.checkpoint.foreign import CONVERTED, foreign_quantization, unreadable
 from mlx_qwen.checkpoint.hub import resolve
 from mlx_qwen.checkpoint.identity import model_identity
-from mlx_qwen.checkpoint.layout import FORMAT_KEY, FORMAT_VERSION, Layout, Plan, foreign_quantization, plan_checkpoint
+from mlx_qwen.checkpoint.layout import FORMAT_KEY, FORMAT_VERSION, Layout, Plan, plan_checkpoint
 from mlx_qwen.checkpoint.matrices import read_matrices
 from mlx_qwen.checkpoint.names import Role
 from mlx_qwen.checkpoint.shards import TensorInfo, checkpoint_tensors, companion_tensors

@@ -9,7 +9,7 @@ from mlx_qwen.errors import PromptError
 from mlx_qwen.json_types import Tools, tool_name
 from mlx_qwen.media.limits import MediaLimits
 from mlx_qwen.recommended import GREEDY, SamplingParameters
-from mlx_qwen.value_types import shown
+from mlx_qwen.tool_choice import called_tools
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -51,16 +51,6 @@ def _are_biases(biases: Mapping[int, float]) -> bool:
 
 def _are_variables(variables: Mapping[str, object]) -> bool:
     return not {"messages", "tools", "add_generation_prompt"} & set(variables)
-
-
-def _chosen_tool(choice: str | Mapping[str, object] | None) -> str:
-    """A choice or a function's name, out of any of the forms."""
-    if choice is None or isinstance(choice, str):
-        return choice or "auto"
-    name = tool_name(choice)
-    if name is None:
-        raise PromptError(f"tool_choice is {shown(choice)}; expected a name in it: {{'type': 'function', ...}}.")
-    return name
 
 
 @documented
@@ -293,17 +283,7 @@ class GenerationOptions(MediaLimits):
     @property
     def called_tools(self) -> tuple[Literal["auto", "none", "required"], Tools]:
         """What `tool_choice` comes to, and the tools that may be called: all, or the one that was named."""
-        choice, tools = _chosen_tool(self.tool_choice), self.tools or ()
-        if choice == "none":
-            return "none", ()
-        if choice == "auto":
-            return "auto", tools
-        if choice != "required":
-            tools = [tool for tool in tools if tool_name(tool) == choice]
-        if not tools:
-            names = ", ".join(name for tool in self.tools or () if (name := tool_name(tool)))
-            raise PromptError(f"tool_choice is {choice!r:.60}; the tools that were given: {names or 'none'}.")
-        return "required", tools
+        return called_tools(self.tool_choice, self.tools or ())
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 
-from mlx_qwen.checkpoint.foreign import unreadable
-from mlx_qwen.checkpoint.layout import Quantization, Target, foreign_quantization
+from mlx_qwen.checkpoint.foreign import foreign_quantization, unreadable
+from mlx_qwen.checkpoint.layout import Quantization, Target
 from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import CheckpointError

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_qwen.checkpoint.foreign import foreign_quantization
 from mlx_qwen.checkpoint.hub import resolve
-from mlx_qwen.checkpoint.layout import Layout, Plan, Quantization, Source, Target, foreign_quantization, plan_checkpoint
+from mlx_qwen.checkpoint.layout import Layout, Plan, Quantization, Source, Target, plan_checkpoint
 from mlx_qwen.checkpoint.names import Role, TensorSpec, tensor_specs
 from mlx_qwen.checkpoint.released import SIZES, released
 from mlx_qwen.checkpoint.shards import TensorInfo, checkpoint_tensors, companion_tensors

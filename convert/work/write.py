@@ -10,7 +10,8 @@ from functools import partial
 from math import prod
 from pathlib import Path
 
-from mlx_qwen.checkpoint.layout import Plan, parameter_count
+from mlx_qwen.checkpoint.layout import Plan
+from mlx_qwen.checkpoint.names import parameter_count
 from mlx_qwen.checkpoint.remote import Repository
 from mlx_qwen.checkpoint.shards import INDEX_NAME
 

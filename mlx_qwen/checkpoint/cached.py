@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_qwen.checkpoint.foreign import CONVERTED
-from mlx_qwen.checkpoint.layout import foreign_quantization
+from mlx_qwen.checkpoint.foreign import CONVERTED, foreign_quantization
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.errors import CheckpointError, MLXQwenError
 from mlx_qwen.json_files import read_json_object

@@ -7,7 +7,6 @@ MLX's (as mlx-lm, mlx-vlm and this package write it). The result is a plan made 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from math import prod
 from typing import Literal
 
 import mlx.core as mx
@@ -19,8 +18,8 @@ from mlx_qwen.checkpoint.names import MTP_PREFIX, VISION_PREFIX, Role, TensorSpe
 from mlx_qwen.checkpoint.settled import settled
 from mlx_qwen.checkpoint.shards import TensorInfo
 from mlx_qwen.checkpoint.stored_names import mlx_name
-from mlx_qwen.config import Json, ModelConfig
-from mlx_qwen.errors import CheckpointError, ConfigError
+from mlx_qwen.config import ModelConfig
+from mlx_qwen.errors import CheckpointError
 
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 FORMAT_KEY = "mlx_qwen"
@@ -297,26 +296,3 @@ def check_shapes(targets: Iterable[Target]) -> None:
 def _absent_as_a_whole(name: str, targets: list[Target]) -> bool:
     optional = next((prefix for prefix in (MTP_PREFIX, VISION_PREFIX) if name.startswith(prefix)), None)
     return optional is not None and not any(target.spec.name.startswith(optional) for target in targets)
-
-
-def foreign_quantization(config: ModelConfig) -> Json | None:
-    """The settings of weights that are quantized for another runtime, with their `quant_method`; None for others.
-
-    Raises ConfigError for settings that are no object, or whose method is no text.
-    """
-    for place in (config.raw, config.raw.get("text_config") or {}):
-        for key in ("quantization_config", "compression_config"):
-            settings = place.get(key) or {}
-            if not isinstance(settings, dict):
-                raise ConfigError(f"{key} of config.json is {settings!r:.200}, expected an object.")
-            method = settings.get("quant_method")
-            if method is not None and not isinstance(method, str):
-                raise ConfigError(f"{key}.quant_method of config.json is {method!r:.200}, expected a text.")
-            if method is not None:
-                return settings
-    return None
-
-
-def parameter_count(specs: Iterable[TensorSpec]) -> int:
-    """How many weights the given tensors hold."""
-    return sum(prod(spec.shape) for spec in specs)

@@ -5,9 +5,10 @@ size estimate work from this table; `mlx_qwen.checkpoint.layout` maps other layo
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from math import prod
 
 from mlx_qwen.config import ModelConfig, TextConfig, VisionConfig
 
@@ -177,3 +178,8 @@ def _vision(name: str, *shape: int) -> TensorSpec:
 def _vision_linear(name: str, rows: int, columns: int) -> Iterator[TensorSpec]:
     yield _vision(f"{name}.weight", rows, columns)
     yield _vision(f"{name}.bias", rows)
+
+
+def parameter_count(specs: Iterable[TensorSpec]) -> int:
+    """How many weights the given tensors hold."""
+    return sum(prod(spec.shape) for spec in specs)

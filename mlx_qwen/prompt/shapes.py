@@ -6,12 +6,12 @@ package's responses hold all say the same few things; two tables, of parts and o
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from mlx_qwen.errors import PromptError
 from mlx_qwen.json_types import Message, Messages, ToolCall
 from mlx_qwen.prompt.media_parts import Media, as_media, check_fields, media_kind
+from mlx_qwen.prompt.turn import Turn
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -23,46 +23,7 @@ _READ_HERE = ("role", "type", "content", "refusal", "tool_calls", "function_call
 _OF_ITEMS = ("id", "status", "phase")
 
 
-@dataclass(slots=True)
-class _Turn:
-    """One message in the making; `is_item`: it began with an item of reasoning or a call, so that more may follow."""
-
-    role: str
-    content: list[str | Media] = field(default_factory=list)
-    reasoning: list[str] = field(default_factory=list)
-    calls: list[dict[str, object]] = field(default_factory=list)
-    rest: dict[str, object] = field(default_factory=dict)
-    is_item: bool = False
-
-    def message(self) -> dict[str, object]:
-        """The message in the one shape."""
-        whole = all(isinstance(part, str) for part in self.content)
-        content = "".join(map(str, self.content)) if whole else list(self.content)
-        message: dict[str, object] = {"role": self.role, **self.rest, "content": content}
-        reasoning = "\n\n".join(text for text in self.reasoning if text)
-        if reasoning:
-            message["reasoning_content"] = reasoning
-        if self.calls:
-            message["tool_calls"] = list(self.calls)
-        return message
-
-    def takes(self, later: "_Turn") -> bool:
-        """Whether `later` is the same answer going on: Responses list reasoning, words and calls one by one."""
-        if self.role != "assistant" or later.role != "assistant":
-            return False
-        if later.is_item:
-            return not later.reasoning or not self.content
-        return self.is_item and not self.content and not self.calls
-
-    def add(self, later: "_Turn") -> None:
-        """Goes on with what `later` holds."""
-        self.content += later.content
-        self.reasoning += later.reasoning
-        self.calls += later.calls
-        self.rest |= later.rest
-
-
-_Read: TypeAlias = tuple[str, str | Media | dict[str, object] | _Turn]
+_Read: TypeAlias = tuple[str, str | Media | dict[str, object] | Turn]
 
 
 def standard_messages(messages: Messages) -> list[dict[str, object]]:
@@ -88,7 +49,7 @@ def standard_messages(messages: Messages) -> list[dict[str, object]]:
     Raises PromptError, naming the message by its place, for a role, item or part of no known kind, arguments that are
     no object, and images or videos that are ambiguous, stand beside the content or in a system message.
     """
-    turns: list[_Turn] = []
+    turns: list[Turn] = []
     for index, message in enumerate(messages):
         for turn in _read_message(message, f"Message {index}"):
             if turns and turns[-1].takes(turn):
@@ -98,7 +59,7 @@ def standard_messages(messages: Messages) -> list[dict[str, object]]:
     return [turn.message() for turn in turns if not turn.is_item or turn.content or turn.calls or any(turn.reasoning)]
 
 
-def _read_message(given: object, where: str) -> Iterator[_Turn]:
+def _read_message(given: object, where: str) -> Iterator[Turn]:
     message = _fields(given)
     if message is None:
         raise PromptError(f"{where} is a {type(given).__name__}; expected a dictionary with role and content.")
@@ -118,21 +79,21 @@ def _read_message(given: object, where: str) -> Iterator[_Turn]:
     calls = [_call(call, where) for call in _listed(message.get("tool_calls"), where, "tool_calls")]
     calls += [_call(message["function_call"], where)] if message.get("function_call") else []
     content = message.get("refusal") if message.get("content") is None else message["content"]
-    yield from _split(role, content, where, _Turn(role, [], [first] if first else [], calls, rest))
+    yield from _split(role, content, where, Turn(role, [], [first] if first else [], calls, rest))
 
 
-def _split(role: str, content: object, where: str, turn: _Turn) -> Iterator[_Turn]:
+def _split(role: str, content: object, where: str, turn: Turn) -> Iterator[Turn]:
     """The message, and before, between and behind its parts the results of tools as messages of their own."""
     results = 0
     # Reasoning beside the content and in it is the same, once for each protocol.
     beside = bool(turn.reasoning)
     for part in _parts(content, role, f"{where} ({role})"):
         kind, value = _read_part(part, where, f"{where} ({role})")
-        if isinstance(value, _Turn):
+        if isinstance(value, Turn):
             results += 1
             if turn.content or turn.calls:
                 yield turn
-                turn = _Turn(role, rest=turn.rest)
+                turn = Turn(role, rest=turn.rest)
             yield value
         elif isinstance(value, dict):
             turn.calls.append(value)
@@ -255,11 +216,11 @@ def _arguments(arguments: object, where: str) -> object:
     return parsed
 
 
-def _result(part: Message, where: str) -> _Turn:
+def _result(part: Message, where: str) -> Turn:
     """What a tool returned, as a message of its own."""
     own = part.get("tool_use_id") or part.get("call_id") or part.get("tool_call_id")
     content = part.get("output", part.get("content"))
-    turn = _Turn("tool", rest={"tool_call_id": own} if own else {})
+    turn = Turn("tool", rest={"tool_call_id": own} if own else {})
     for one in _parts(content, "tool", f"{where} (tool)"):
         kind, value = _read_part(one, where, f"{where} (tool)")
         if kind == "content" and isinstance(value, str | Media):
@@ -294,10 +255,10 @@ _PARTS: dict[str, Callable[[Message, str], _Read]] = {
     "document": _document,
     "search_result": _document,
 }
-_ITEMS: dict[str, Callable[[Message, str], _Turn]] = {
-    "reasoning": lambda item, where: _Turn("assistant", reasoning=[_reasoning(item)], is_item=True),
-    "function_call": lambda item, where: _Turn("assistant", calls=[_call(item, where)], is_item=True),
-    "custom_tool_call": lambda item, where: _Turn("assistant", calls=[_call(item, where)], is_item=True),
+_ITEMS: dict[str, Callable[[Message, str], Turn]] = {
+    "reasoning": lambda item, where: Turn("assistant", reasoning=[_reasoning(item)], is_item=True),
+    "function_call": lambda item, where: Turn("assistant", calls=[_call(item, where)], is_item=True),
+    "custom_tool_call": lambda item, where: Turn("assistant", calls=[_call(item, where)], is_item=True),
     "function_call_output": _result,
     "custom_tool_call_output": _result,
 }

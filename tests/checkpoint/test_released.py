@@ -2,8 +2,7 @@
 
 import pytest
 
-from mlx_qwen.checkpoint.layout import parameter_count
-from mlx_qwen.checkpoint.names import Role, tensor_specs
+from mlx_qwen.checkpoint.names import Role, parameter_count, tensor_specs
 from mlx_qwen.checkpoint.released import SIZES, released
 from mlx_qwen.errors import ConfigError
 

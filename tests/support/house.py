@@ -50,7 +50,7 @@ HOUSE = {
     "checkpoint": Room(("mlx_qwen/checkpoint",), ("config",)),
     "media": Room(("mlx_qwen/media",), ("config",)),
     "model": Room(("mlx_qwen/model",), ("metal_kernels", "checkpoint", "media")),
-    "options": Room(_loose("options", "settings", "keywords", "recommended"), ("media",)),
+    "options": Room(_loose("options", "settings", "keywords", "recommended", "tool_choice"), ("media",)),
     "answer": Room(("mlx_qwen/answer",), ("errors",)),
     "prompt": Room(("mlx_qwen/prompt",), ("options", "answer")),
     "demo": Room(("mlx_qwen/demo",), ("errors",)),

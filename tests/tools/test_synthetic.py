@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_qwen.checkpoint.layout import Layout, parameter_count, plan_checkpoint
-from mlx_qwen.checkpoint.names import tensor_specs
+from mlx_qwen.checkpoint.layout import Layout, plan_checkpoint
+from mlx_qwen.checkpoint.names import parameter_count, tensor_specs
 from mlx_qwen.checkpoint.shards import checkpoint_tensors
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import convert
