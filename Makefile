@@ -16,7 +16,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/mlx-qwen demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Coding agents from the npm registry, which talk to the engine on this machine; some 1.5 GB in build/.
 clients: $(VENV)/.dev build/clients/.installed
