@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 from typing import NamedTuple
 
 from mlx_qwen.config import LayerType, TextConfig
 from mlx_qwen.engine.engine import Engine
+from mlx_qwen.engine.prefix import Counted
 
 
 class Means(NamedTuple):
@@ -41,8 +41,7 @@ def agreed(ranks: Sequence[Means]) -> Means:
     """What all of them count with, so that they decide alike and none uses more than it has.
 
     Bytes are those of the rank with the least; layers of one with more count for as much less, and of each kind there
-    are as many as where these count most. Where a rank has no layer of a kind that others have, nothing is left for
-    prefixes: it could not count them.
+    are as many as where these count most.
     """
     states = min(one.states for one in ranks)
     attention, linear = (
@@ -50,10 +49,10 @@ def agreed(ranks: Sequence[Means]) -> Means:
         for kind in zip(*(one.layers for one in ranks), strict=True)
     )
     prefixes = min(
-        one.prefixes * min(counted, own) // max(own, 1)
+        one.prefixes * min(counted, own) // own
         for one in ranks
         for counted, own in zip((attention, linear), one.layers, strict=True)
-        if counted
+        if own
     )
     return Means(states, min(one.piece for one in ranks), prefixes, attention, linear)
 
@@ -61,14 +60,11 @@ def agreed(ranks: Sequence[Means]) -> Means:
 def agree(engine: Engine, means: Means) -> None:
     """Let an engine count as all ranks do."""
     share = engine.model.share
-    own = _layers(share.text)
     text = share.text if share.layers is None else _with_layers(share.whole, means)
     engine.memory.agree(text, means.states, means.piece)
     engine.store.limit(means.prefixes)
-    if means.prefixes:
-        engine.store.count(*(Fraction(counted, one or 1) for counted, one in zip(means.layers, own, strict=True)))
-    else:
-        engine.store.index = None
+    if share.layers is not None:
+        engine.store.count(Counted(text, engine.model.dtype.size))
 
 
 def _with_layers(whole: TextConfig, means: Means) -> TextConfig:

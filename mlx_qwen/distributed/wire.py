@@ -47,7 +47,7 @@ def request_frame(sequence: Sequence) -> Frame:
 def check_request(sequence: Sequence) -> tuple[Asked, dict[str, Any]]:
     """What a sequence was made of, and its options and settings as JSON values.
 
-    Raises PromptError for what cannot be sent: a function or a cache of the caller's own, or a folder of prefixes.
+    Raises PromptError for what cannot be sent: a function or a cache of the caller's own.
     """
     asked = sequence.asked
     if not isinstance(asked, Asked) or sequence.prompt_cache is not None:
@@ -117,12 +117,9 @@ def check_settings(settings: EngineSettings) -> None:
 
 
 def _settings(settings: EngineSettings) -> dict[str, Any]:
+    given = _chosen(replace(settings, progress=False))
     if settings.prefix_cache_dir is not None:
-        raise PromptError(
-            "prefix_cache_dir keeps what one rank has read, and the ranks' folders may differ: on several ranks what "
-            "was read before is kept in memory alone. Leave it out."
-        )
-    given = _chosen(replace(settings, progress=False, prefix_cache_dir_bytes=None))
+        given["prefix_cache_dir"] = str(settings.prefix_cache_dir)
     if isinstance(settings.draft_model, Path):
         given["draft_model"] = str(settings.draft_model)
     if not isinstance(settings.draft_model, str | Path | None):

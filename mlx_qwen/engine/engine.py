@@ -68,6 +68,7 @@ class Engine:
         self._steps = 0
         self._ranks: Ranks | None = None
         self._ahead: Turn | None = None
+        self._woken: Callable[[], None] | None = None
 
     @property
     def prefixes(self) -> PrefixIndex | None:
@@ -99,8 +100,11 @@ class Engine:
         wake(self)
 
     def go_on(self) -> None:
-        """Look again at what there is to do: a reader has taken some of its tokens."""
-        wake(self)
+        """Look again at what there is to do: a reader has taken some of its tokens, or a folder a piece."""
+        if self._woken is None:
+            wake(self)
+        else:
+            self._woken()
 
     def stream(self, sequence: Sequence) -> Iterator[Emission]:
         """The tokens of a submitted sequence as they come; closing the iterator cancels it.
@@ -126,11 +130,16 @@ class Engine:
         """Let others take every turn of this engine, from the first one on."""
         self._ranks, self._scheduler.mends = ranks, False
 
+    def be_led(self, woken: Callable[[], None]) -> None:
+        """Take the turns of another process's engine alone; `woken` is called, from any thread, to `write_on`."""
+        self._scheduler.mends, self._woken = False, woken
+
     def follow(self, turn: Turn) -> Outgoing:
         """Take a turn of another process's engine; what its readers get. Only in the one thread that computes."""
-        self._scheduler.mends = False
         outgoing = self._take(turn)
         self._settle()
+        if self.write_on():
+            self.go_on()
         return outgoing
 
     def step(self) -> bool:
@@ -149,7 +158,7 @@ class Engine:
                 sequence.deliver(None)
         self._settle()
         goes_on = self._scheduler.goes_on or self._ahead is not None
-        return self._write_on(idle=not self._scheduler.is_active) or goes_on
+        return self.write_on() or goes_on
 
     def _next_turn(self) -> Turn:
         """The turn to take now. Where others take it too, it was told them while the one before was being taken.
@@ -188,8 +197,12 @@ class Engine:
             with suppress(Exception):
                 self._settling.settle()
 
-    def _write_on(self, *, idle: bool) -> bool:
-        """Hand a piece of what was read to the disk, now and then or when there is nothing else to do."""
+    def write_on(self) -> bool:
+        """Hand a piece of what was read to the disk, now and then or when there is nothing else to do.
+
+        Returns whether there is more of it to be done now. Only in the computing thread.
+        """
+        idle = not self._scheduler.is_active
         with suppress(Exception):
             if idle or self._steps % _STEPS_BETWEEN_PIECES == 0:
                 return self.store.advance() and idle

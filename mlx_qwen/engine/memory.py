@@ -11,7 +11,7 @@ from mlx_qwen.errors import PromptError
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import KV_BITS, kv_packing
 from mlx_qwen.model.memory import prefill_bytes, usable_bytes
-from mlx_qwen.model.state import state_nbytes
+from mlx_qwen.model.state import state_nbytes, token_nbytes
 
 _STEP = 256
 _LEAST_PIECE = 32
@@ -96,12 +96,8 @@ def sequence_bytes(
     Keys and values, packed to `kv_bits` if given, lie in buffers that grow by 256 tokens; those of the
     MTP layer take as much as `mtp` of the other layers'.
     """
-    values = 2 * text.num_key_value_heads * text.head_dim * -(-tokens // _STEP) * _STEP
-    values *= text.layer_types.count("full_attention") + mtp
-    packing = kv_packing(text, kv_bits)
-    kv = values * item_size if packing is None else values * packing.bits // 8
-    if packing is not None:
-        kv += 2 * item_size * values // packing.group_size
+    room = -(-tokens // _STEP) * _STEP
+    kv = room * token_nbytes(text, kv_packing(text, kv_bits), item_size=item_size, beside=mtp)
     return kv + state_nbytes(text, 0, item_size=item_size) + 4 * text.hidden_size
 
 

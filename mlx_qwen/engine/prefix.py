@@ -6,7 +6,6 @@ however many checkpoints point into them. All calls come from the thread that ow
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from hashlib import blake2b
 from itertools import count
 from typing import Literal, NamedTuple, TypeAlias
@@ -15,9 +14,10 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from mlx_qwen.config import TextConfig
 from mlx_qwen.engine.radix import Key, Node, RadixTree, forget
 from mlx_qwen.model.chain import Chain
-from mlx_qwen.model.state import State, StateKind
+from mlx_qwen.model.state import State, StateKind, state_nbytes, token_nbytes
 
 # A prompt's checkpoint, or one behind its last question: what an answer left, which the next prompt may not repeat.
 Kind: TypeAlias = Literal["prompt", "answer"]
@@ -30,14 +30,15 @@ class Found(NamedTuple):
     state: State
 
 
-class Times(NamedTuple):
-    """As how many times what they are bytes count: of the layers' keys and values, and of linear layers' memory.
+class Counted(NamedTuple):
+    """What ranks with unequal numbers of layers take states to hold, so that they count alike.
 
-    Ranks with unequal numbers of layers count alike so.
+    It is a model of the sizes `text`, whose keys and values have items of `item_size` bytes; the MTP layer, which is
+    whole on each rank, counts as what it is.
     """
 
-    attention: Fraction = Fraction(1)
-    linear: Fraction = Fraction(1)
+    text: TextConfig
+    item_size: int
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ class PrefixIndex:
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
-        self.times = Times()
+        self.counted: Counted | None = None
         self._clock = count(1)
         self.clear()
 
@@ -119,7 +120,7 @@ class PrefixIndex:
         First go an answer's checkpoints that have a later one behind them, as the steps of a tool loop do; then all
         others. Each time the least recently used goes, and with the last one of a chain its keys and values.
         """
-        others = frozenset(_buffer(chain) for chain in used)
+        others = frozenset(chain.place for chain in used)
         while self._nbytes(others) > nbytes and len(self):
             if not self._trim():
                 forget(min(self._held(), key=lambda pair: (not _is_passed(*pair), pair[1].used))[0])
@@ -130,7 +131,7 @@ class PrefixIndex:
 
     def _nbytes(self, others: frozenset[int]) -> int:
         checkpoints = self._checkpoints()
-        mtp = {_buffer(chain) for each in checkpoints for chain in each.state.mtp}
+        mtp = {chain.place for each in checkpoints for chain in each.state.mtp}
         held = [
             self._counted(chains, is_mtp=buffer in mtp)
             for buffer, chains in self._by_buffer().items()
@@ -139,12 +140,17 @@ class PrefixIndex:
         return sum(each.fixed_nbytes for each in checkpoints) + sum(held)
 
     def _counted(self, chains: list[Chain], *, is_mtp: bool) -> int:
-        nbytes = _held_nbytes(chains)
-        return nbytes if is_mtp else int(nbytes * self.times.attention)
+        longest = _longest(chains)
+        tokens = longest.length if longest.is_shared else longest.capacity
+        if is_mtp or self.counted is None:
+            return sum(part.nbytes // part.shape[-2] * tokens for part in longest.buffers())
+        return token_nbytes(self.counted.text, longest.packing, item_size=self.counted.item_size) * tokens
 
     def _fixed_nbytes(self, state: State) -> int:
+        if self.counted is None:
+            return state.linear_nbytes
         last = 0 if state.last is None else state.last.nbytes
-        return last + int((state.linear_nbytes - last) * self.times.linear)
+        return last + state_nbytes(self.counted.text, 0, item_size=self.counted.item_size)
 
     def _held(self) -> Iterator[tuple[Node[_Checkpoint], _Checkpoint]]:
         for tree in self._trees.values():
@@ -154,8 +160,8 @@ class PrefixIndex:
         return [checkpoint for _, checkpoint in self._held()]
 
     def _hand_over(self, node: Node[_Checkpoint], taken: _Checkpoint) -> None:
-        buffer = _buffer(taken.state.chains[0])
-        longer = [pair for pair in node.below() if _buffer(pair[1].state.chains[0]) == buffer]
+        buffer = taken.state.chains[0].place
+        longer = [pair for pair in node.below() if pair[1].state.chains[0].place == buffer]
         if all(checkpoint.kind == "answer" for _, checkpoint in longer):
             for each, _ in longer:
                 forget(each)
@@ -165,15 +171,14 @@ class PrefixIndex:
         chains: dict[int, list[Chain]] = {}
         for checkpoint in self._checkpoints():
             for chain in checkpoint.chains:
-                chains.setdefault(_buffer(chain), []).append(chain)
+                chains.setdefault(chain.place, []).append(chain)
         return chains
 
     def _trim(self) -> bool:
         """Copy what is held of a buffer that is less than half used, and that nobody else goes on in."""
         for chains in self._by_buffer().values():
             longest = _longest(chains)
-            capacity = max((part.shape[-2] for part in longest.buffers()), default=0)
-            if capacity >= 2 * longest.length + 512 and not longest.is_shared:
+            if longest.capacity >= 2 * longest.length + 512 and not longest.is_shared:
                 copy = _copied(longest)
                 self._move({id(chain): copy.cut(chain.length) for chain in chains})
                 return True
@@ -206,20 +211,8 @@ def _is_passed(node: Node[_Checkpoint], checkpoint: _Checkpoint) -> bool:
     return checkpoint.kind == "answer" and any(later.kind == "answer" for _, later in node.below(first=True))
 
 
-def _buffer(chain: Chain) -> int:
-    """Which buffers a chain lies in: chains that share some give the same arrays."""
-    return next((id(part) for part in chain.buffers()), id(chain))
-
-
 def _longest(chains: list[Chain]) -> Chain:
     return max(chains, key=lambda chain: chain.length)
-
-
-def _held_nbytes(chains: list[Chain]) -> int:
-    longest = _longest(chains)
-    if not longest.is_shared:
-        return sum(part.nbytes for part in longest.buffers())
-    return sum(part.nbytes // part.shape[-2] * longest.length for part in longest.buffers())
 
 
 def _copied(chain: Chain) -> Chain:

@@ -14,11 +14,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from queue import Queue
 from threading import RLock
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from weakref import WeakSet, finalize
 
 import mlx.core as mx
@@ -49,6 +50,8 @@ _MOST_COMING = 16
 _READERS = 4
 # Seconds that a program may take longer to end for what is not on the disk yet.
 _PATIENCE = 60.0
+# Gives the numbers of all ranks for that of this one.
+OfAll: TypeAlias = Callable[[int], list[int]]
 
 
 class _Coming(NamedTuple):
@@ -99,12 +102,13 @@ class PrefixFiles:
     def put(self, key: Key, state: State, kind: Kind = "prompt") -> None:
         """Have the state after all tokens of `key`, its arrays evaluated, written while `advance` is called.
 
-        What an answer left is not written any more once a longer answer has gone on from it.
+        What an answer left is not written any more once a longer answer has gone on from it. The state is only read:
+        nothing else depends on when it is written.
         """
         if len(state.chains) == 1 and state.padding is None and state.offset:
             with self._lock:
                 kept = [one for one in self._coming if not (kind == one.kind == "answer" and _begins(one.key, key))]
-                self._coming = deque([*kept, _Coming(key, state, kind)], maxlen=_MOST_COMING)
+                self._coming = deque([*kept, _Coming(key, _lent(state), kind)], maxlen=_MOST_COMING)
 
     def drop(self) -> None:
         """Write nothing of what was put but not handed on."""
@@ -143,19 +147,31 @@ class PrefixFiles:
         self._writer.join()
 
     def take(
-        self, key: Key, *, packing: Packing | None = None, mtp: bool = False, longer_than: int = 0
+        self,
+        key: Key,
+        *,
+        packing: Packing | None = None,
+        mtp: bool = False,
+        longer_than: int = 0,
+        of_all: OfAll = lambda number: [number],
     ) -> Found | None:
         """The longest checkpoint that begins `key`, of more than `longer_than` tokens, in buffers of its own.
 
         `packing` and `mtp` say what kind of state is wanted: how keys and values are packed, and whether those of the
-        MTP layer are there.
+        MTP layer are there. Ranks that call this together take the longest that all of them have whole, each its share
+        of it: `of_all` gives every rank's number for this one's.
         """
         with self._lock:
-            for length, path in reversed(self._stored(key, packing, mtp=mtp)):
-                state = self._read(path) if length > longer_than else None
-                if state is not None:
-                    return Found(length, state)
-            return None
+            stored, most = dict(self._stored(key, packing, mtp=mtp)), len(key)
+            while True:
+                offered = of_all(max((length for length in stored if longer_than < length <= most), default=0))
+                most = min(offered)
+                if not most:
+                    return None
+                if most == max(offered):
+                    state = self._read(stored.pop(most))
+                    if all(of_all(int(state is not None))) and state is not None:
+                        return Found(most, state)
 
     def _tell(self) -> None:
         if self._writer.trouble is not None:
@@ -172,7 +188,10 @@ class PrefixFiles:
 
     def _stored(self, key: Key, packing: Packing | None, *, mtp: bool) -> list[tuple[int, Path]]:
         """The manifests in the folder whose tokens begin `key`, ascending, with their lengths."""
-        lengths = {path.name: length_of(path) for path in self.folder.iterdir()}
+        try:
+            lengths = {path.name: length_of(path) for path in self.folder.iterdir()}
+        except OSError:
+            return []
         there = {name: length for name, length in lengths.items() if length is not None and length <= len(key)}
         names = self._names(key, sorted(set(there.values())), packing, mtp=mtp)
         return [(length, self.folder / name) for length, name in names if name in there]
@@ -232,10 +251,16 @@ _open: "WeakSet[PrefixFiles]" = WeakSet()
 
 
 @atexit.register
-def _flush_at_exit() -> None:
+def flush_all() -> None:
+    """Wait until all folders of this process hold what they were given, as is done when it ends."""
     with suppress(KeyboardInterrupt):
         for files in list(_open):
             files.flush(_PATIENCE)
+
+
+def _lent(state: State) -> State:
+    chains, mtp = (tuple(chain.lent() for chain in held) for held in (state.chains, state.mtp))
+    return replace(state, chains=chains, mtp=mtp)
 
 
 def _begins(key: Key, longer: Key) -> bool:

@@ -2,19 +2,20 @@
 
 import shutil
 from collections.abc import Callable, Iterable
-from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen.engine.prefix import Found, Kind, PrefixIndex, Times
+from mlx_qwen.engine.prefix import Counted, Found, Kind, PrefixIndex
 from mlx_qwen.engine.prefix_files import PrefixFiles
 from mlx_qwen.engine.radix import Key
 from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.errors import PromptError
 from mlx_qwen.model import Model
 from mlx_qwen.model.chain import Chain
+from mlx_qwen.model.collectives import gathered_numbers
 from mlx_qwen.model.state import State, StateKind
 
 _MOST_FOLDER_BYTES = 16 << 30
@@ -72,7 +73,12 @@ class PrefixStore:
         found = index.take(key, kind)
         if files is None or (found is not None and found.length == len(key)):
             return found
-        longer = files.take(key, packing=kind.packing, mtp=kind.mtp, longer_than=found.length if found else 0)
+        more_than = found.length if found else 0
+        if self._model.group is None or self._model.share.count == 1:
+            longer = files.take(key, packing=kind.packing, mtp=kind.mtp, longer_than=more_than)
+        else:
+            of_all = partial(gathered_numbers, group=self._model.group)
+            longer = files.take(key, packing=kind.packing, mtp=kind.mtp, longer_than=more_than, of_all=of_all)
         if longer is None:
             return found
         index.insert(key[: longer.length], longer.state, _kind(sequence, longer.length))
@@ -96,10 +102,10 @@ class PrefixStore:
         if self.index is not None and nbytes is not None:
             self.index.budget_bytes = nbytes
 
-    def count(self, attention: Fraction, linear: Fraction) -> None:
-        """Count bytes of layers of either kind as so many times what they are: as all ranks count them."""
+    def count(self, counted: Counted) -> None:
+        """Count what is in memory as that of another model: as all ranks count it."""
         if self.index is not None:
-            self.index.times = Times(attention, linear)
+            self.index.counted = counted
 
     def clear(self) -> None:
         """Forget what is in memory, also what was still to be written."""

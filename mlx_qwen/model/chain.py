@@ -2,7 +2,8 @@
 
 Chains that came out of each other share buffers, in which a chain is the tokens before its length. Whoever goes on
 with the longest chain writes behind it, in place; who goes on from a shorter one, while a longer one is held, gets
-buffers of his own.
+buffers of his own. A chain that was lent is only read, and hinders nobody: where a shorter one is to be written over
+its tokens, it moves to buffers of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,26 +34,46 @@ Rows = mx.array | Quantized
 
 
 class _Buffers:
-    """Room for keys and values, [2, B, Hkv, capacity, D] a layer, and the chains that lie in it."""
+    """Room for keys and values, [2, B, Hkv, capacity, D] a layer, and the chains that lie in it.
 
-    def __init__(self, layers: list[Rows | None], packing: Packing | None) -> None:
+    `capacity` is known also where there are no layers, on a rank without attention.
+    """
+
+    def __init__(self, layers: list[Rows | None], packing: Packing | None, capacity: int = 0) -> None:
         self.layers = layers
         self.packing = packing
+        self.capacity = capacity
         self._chains: list[ref[Chain]] = []
+        self._lent: list[ref[Chain]] = []
 
     def lies_in(self, chain: "Chain") -> None:
         """Note a chain that these hold, and forget those that are gone."""
         self._chains = [*(held for held in self._chains if held() is not None), ref(chain)]
 
+    def is_lent(self, chain: "Chain") -> None:
+        """Note a chain that is only read."""
+        self._lent = [*(held for held in self._lent if held() is not None), ref(chain)]
+
+    def give_way(self, length: int) -> None:
+        """Let tokens behind the first `length` be written: lent chains that hold them move away."""
+        for held in self._lent:
+            chain = held()
+            if chain is not None and chain.length > length:
+                chain.move()
+
+    def reserve(self, length: int, room: int) -> None:
+        """Note that there is room for `length` tokens, and for `room` where it has to be made."""
+        self.capacity = _capacity(self.capacity, length, room)
+
     @property
     def longest(self) -> int:
         """The length of the longest chain that is held."""
-        return max(chain.length for held in self._chains if (chain := held()) is not None)
+        return max((chain.length for held in self._chains if (chain := held()) is not None), default=0)
 
     def first(self, length: int) -> "_Buffers":
         """A copy that holds the first `length` tokens."""
         copied = [None if rows is None or not length else _copied(rows, length) for rows in self.layers]
-        return _Buffers(copied, self.packing)
+        return _Buffers(copied, self.packing, _capacity(0, length))
 
 
 class Chain:
@@ -68,6 +89,16 @@ class Chain:
         self._room = room
         self._buffers = buffers
         buffers.lies_in(self)
+
+    @property
+    def place(self) -> int:
+        """The same number for all chains, held at the same time, that lie in the same buffers."""
+        return id(self._buffers)
+
+    @property
+    def capacity(self) -> int:
+        """For how many tokens its buffers have room."""
+        return self._buffers.capacity
 
     @classmethod
     def empty(cls, layers: int, packing: Packing | None = None) -> "Chain":
@@ -89,12 +120,29 @@ class Chain:
 
         Buffers that are made for them have room for `room` tokens in all: growing them copies what is in them.
         """
-        buffers = self._buffers.first(self.length) if self.is_shared else self._buffers
+        buffers = self._buffers
+        if self.is_shared:
+            buffers = buffers.first(self.length)
+        else:
+            buffers.give_way(self.length)
+        buffers.reserve(self.length + tokens, room)
         return Chain(buffers, self.length + tokens, room)
 
     def cut(self, length: int) -> "Chain":
         """The first `length` tokens."""
         return self if length == self.length else Chain(self._buffers, length)
+
+    def lent(self) -> "Chain":
+        """The same for who only reads it: how long he does changes nothing for other chains."""
+        lent = Chain.__new__(Chain)
+        lent.length, lent._room, lent._buffers = self.length, 0, self._buffers
+        self._buffers.is_lent(lent)
+        return lent
+
+    def move(self) -> None:
+        """Lie in buffers of its own from now on."""
+        self._buffers = self._buffers.first(self.length)
+        mx.eval(self.buffers())
 
     def write(self, layer: int, kv: mx.array) -> tuple[Rows, Rows]:
         """Write the last tokens' keys and values [2, B, Hkv, T, D] of attention layer number `layer`.
@@ -122,7 +170,7 @@ class Chain:
     def mapped(self, change: Callable[[mx.array], mx.array]) -> "Chain":
         """The chain with each of its arrays replaced by what `change` makes of it, of the same shape."""
         changed = [None if rows is None else _mapped(rows, change) for rows in self._buffers.layers]
-        return Chain(_Buffers(changed, self.packing), self.length)
+        return Chain(_Buffers(changed, self.packing, self.capacity), self.length)
 
     def buffers(self) -> list[mx.array]:
         """The arrays that the chain lies in, for `mx.eval` and for adding up bytes."""
@@ -131,7 +179,8 @@ class Chain:
     @classmethod
     def holding(cls, rows: Sequence[Rows | None], length: int, packing: Packing | None = None) -> "Chain":
         """A chain of rows that were read from another, [2, B, Hkv, length, D] a layer."""
-        return cls(_Buffers([None if part is None else _copied(part, length) for part in rows], packing), length)
+        copied = [None if part is None else _copied(part, length) for part in rows]
+        return cls(_Buffers(copied, packing, _capacity(0, length)), length)
 
 
 def keys_and_values(kv: mx.array) -> tuple[mx.array, mx.array]:
@@ -159,6 +208,11 @@ def _copied(rows: Rows, length: int) -> Rows:
     return Quantized(*copies) if isinstance(rows, Quantized) else copies[0]
 
 
+def _capacity(capacity: int, length: int, least: int = 0) -> int:
+    """What buffers of `capacity` have room for once there is some for `length` tokens, made for `least` if need be."""
+    return capacity if length <= capacity else -(-max(length, least) // _STEP) * _STEP
+
+
 def _written(held: mx.array | None, new: mx.array, start: int, least: int = 0) -> mx.array:
     """`new` [..., T, D] written behind the first `start` tokens of `held`.
 
@@ -167,7 +221,7 @@ def _written(held: mx.array | None, new: mx.array, start: int, least: int = 0) -
     *outer, T, D = new.shape
     capacity = 0 if held is None else held.shape[-2]
     if start + T > capacity:
-        room = mx.zeros((*outer, -(-max(start + T, least) // _STEP) * _STEP - start, D), dtype=new.dtype)
+        room = mx.zeros((*outer, _capacity(capacity, start + T, least) - start, D), dtype=new.dtype)
         held = room if held is None else mx.concatenate([held[..., :start, :], room], axis=-2)
     assert held is not None, "a buffer exists once there is room"
     held[:, :, :, start : start + T] = new

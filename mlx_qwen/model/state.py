@@ -202,9 +202,16 @@ def empty_state(text: TextConfig, packing: Packing | None = None, *, mtp: bool =
 
 def state_nbytes(text: TextConfig, tokens: int, *, item_size: int = 2) -> int:
     """Bytes of the unpacked state of one sequence of `tokens` tokens; `item_size` is that of keys and values."""
-    attention = sum(kind == "full_attention" for kind in text.layer_types)
-    linear = text.num_hidden_layers - attention
-    kv = 2 * text.num_key_value_heads * text.head_dim * item_size * tokens
+    linear = text.layer_types.count("linear_attention")
     state = 4 * prod((text.linear_num_value_heads, text.linear_value_head_dim, text.linear_key_head_dim))
     conv = item_size * (text.linear_conv_kernel_dim - 1) * text.linear_conv_dim
-    return attention * kv + linear * (state + conv)
+    return token_nbytes(text, item_size=item_size) * tokens + linear * (state + conv)
+
+
+def token_nbytes(text: TextConfig, packing: Packing | None = None, *, item_size: int = 2, beside: int = 0) -> int:
+    """Bytes of the keys and values of a token, in the attention layers and in `beside` more of the same size."""
+    layers = text.layer_types.count("full_attention") + beside
+    values = 2 * text.num_key_value_heads * text.head_dim * layers
+    if packing is None:
+        return values * item_size
+    return values * packing.bits // 8 + 2 * item_size * values // packing.group_size

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,14 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import pytest
 from click.testing import CliRunner
 from PIL import Image, ImageDraw
 
 import mlx_qwen
 from mlx_qwen.cli import main
-from mlx_qwen.demo import demo_folder
 from mlx_qwen.model import Model
 from mlx_qwen.prompt import Processor
 from tests.distributed.processes import Ranks, ranks
@@ -32,20 +29,6 @@ SCHEMA = {
     "required": ["a", "b"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo in fp32, in which sums of halves round too little to change a token."""
-    made = Path(shutil.copytree(demo_folder(), tmp_path_factory.mktemp("demo") / "fp32"))
-    for file in made.glob("*.safetensors"):
-        weights, metadata = mx.load(str(file), return_metadata=True)
-        wide = {name: part.astype(mx.float32) if part.dtype == mx.bfloat16 else part for name, part in weights.items()}
-        mx.eval(wide)
-        mx.save_safetensors(str(file), wide, metadata)
-    config = made / "config.json"
-    config.write_text(config.read_text().replace("bfloat16", "float32"))
-    return made
 
 
 @pytest.fixture(scope="module")

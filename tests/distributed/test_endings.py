@@ -213,11 +213,9 @@ def test_a_prompt_from_standard_input_is_refused_and_ends_all() -> None:
         (["convert", "--model", "any"], "mlx-qwen convert runs on one Mac: start it without mlx.launch."),
         (["bench"], "mlx-qwen bench runs on one Mac"),
         (["generate", "Hi", "--prompt-cache-file", "any"], "--prompt-cache-file holds what one Mac has read"),
-        (["generate", "Hi", "--prefix-cache-dir", "any"], "prefix_cache_dir keeps what one rank has read"),
-        (["serve", "--prefix-cache-dir", "any"], "prefix_cache_dir keeps what one rank has read"),
         (["serve", "--model", "one", "--model", "other"], "Several Macs share one model at a time"),
     ],
-    ids=["convert", "bench", "prompt cache", "folder", "serve folder", "models"],
+    ids=["convert", "bench", "prompt cache", "models"],
 )
 def test_what_only_one_mac_does_is_refused_before_anything_is_loaded(words: list[str], said: str) -> None:
     several = {"MLX_WORLD_SIZE": "2", "MLX_RANK": "0"}

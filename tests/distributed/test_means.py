@@ -35,8 +35,8 @@ def test_ranks_that_hold_equal_shares_use_what_the_one_with_the_least_has() -> N
     assert agreed([Means(500, 60, 70, 8, 24), Means(300, 90, 80, 8, 24)]) == Means(300, 60, 70, 8, 24)
 
 
-def test_a_rank_that_cannot_count_prefixes_lets_all_keep_none() -> None:
-    assert agreed([Means(500, 60, 70, 1, 7), Means(500, 60, 70, 1, 0)]).prefixes == 0
+def test_a_rank_without_layers_of_a_kind_leaves_all_what_they_have() -> None:
+    assert agreed([Means(500, 60, 70, 1, 7), Means(500, 60, 70, 1, 0)]) == Means(500, 60, 70, 1, 7)
 
 
 def machine(folder: Path, nbytes: int) -> dict[str, str]:
@@ -56,10 +56,14 @@ def cached(started: Ranks, number: int) -> int:
         return found
 
 
-def test_ranks_with_six_layers_and_two_drop_the_same_prefixes(tmp_path: Path) -> None:
-    # Six layers, which hold five times the linear memory of two, fill this room with fewer prompts.
+@pytest.mark.parametrize(
+    "mebibytes", [(60, 40), (60, 20), (20, 60)], ids=["two layers", "no linear one", "no attention"]
+)
+def test_ranks_with_unequally_many_layers_drop_the_same_prefixes(tmp_path: Path, mebibytes: tuple[int, int]) -> None:
+    # Most of eight layers, which hold five times the linear memory of two, fill this room with fewer prompts; of a rank
+    # that has the first or the last layer alone, all of one kind are missing.
     words = ("serve", "--port", 0, "--temp", 0, "--pipeline", "--prefix-cache-bytes", 1_500_000)
-    machines = {0: machine(tmp_path / "large", 60 * MIB), 1: machine(tmp_path / "small", 40 * MIB)}
+    machines = {0: machine(tmp_path / "zero", mebibytes[0] * MIB), 1: machine(tmp_path / "one", mebibytes[1] * MIB)}
     with ranks(2, *words, changes=machines) as started:
         assert [cached(started, number) for number in range(6)] == [0] * 6
         again = [cached(started, number) for number in reversed(range(6))]

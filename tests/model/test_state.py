@@ -46,6 +46,38 @@ def test_keys_and_values_grow_in_steps_and_come_back_whole() -> None:
     assert [array.shape for array in chain.buffers()] == [(2, 1, 2, 768, 8)]
 
 
+@pytest.mark.parametrize("packing", [None, Packing(8, 32)], ids=["plain", "packed"])
+def test_a_lent_chain_stays_what_it_is_and_changes_nothing_for_those_that_go_on(packing: Packing | None) -> None:
+    rng = np.random.default_rng(0)
+
+    def written(chain: Chain, T: int) -> Chain:
+        longer = chain.grown(T)
+        longer.write(0, mx.array(rng.standard_normal((2, 1, 2, T, 32)).astype(np.float32)))
+        mx.eval(longer.buffers())
+        return longer
+
+    def rows(chain: Chain) -> list[np.ndarray]:
+        held = chain.read(0)
+        return [np.array(part) for part in (held if isinstance(held, Quantized) else [held])]
+
+    short = written(Chain.empty(1, packing), 40)
+    long = written(short, 300)
+    lent, before, capacity = long.lent(), rows(long), long.capacity
+    assert short.is_shared
+    del long
+    assert not short.is_shared
+    other = written(short, 290)
+    assert (other.place, other.capacity) == (short.place, capacity)
+    assert lent.place != short.place
+    for chain, length in ((lent, 340), (other, 330)):
+        assert chain.length == length
+        assert chain.capacity == {part.shape[-2] for part in chain.buffers()}.pop()
+    assert all(np.array_equal(*pair) for pair in zip(rows(lent), before, strict=True))
+    assert not all(
+        np.array_equal(now[..., :330, :], then[..., :330, :]) for now, then in zip(rows(other), before, strict=True)
+    )
+
+
 def test_keys_and_values_of_a_known_length_lie_where_they_were_first_written() -> None:
     chain, rng = Chain.empty(1, Packing(8, 32)), np.random.default_rng(0)
     pieces = [mx.array(rng.standard_normal((2, 1, 2, T, 32)).astype(np.float32)) for T in (200, 300, 101, 1)]
