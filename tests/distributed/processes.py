@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.distributed.hosts import Hosts
 from tests.support.ranks import ROOT
-from tools.benchmarks.ranks import ring
+from tools.benchmarks.rings import ring
 
 PATIENCE = 60.0
 _LISTENING = re.compile(r"Listening at (http://\S+) ")

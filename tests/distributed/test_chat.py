@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.ranks import ROOT
 from tests.support.terminal import PATIENCE, Terminal
-from tools.benchmarks.ranks import ring
+from tools.benchmarks.rings import ring
 
 ENTER = "\r"
 # With the demo's end tokens banned, it writes on.

@@ -10,6 +10,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_qwen.checkpoint import shards
+from mlx_qwen.checkpoint.matrices import Matrix, module_name, read_matrices
+from mlx_qwen.checkpoint.slices import SlicedTensors
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import convert
 from mlx_qwen.convert.planning import plan
@@ -43,6 +45,14 @@ def bytes_of(model: Model) -> int:
     return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
 
 
+def unpacked(matrix: Matrix) -> mx.array:
+    quantization = matrix.quantization
+    assert quantization is not None
+    return mx.dequantize(
+        matrix.weight, matrix.scales, matrix.biases, group_size=quantization.group_size, bits=quantization.bits
+    )
+
+
 @pytest.fixture(scope="module")
 def packed(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     made: dict[object, Path] = {}
@@ -66,6 +76,28 @@ def test_ranks_with_packed_weights_together_compute_what_one_does(
     expected = np.array(load(path)(ids))
     for logits in in_threads(2, lambda group: np.array(load(path, group)(ids)), monkeypatch):
         assert np.abs(logits - expected).max() <= 2e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("kind", "count"), [("dense", 2), ("dense", 4), ("moe_vl", 2), ("next", 2)])
+def test_a_packed_part_means_bit_for_bit_what_it_does_in_the_whole(
+    packed: Callable[..., Path], kind: str, count: int
+) -> None:
+    path = packed(kind, bits=4, group_size=32, dtype="float32")
+    plan = plan_model(path, ModelConfig.from_directory(path))
+    targets = [target for target in plan.targets if target.quantization is not None]
+    whole = {name: np.array(unpacked(matrix)) for name, matrix in read_matrices(targets, plan.config, None).items()}
+    shares = [Share(plan.config.text, rank, count) for rank in range(count)]
+    for share in shares:
+        for name, matrix in SlicedTensors(targets, plan.config, None, share.cut).items():
+            spec = next(
+                target.spec for target in targets if module_name(target.spec.name, plan.config) == f"{name}.weight"
+            )
+            cut = share.cut(spec)
+            if cut is None:
+                continue
+            taken = np.concatenate([np.arange(*span) for span in cut.spans])
+            expected = np.take(whole[name], taken, axis=-1 if cut.axis == "columns" else -2)
+            np.testing.assert_array_equal(np.array(unpacked(matrix)), expected, err_msg=name)
 
 
 def test_ranks_that_would_cut_through_a_group_are_refused_with_what_would_do(packed: Callable[..., Path]) -> None:

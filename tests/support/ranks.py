@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tools.benchmarks.ranks import ring
+from tools.benchmarks.rings import ring
 
 ROOT = Path(__file__).resolve().parents[2]
 Result = TypeVar("Result")

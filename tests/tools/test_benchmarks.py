@@ -13,16 +13,17 @@ from mlx_qwen.bench.table import Table
 from mlx_qwen.bench.timing import median_times
 from mlx_qwen.checkpoint.released import reduced
 from tests.support.checkpoints import tiny_checkpoint
+from tests.support.ranks import in_processes
 from tests.support.tokenizers import add_tokenizer
-from tools.benchmarks.__main__ import main
+from tools.benchmarks.__main__ import RANKED, main
 from tools.benchmarks.conversions import bench_conversion_memory
 from tools.benchmarks.delta_rule import random_problem
 from tools.benchmarks.draft_vocabulary import bench_draft_vocabulary
 from tools.benchmarks.packed_keys import bench_packed
 from tools.benchmarks.peer import WITHOUT_TORCH, random_pair
 from tools.benchmarks.quality import bench_quality
+from tools.benchmarks.rank_models import KINDS
 from tools.benchmarks.ranks import bench_ranks
-from tools.benchmarks.small_model import small_config
 
 SMALL = {
     "hidden_size": 64,
@@ -118,15 +119,49 @@ def test_mlx_lm_is_measured_without_torch() -> None:
 
 
 def test_two_ranks_are_compared_with_one_and_with_mlx_lms(tmp_path: Path) -> None:
-    config = small_config(4, hidden_size=128, intermediate_size=256, heads=8, head_dim=32)
-    table = bench_ranks(tmp_path, config=config, precisions=("4 bits",), ranks=(2,), turns=1, tokens=4)
-    alone, shared = (dict(zip(table.header, row, strict=True)) for row in table.rows)
-    assert [(row[""], row["ranks"]) for row in (alone, shared)] == [("4 bits", "1"), ("4 bits", "2")]
-    for name in ("mlx-qwen differs", "mlx-lm differs"):
-        difference, tokens = shared[name].split(", ")
-        assert float(difference) < 1e-5
-        assert tokens == "same tokens"
-    assert float(shared["between them"]) < 2e-4
+    tables = bench_ranks(tmp_path, kinds=("dense",), precisions=("4 bits",), ranks=(2,), turns=1, tokens=4)
+    computed, taken = ([dict(zip(table.header, row, strict=True)) for row in table.rows] for table in tables)
+    assert [(row[""], row["ranks"]) for row in computed] == [("dense 4 bits", "1, again"), ("dense 4 bits", "2")]
+    for row in computed:
+        for name in ("mlx-qwen", "mlx-lm"):
+            assert float(row[f"{name} differs"]) < 1e-5
+            assert row[f"{name} other"] == "0 of 70"
+            assert row[f"{name} equal"] == "2 of 2"
+        assert float(row["between them"]) < 2e-4
+    alone, shared = taken
+    assert alone["mlx-qwen exchanges"] == ""
+    # Two a layer, that of the embedding, and that of the logits.
+    assert shared["mlx-qwen exchanges"] == "10"
+    assert float(shared["mlx-qwen sends"].split()[0]) == pytest.approx((9 * 4 * 128 + 4 * 1024 / 2) / 1e3, abs=0.06)
+    held, whole, above, largest = (
+        float(cell.split()[0])
+        for cell in (shared["holds"], alone["holds"], shared["peak above"], shared["largest tensor"])
+    )
+    assert whole / 2 <= held < 0.6 * whole
+    assert above <= largest
+
+
+def test_every_kind_that_ranks_divide_can_be_chosen() -> None:
+    assert tuple(KINDS) == RANKED
+
+
+_WAITING = """
+import time
+import mlx.core as mx
+from tools.benchmarks.rings import join_sleeping
+group = join_sleeping()
+mx.eval(mx.distributed.all_sum(mx.ones(2), group=group))
+if group.rank() == 1:
+    time.sleep(1)
+before = time.process_time()
+mx.eval(mx.distributed.all_sum(mx.ones(2), group=group))
+print(time.process_time() - before)
+"""
+
+
+def test_ranks_of_a_benchmark_sleep_while_they_wait(tmp_path: Path) -> None:
+    waited, _ = in_processes(2, _WAITING, folder=tmp_path)
+    assert float(waited) < 0.3
 
 
 @pytest.mark.parametrize("scores", [False, True])

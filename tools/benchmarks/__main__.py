@@ -26,6 +26,8 @@ class Run:
         tokens: how long the prompt of `long` or `packed` is, if not as long as usual.
         minutes: how long `soak` and `load` go on.
         vlm: the Python of an environment with mlx-vlm, for `serve`.
+        ranks: of `round-trip`.
+        kind: models that `ranks` divides, if not all.
     """
 
     repeats: int
@@ -37,6 +39,8 @@ class Run:
     minutes: float
     requests: int
     vlm: Path | None
+    ranks: int
+    kind: tuple[str, ...]
 
     def judged(self) -> tuple[Path, Path]:
         """The model folder and the text file."""
@@ -141,13 +145,13 @@ def _requests(run: Run) -> Section:
 def _ranks(run: Run) -> Section:
     from tools.benchmarks.ranks import bench_ranks
 
-    return section_of([bench_ranks(run.folder, turns=run.repeats)])
+    return section_of(bench_ranks(run.folder, kinds=run.kind, turns=run.repeats))
 
 
 def _round_trip(run: Run) -> Section:
     from tools.benchmarks.round_trip import bench_round_trip
 
-    return section_of([bench_round_trip(run.folder, turns=run.repeats)])
+    return section_of([bench_round_trip(run.folder, ranks=run.ranks, turns=run.repeats)])
 
 
 def _start(run: Run) -> Section:
@@ -238,6 +242,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Section]]] = {
     "kinds": ("what an error in each kind of matrix costs --model on --text", _kinds),
     "recipes": ("what every recipe costs --model on --text", _recipes),
 }
+RANKED = ("dense", "moe", "next", "bundled")
 JUDGES = ("quality", "kinds", "recipes")
 DEFAULT = ("rule", "model", "host", "start", "convert", "kernels")
 
@@ -272,6 +277,13 @@ class _Listed(click.Command):
     metavar="PYTHON",
     help="The Python of an environment of its own that has mlx-vlm, for `serve`.",
 )
+@click.option("--ranks", type=click.IntRange(2), default=2, show_default=True, help="Ranks of `round-trip`.")
+@click.option(
+    "--kind",
+    type=click.Choice(RANKED),
+    multiple=True,
+    help="Model that `ranks` divides; may be repeated.  [default: all]",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the tables here.")
 @click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write what is printed here too.")
 @click.option(
@@ -289,6 +301,8 @@ def main(
     minutes: float,
     requests: int,
     vlm: Path | None,
+    ranks: int,
+    kind: tuple[str, ...],
     json_file: Path | None,
     markdown: Path | None,
     workdir: Path | None,
@@ -302,7 +316,7 @@ def main(
         raise click.UsageError(f"{judges[0]} needs --model, an unquantized model folder, and --text, a text file.")
     try:
         with tempfile.TemporaryDirectory(dir=workdir) as folder:
-            run = Run(repeats, Path(folder), model, text, kinds, tokens, minutes, requests, vlm)
+            run = Run(repeats, Path(folder), model, text, kinds, tokens, minutes, requests, vlm, ranks, kind)
             measured = [(name, partial(SECTIONS[name][1], run)) for name in chosen]
             print_sections(measured, click.echo, json_file=json_file, markdown=markdown)
     except MLXQwenError as error:

@@ -16,19 +16,24 @@ from mlx_qwen.loading import load_model
 from mlx_qwen.model.network import traffic
 from tools.benchmarks.far_hosts import Delay
 from tools.benchmarks.one_rank import load_theirs, written
+from tools.benchmarks.rings import join_sleeping
 
 _PROMPT = mx.arange(32)[None]
 
 
-def main(folder: Path, delay_file: Path, round_trips: list[float], turns: int, tokens: int, result: Path) -> None:
+def main(
+    folder: Path, delay_file: Path, ranks: int, round_trips: list[float], turns: int, tokens: int, result: Path
+) -> None:
     """Measure together with all other ranks, and write the medians in seconds as JSON, those of rank 0 count.
 
     `predicted` is the network's part of a token as `plan` has it, by the sums that were measured at the same delay.
     """
+    cores = os.cpu_count() or 1
     if sys.platform == "linux":
         # As on a machine of its own: threads of a rank that wait busily take no core from another's.
-        os.sched_setaffinity(0, {int(os.environ["MLX_RANK"]) % (os.cpu_count() or 1)})
-    group = mx.distributed.init(strict=True, backend="ring")
+        os.sched_setaffinity(0, {int(os.environ["MLX_RANK"]) % cores})
+    group = join_sleeping() if ranks > cores else mx.distributed.init(strict=True, backend="ring")
+    assert group is not None, "ranks have a number"
     config = ModelConfig.from_directory(folder)
     with _silence():
         silent = load_model(folder, config, group=group)

@@ -1,9 +1,10 @@
-"""One rank of `ranks`, in a process of its own, which loads a checkpoint with both runtimes and lets them answer."""
+"""One rank of `ranks`, in a process of its own, which loads checkpoints with both runtimes and lets them answer."""
 
+import gc
 import json
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,59 +16,143 @@ from mlx.utils import tree_flatten
 
 from mlx_qwen.checkpoint import shards
 from mlx_qwen.config import ModelConfig
+from mlx_qwen.errors import ShardingError
 from mlx_qwen.loading import load_model
+from mlx_qwen.model import Model as OurModel
+from tools.benchmarks.rings import join_sleeping
 
-_PROMPT = 32
+_TIMED_TOKENS = 16
 Model = Callable[[mx.array, Any], mx.array]
+Group = mx.distributed.Group | None
+Bytes = npt.NDArray[np.generic]
 
 
-def main(folder: Path, tokens: int, turns: int, result: Path) -> None:
-    """Load both models, let them read and write in alternation, and write what was seen as JSON.
+def main(asked: Path, results: list[Path]) -> None:
+    """Answer the cases in the JSON file `asked`, and write what was seen of each as JSON, and its logits beside it.
 
-    Without MLX_RANK in its environment the process is the only rank, and holds the whole model.
+    A case is {"model": folder, "prompt": file of NumPy, "answers": tokens to judge or null, "tokens", "turns",
+    "theirs": whether mlx-lm answers too}. Where the ranks do not divide a model, null is written.
     """
-    group = mx.distributed.init(strict=True, backend="ring") if "MLX_RANK" in os.environ else None
-    read = _counted()
+    group = join_sleeping()
+    for case, result in zip(json.loads(asked.read_text(encoding="utf-8")), results, strict=True):
+        found = _answered(case, result.with_suffix(".npz"), group)
+        result.write_text(json.dumps(found), encoding="utf-8")
+
+
+def _answered(case: dict[str, Any], logits_file: Path, group: Group) -> dict[str, Any] | None:
+    gc.collect()
+    mx.clear_cache()
+    folder, prompt = Path(case["model"]), dict(np.load(case["prompt"]))
     config, before = ModelConfig.from_directory(folder), mx.get_active_memory()
     mx.reset_peak_memory()
-    ours = load_model(folder, config, group=group)
+    with _reading() as read:
+        try:
+            ours = load_model(folder, config, group=group)
+        except ShardingError:
+            return None
     peak = mx.get_peak_memory() - before
-    theirs = load_theirs(folder, group)
-    caches = {"ours": ours.make_cache, "theirs": theirs.make_cache}
-    models: dict[str, Model] = {"ours": ours, "theirs": lambda ids, cache: theirs(ids, cache=cache)}
-    ids = mx.array(np.random.default_rng(0).integers(0, config.text.vocab_size, (1, _PROMPT)))
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    answers: dict[str, list[int]] = {}
-    for turn in range(turns + 1):
-        for name, model in models.items():
-            took, answers[name] = written(model, caches[name](), ids, tokens)
-            seconds[name] += [took] if turn else []
-    found = {
+    theirs = None
+    if case["theirs"] and _they_can(config, ours.dtype, group):
+        theirs = load_theirs(folder, group)
+    caches: dict[str, Callable[[], Any]] = {"ours": ours.make_cache}
+    models: dict[str, Model] = {"ours": _seeing(ours, prompt, config)}
+    if theirs is not None:
+        caches["theirs"] = theirs.make_cache
+        models["theirs"] = lambda ids, cache: theirs(ids, cache=cache)
+    ids, tokens = mx.array(prompt["ids"]), case["tokens"]
+    found: dict[str, Any] = {
         "held": sum(array.nbytes for array in dict(tree_flatten(ours.parameters())).values()),
         "read": sum(read),
         "peak": peak,
-        "seconds": {name: median(took) for name, took in seconds.items()},
-        "logits": {name: model(ids, caches[name]())[0, -1].tolist() for name, model in models.items()},
-        "answers": answers,
-        "leads": {name: _leads(model, caches[name](), ids, answers[name]) for name, model in models.items()},
+        "largest": max(info.nbytes for info in shards.checkpoint_tensors(folder).values()),
+        "sent": {name: _sent(model, caches[name](), ids) for name, model in models.items()},
+        "answers": {name: written(model, caches[name](), ids, tokens)[1] for name, model in models.items()},
+        "seconds": _timed(models, caches, ids, case["turns"]),
     }
-    result.write_text(json.dumps(found), encoding="utf-8")
+    judged = mx.concatenate([ids, mx.array(case["answers"] or found["answers"]["ours"])[:, :-1]], axis=1)
+    logits = {name: _logits(model, caches[name](), [judged]) for name, model in models.items()}
+    if group is None:
+        first = ids.shape[1] - 1 if "pixel_values" in prompt else ids.shape[1] // 2
+        found["again"] = {}
+        for name, model in models.items():
+            logits[f"{name} again"] = _logits(model, caches[name](), _pieces(judged, first))
+            pieces, cache = _pieces(ids, first), caches[name]()
+            mx.eval([model(piece, cache) for piece in pieces[:-1]])
+            found["again"][name] = written(model, cache, pieces[-1], tokens)[1]
+    if group is None or group.rank() == 0:
+        np.savez(logits_file, **logits)  # type: ignore[arg-type]
+    return found
 
 
-def _counted() -> list[int]:
-    """Bytes of every part that is read from now on; tensors that are read whole and later are not among them."""
+def _seeing(model: OurModel, prompt: dict[str, Bytes], config: ModelConfig) -> Model:
+    """The model, which sees the prompt's picture where tokens stand for it."""
+    pixels = {name: mx.array(array) for name, array in prompt.items() if name != "ids"}
+
+    def called(ids: mx.array, cache: Any) -> mx.array:
+        shown = pixels if pixels and bool(mx.any(ids == config.image_token_id)) else {}
+        return model(ids, cache, **shown)
+
+    return called
+
+
+def _they_can(config: ModelConfig, dtype: mx.Dtype, group: Group) -> bool:
+    """Whether mlx-lm computes such a model on a CPU, and divides it among these ranks."""
+    if dtype == mx.bfloat16 and config.text.moe is not None and mx.default_device().type == mx.DeviceType.cpu:
+        return False
+    return group is None or (not config.is_next and config.text.linear_num_key_heads % group.size() == 0)
+
+
+@contextmanager
+def _reading() -> Iterator[list[int]]:
+    """Bytes of every part that is read meanwhile; tensors that are read whole and later are not among them."""
     read: list[int] = []
     as_mlx = shards._as_mlx
 
-    def counting(values: npt.NDArray[np.generic], kind: mx.Dtype | None) -> mx.array:
+    def counting(values: Bytes, kind: mx.Dtype | None) -> mx.array:
         read.append(values.nbytes)
         return as_mlx(values, kind)
 
     shards._as_mlx = counting  # type: ignore[assignment]
-    return read
+    try:
+        yield read
+    finally:
+        shards._as_mlx = as_mlx
 
 
-def load_theirs(folder: Path, group: mx.distributed.Group | None) -> Any:
+def _sent(model: Model, cache: Any, ids: mx.array) -> list[tuple[str, int]]:
+    """What a rank gives to each exchange of one decoded token: its kind, and bytes a row."""
+    token = mx.argmax(model(ids, cache)[:, -1:], axis=-1)
+    mx.eval(token)
+    given: list[tuple[str, int]] = []
+    all_sum, all_gather = mx.distributed.all_sum, mx.distributed.all_gather
+
+    def summing(x: mx.array, *, group: mx.distributed.Group) -> mx.array:
+        given.append(("sum", x.nbytes // len(ids)))
+        return all_sum(x, group=group)
+
+    def gathering(x: mx.array, *, group: mx.distributed.Group) -> mx.array:
+        given.append(("gather", x.nbytes // len(ids)))
+        return all_gather(x, group=group)
+
+    mx.distributed.all_sum, mx.distributed.all_gather = summing, gathering  # type: ignore[assignment]
+    try:
+        mx.eval(model(token, cache))
+    finally:
+        mx.distributed.all_sum, mx.distributed.all_gather = all_sum, all_gather
+    return given
+
+
+def _timed(models: dict[str, Model], caches: dict[str, Callable[[], Any]], ids: mx.array, turns: int) -> dict[str, Any]:
+    """Median seconds a token of each model, in alternation, for one prompt alone; nothing without turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(turns + 1 if turns else 0):
+        for name, model in models.items():
+            took = written(model, caches[name](), ids[:1], _TIMED_TOKENS)[0]
+            seconds[name] += [took] if turn else []
+    return {name: median(took) for name, took in seconds.items() if took}
+
+
+def load_theirs(folder: Path, group: Group) -> Any:
     """mlx-lm's model, sharded as its `sharded_load` does."""
     from mlx_lm.utils import load_model as load
 
@@ -78,20 +163,22 @@ def load_theirs(folder: Path, group: mx.distributed.Group | None) -> Any:
     return model
 
 
-def written(model: Model, cache: Any, ids: mx.array, tokens: int) -> tuple[float, list[int]]:
-    """Seconds a token of a greedy answer, without its prompt, and the tokens."""
+def written(model: Model, cache: Any, ids: mx.array, tokens: int) -> tuple[float, list[list[int]]]:
+    """Seconds a step of greedy answers to `ids` [B, T], without the prompts, and the tokens of each."""
     token = mx.argmax(model(ids, cache)[:, -1:], axis=-1)
-    written = [int(token)]
+    steps = [np.array(token)]
     start = time.perf_counter()
     for _ in range(tokens - 1):
         token = mx.argmax(model(token, cache)[:, -1:], axis=-1)
-        written.append(int(token))
-    return (time.perf_counter() - start) / (tokens - 1), written
+        steps.append(np.array(token))
+    return (time.perf_counter() - start) / (tokens - 1), np.concatenate(steps, axis=1).tolist()
 
 
-def _leads(model: Model, cache: Any, ids: mx.array, answer: list[int]) -> list[float]:
-    """How far each token's logit is ahead of the next one's, in parts of the largest logit."""
-    logits = model(mx.concatenate([ids, mx.array([answer[:-1]])], axis=1), cache)[0, ids.shape[1] - 1 :]
-    two = mx.sort(logits.astype(mx.float32), axis=-1)[:, -2:]
-    leads: list[float] = ((two[:, 1] - two[:, 0]) / mx.abs(logits).max(axis=-1)).tolist()  # type: ignore[assignment]
-    return leads
+def _pieces(ids: mx.array, first: int) -> list[mx.array]:
+    """The first tokens of `ids` [B, T] together, and each later one alone."""
+    return [ids[:, :first], *(ids[:, place : place + 1] for place in range(first, ids.shape[1]))]
+
+
+def _logits(model: Model, cache: Any, pieces: list[mx.array]) -> npt.NDArray[np.float32]:
+    """The logits of every place of `pieces` [B, T], which are read one after the other."""
+    return np.concatenate([np.array(model(piece, cache).astype(mx.float32)) for piece in pieces], axis=1)

@@ -11,7 +11,7 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import convert
 from tools.benchmarks.far_hosts import FarHosts
 from tools.benchmarks.peer import WITHOUT_TORCH
-from tools.benchmarks.ranks import run_together
+from tools.benchmarks.rings import run_together
 from tools.benchmarks.small_model import small_config
 from tools.benchmarks.synthetic import write_random_checkpoint
 
@@ -48,9 +48,11 @@ def bench_round_trip(
                 f"{1e3 * found['theirs']:.1f} ms",
             ]
         )
+    cores = os.cpu_count() or 1
+    where = "each on a core" if ranks <= cores else f"on {cores} cores, which sleep while they wait"
     note = (
-        f"{ranks} ranks of {config.text.num_hidden_layers} layers of width {config.text.hidden_size}, fp32, each on a "
-        f"core, in network namespaces with a delay between them; medians of {turns} turns of {tokens} tokens. A rank "
+        f"{ranks} ranks of {config.text.num_hidden_layers} layers of width {config.text.hidden_size}, fp32, {where}, "
+        f"in network namespaces with a delay between them; medians of {turns} turns of {tokens} tokens. A rank "
         "alone computes its share and waits for none. What it takes longer with the others is the network's part, "
         "beside what `plan` expects of sums as they were measured at that delay."
     )
@@ -70,7 +72,8 @@ def _run(folder: Path, ranks: int, round_trips: tuple[float, ...], turns: int, t
     with FarHosts(ranks) as hosts:
         ring.write_text(json.dumps([[f"{address}:{_PORT}"] for address in hosts.addresses]), encoding="utf-8")
         given = (
-            f"Path({str(folder / 'model')!r}), Path({str(hosts.delay_file)!r}), {list(round_trips)}, {turns}, {tokens}"
+            f"Path({str(folder / 'model')!r}), Path({str(hosts.delay_file)!r}), {ranks}, {list(round_trips)}, {turns}, "
+            f"{tokens}"
         )
         start = f"{WITHOUT_TORCH}from pathlib import Path; from tools.benchmarks.far_rank import main; "
         scripts = [f"{start}main({given}, Path({str(result)!r}))" for result in results]
