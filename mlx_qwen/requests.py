@@ -180,9 +180,14 @@ def responses(engine: Engine, request: Request) -> Iterator[GenerationResponse]:
     """Submits a request when the first response is asked for, and yields one for each token."""
     made = ResponseMaker(request)
     own(engine.model, request.sequence)
-    engine.submit(request.sequence)
-    for emission in engine.stream(request.sequence):
-        yield made(emission)
+    try:
+        engine.submit(request.sequence)
+        for emission in engine.stream(request.sequence):
+            yield made(emission)
+    except BaseException:
+        # An interrupt may come before anybody reads: then nobody else would cancel it.
+        request.sequence.cancelled = True
+        raise
 
 
 class ResponseMaker:

@@ -1,7 +1,7 @@
 """The one thread that computes: MLX's lazy arrays belong to the thread that made them."""
 
 import atexit
-from threading import Condition
+from threading import Condition, Lock
 from typing import Protocol
 
 from mlx_qwen.engine.lasting import LastingThread
@@ -19,7 +19,9 @@ class _Computing:
     """A thread that gives every worker with work a step in turn, and sleeps while none has any."""
 
     def __init__(self) -> None:
-        self._changed = Condition()
+        # An interrupt that comes between its methods leaves a condition's lock taken, but none that is taken itself.
+        self._lock = Lock()
+        self._changed = Condition(self._lock)
         self._busy: dict[int, Worker] = {}
         self._again: set[int] = set()
         self._thread: LastingThread | None = None
@@ -28,12 +30,12 @@ class _Computing:
     def wake(self, worker: Worker) -> None:
         """Let `worker` step until it says that it has no more to do."""
         note_computing()
-        with self._changed:
+        with self._lock:
             if self._ending:
                 return
             self._busy[id(worker)] = worker
             self._again.add(id(worker))
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = LastingThread(self._run, "mlx-qwen engine")
                 self._thread.start()
                 atexit.register(self._end, self._thread)
@@ -42,7 +44,7 @@ class _Computing:
     def _end(self, thread: LastingThread) -> None:
         """Let the interpreter end only when no step is half done, and nothing can wake the thread any more."""
         if thread.is_alive():  # it is not, in a forked process
-            with self._changed:
+            with self._lock:
                 self._ending = True
                 self._changed.notify_all()
             thread.wait()
@@ -54,7 +56,7 @@ class _Computing:
                     break
                 if worker.step():
                     continue
-                with self._changed:
+                with self._lock:
                     # Woken meanwhile, it may have found something to do.
                     if id(worker) not in self._again:
                         self._busy.pop(id(worker), None)
@@ -62,7 +64,7 @@ class _Computing:
 
     def _next_turn(self) -> list[Worker]:
         """The workers with work, once there are any; none at the interpreter's end."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._busy or self._ending)
             self._again.clear()
             return [] if self._ending else list(self._busy.values())

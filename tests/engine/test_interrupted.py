@@ -1,12 +1,19 @@
 """An interrupted answer, as by the stop button of a notebook, leaves everything usable."""
 
+import atexit
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import current_thread
 
 import mlx.core as mx
 import pytest
 
+from mlx_qwen.engine.engine import engine_of
+from mlx_qwen.engine.lasting import LastingThread
+from mlx_qwen.engine.thread import _Computing
 from mlx_qwen.generation import generate, stream_generate
 from tests.engine.conftest import Loaded
 
@@ -65,6 +72,55 @@ def test_a_stream_that_is_dropped_half_way_disturbs_no_later_answer(loaded: Load
         if response.generation_tokens == 3:
             break
     assert generate(model, processor, PROMPT, temperature=0, max_tokens=8) == before
+
+
+def interrupting_once(original: Callable[..., object]) -> Callable[..., object]:
+    """What `original` does, with an interrupt behind its first call."""
+    calls: list[int] = []
+
+    def call(*given: object) -> object:
+        calls.append(1)
+        done = original(*given)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return done
+
+    return call
+
+
+def test_an_answer_that_is_interrupted_before_anybody_reads_it_is_let_go(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor, _ = loaded
+    before = generate(model, processor, PROMPT, temperature=0, max_tokens=12)
+    engine, asked = engine_of(model), []
+    monkeypatch.setattr(engine, "arrive", interrupting_once(engine.arrive))
+    monkeypatch.setattr(engine, "check", asked.append)
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, processor, PROMPT, temperature=0, max_tokens=3000)
+    assert generate(model, processor, PROMPT, temperature=0, max_tokens=12) == before
+    assert asked[0].ended.wait(10)
+    assert len(asked[0].written) < 3000
+
+
+@pytest.mark.parametrize("when", ["start", "__init__"])
+def test_an_interrupt_while_the_computing_thread_begins_leaves_one_that_computes(
+    monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    stepped: SimpleQueue[str] = SimpleQueue()
+
+    class Work:
+        def step(self) -> bool:
+            stepped.put(current_thread().name)
+            return False
+
+    computing = _Computing()
+    monkeypatch.setattr(atexit, "register", lambda *_: None)
+    monkeypatch.setattr(LastingThread, when, interrupting_once(getattr(LastingThread, when)))
+    with pytest.raises(KeyboardInterrupt):
+        computing.wake(Work())
+    computing.wake(Work())
+    assert stepped.get(timeout=10) == "mlx-qwen engine"
 
 
 @pytest.mark.parametrize("taken", [0, 3, 12])
