@@ -1,24 +1,10 @@
 """What ranks that hold parts of one model send each other: sums of partial outputs, and parts of the logits."""
 
-from typing import Protocol
-
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_qwen.model.network import is_gathered
 from mlx_qwen.model.sharding import Share
-
-
-class Embeds(Protocol):
-    """An embedding that is the head too where both are tied."""
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """int [...] to vectors [..., size]."""
-        ...
-
-    def as_linear(self, x: mx.array) -> mx.array:
-        """[..., size] to logits."""
-        ...
 
 
 class SlicedEmbedding(nn.Module):
