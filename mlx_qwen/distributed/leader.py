@@ -13,7 +13,7 @@ from mlx_qwen.distributed.ending import end, sentence
 from mlx_qwen.distributed.frames import Frame
 from mlx_qwen.distributed.link import BEAT, Link
 from mlx_qwen.distributed.neighbours import GRACE
-from mlx_qwen.distributed.pace import Pace, Record, Step
+from mlx_qwen.distributed.pace import Pace, Record, Step, Work
 from mlx_qwen.distributed.wire import check_request, request_frame, turn_frame
 from mlx_qwen.engine.engine import Engine
 from mlx_qwen.engine.sequence import Emission, Sequence
@@ -110,6 +110,14 @@ class Leader:
         """See `Ranks.send`."""
         self._pace.began()
         self.tell(turn_frame(turn))
+
+    def computing(self, tokens: int, *, is_prompt: bool, foreseen: bool = True) -> None:
+        """See `Ranks.computing`."""
+        self._pace.began(Work(is_prompt, max(tokens, 1), foreseen))
+
+    def computed(self) -> None:
+        """See `Ranks.computed`."""
+        self._pace.ended()
 
     def took(self, outgoing: Listed[tuple[Sequence, Emission | BaseException | None]]) -> None:
         """See `Ranks.took`."""

@@ -14,7 +14,7 @@ from mlx_qwen.engine.mending import begin_again
 from mlx_qwen.engine.prefix_store import PrefixStore
 from mlx_qwen.engine.sequence import Emission, Sequence
 from mlx_qwen.engine.step import Batch, read_piece
-from mlx_qwen.engine.turn import Outgoing, Passed, Turn
+from mlx_qwen.engine.turn import Outgoing, Passed, Ranks, Turn
 from mlx_qwen.model import Model
 from mlx_qwen.model.cache import kv_packing
 from mlx_qwen.model.chain import Chain
@@ -25,7 +25,7 @@ class Scheduler:
     """Sequences on their way: they wait, then their prompts are read in turns, then all are written together.
 
     Everything here happens in the computing thread. With `mends`, answers are begun again where a kernel failed;
-    without, other ranks take the same steps.
+    without, other ranks take the same steps. `ranks` are told of what is computed, where this one leads them.
     """
 
     def __init__(self, model: Model, memory: MemoryPlan, store: PrefixStore, guessers: Guessers) -> None:
@@ -36,6 +36,7 @@ class Scheduler:
         self._batch: Batch | None = None
         self._passed: list[Passed] = []
         self.mends = True
+        self.ranks: Ranks | None = None
 
     @property
     def is_active(self) -> bool:
@@ -154,10 +155,15 @@ class Scheduler:
             if sequence.progress is not None and sequence.pieces == 0:
                 sequence.progress(sequence.read, len(sequence.to_read))
             end = sequence.cut(self._memory.piece(sequence))
+            if self.ranks is not None:
+                unseen = bool(sequence.media) and sequence.embedded is None
+                self.ranks.computing(end - sequence.read, is_prompt=True, foreseen=not unseen)
             read_piece(self._model, sequence, end)
             self._passed.append(Passed())
             if sequence.draft_model is not None:
                 sequence.draft_model.read(sequence, end)
+            if self.ranks is not None:
+                self.ranks.computed()
             sequence.pieces += 1
             _note_state(sequence)
             mx.clear_cache()
@@ -228,8 +234,12 @@ class Scheduler:
     def _pass(self, batch: Batch) -> list[tuple[Sequence, Emission]]:
         started = perf_counter()
         guessing = self._guessers.planned(batch.state, batch.rows)
+        if self.ranks is not None:
+            self.ranks.computing(len(batch.rows) * (1 + guessing.depth), is_prompt=False)
         emitted = batch.verify(guessing) if guessing.depth else batch.decode()
         self._passed.append(Passed(len(batch.rows), guessing.name, guessing.depth, perf_counter() - started))
+        if self.ranks is not None:
+            self.ranks.computed()
         return emitted
 
     def _begins_again(self, error: BaseException) -> bool:

@@ -56,5 +56,11 @@ class Ranks(Protocol):
     def send(self, turn: Turn) -> None:
         """Tell all of a turn, before it is taken here."""
 
+    def computing(self, tokens: int, *, is_prompt: bool, foreseen: bool = True) -> None:
+        """Note that so many tokens of a prompt or of answers are computed from now on, foreseen ones as others were."""
+
+    def computed(self) -> None:
+        """Note that they are computed here."""
+
     def took(self, outgoing: Listed[tuple[Sequence, Emission | BaseException | None]]) -> None:
         """Note what a turn gave here. Where an answer failed for a reason of this machine, this ends all."""

@@ -163,6 +163,22 @@ def test_a_rank_that_stands_still_ends_all_also_itself_when_it_wakes() -> None:
         assert len(errors(started, 1)) == 1
 
 
+def test_a_rank_that_lives_and_computes_no_more_ends_all_with_one_error(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time, mlx_qwen.engine.engine as e\nown, turns = e.Engine.follow, []\n"
+        "def follow(self, turn):\n"
+        "    turns.append(time.sleep(1000) if len(turns) == 40 else None)\n"
+        "    return own(self, turn)\n"
+        "e.Engine.follow = follow\n"
+    )
+    with ranks(2, "generate", "Hi", *ENDLESS, changes={1: {"PYTHONPATH": str(tmp_path)}}) as started:
+        # Seven seconds, and eight times what a token takes, which is much where other tests run beside.
+        assert started.ended(90) == [1, 1]
+        for rank in range(2):
+            (error,) = errors(started, rank)
+            assert "No rank has finished a step for " in error
+
+
 def test_a_rank_that_writes_other_tokens_is_named_and_ends_all(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import mlx_qwen.distributed.pace as p\nown = p.Record.step\n"

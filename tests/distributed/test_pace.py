@@ -3,7 +3,7 @@
 import pytest
 
 from mlx_qwen.distributed import pace
-from mlx_qwen.distributed.pace import LAG, LONGEST, Pace, Step
+from mlx_qwen.distributed.pace import LAG, LONGEST, Pace, Step, Work
 
 
 class Clock:
@@ -74,3 +74,36 @@ def test_a_step_that_no_rank_finishes_ends(clock: Clock) -> None:
     assert ranks.trouble() is None
     clock.now += 2
     assert "no rank has finished a step for 300 s" in str(ranks.trouble())
+
+
+def computed(ranks: Pace, clock: Clock, work: Work, seconds: float) -> None:
+    ranks.began(work)
+    clock.now += seconds
+    assert ranks.trouble() is None
+    ranks.ended()
+
+
+def test_a_step_that_takes_far_longer_than_others_did_ends_within_ten_seconds(clock: Clock) -> None:
+    ranks, token = Pace(2), Work(is_prompt=False, tokens=1)
+    for _ in range(6):
+        computed(ranks, clock, token, 0.1)
+    ranks.began(token)
+    clock.now += LAG + 0.7
+    assert ranks.trouble() is None
+    clock.now += 0.2
+    assert LAG + 0.9 < 10
+    assert ranks.trouble() == "no rank has finished a step for 8 s: a connection between two of them may be dead"
+
+
+def test_long_pieces_first_times_and_weights_that_were_put_aside_are_waited_for(clock: Clock) -> None:
+    ranks = Pace(2)
+    computed(ranks, clock, Work(is_prompt=False, tokens=1), LONGEST - 1)
+    for _ in range(20):
+        computed(ranks, clock, Work(is_prompt=False, tokens=1), 0.05)
+        computed(ranks, clock, Work(is_prompt=True, tokens=16), 0.4)
+    # 128 times as many tokens, each of which takes five times as long far behind the beginning.
+    computed(ranks, clock, Work(is_prompt=True, tokens=2048), 5 * 128 * 0.4)
+    computed(ranks, clock, Work(is_prompt=True, tokens=2048, foreseen=False), LONGEST - 1)
+    computed(ranks, clock, Work(is_prompt=False, tokens=1), 0.05)
+    clock.now += 3600
+    computed(ranks, clock, Work(is_prompt=False, tokens=1), LONGEST - 1)

@@ -22,6 +22,7 @@ class Told:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.sent = self.taken = 0
+        self.computes = False
 
     def check(self, sequence: Sequence) -> None:
         """All can be told of."""
@@ -33,6 +34,17 @@ class Told:
     def send(self, turn: Turn) -> None:
         """A turn that the others take whatever happens."""
         self.sent += 1
+
+    def computing(self, tokens: int, *, is_prompt: bool, foreseen: bool = True) -> None:
+        """What is computed is told, and then that it is."""
+        assert tokens > 0
+        assert not self.computes
+        self.computes = True
+
+    def computed(self) -> None:
+        """See `computing`."""
+        assert self.computes
+        self.computes = False
 
     def took(self, outgoing: object) -> None:
         """A turn that was taken here."""
@@ -46,6 +58,7 @@ class Told:
             time.sleep(0.2)
         assert self.sent == before, "it goes on telling of turns in which nothing is to be done"
         assert self.sent == self.taken
+        assert not self.computes
         return self.sent
 
 
