@@ -30,12 +30,16 @@ Bytes = npt.NDArray[np.generic]
 def main(asked: Path, results: list[Path]) -> None:
     """Answer the cases in the JSON file `asked`, and write what was seen of each as JSON, and its logits beside it.
 
-    A case is {"model": folder, "prompt": file of NumPy, "answers": tokens to judge or null, "tokens", "turns",
-    "theirs": whether mlx-lm answers too}. Where the ranks do not divide a model, null is written.
+    A case is {"model": folder, "prompt": file of NumPy, "judged": answers whose logits are written, or null for those
+    that the first model with this prompt gives, "tokens", "turns", "theirs": whether mlx-lm answers too}. Where the
+    ranks do not divide a model, null is written.
     """
     group = join_sleeping()
+    judged: dict[str, Any] = {}
     for case, result in zip(json.loads(asked.read_text(encoding="utf-8")), results, strict=True):
+        case["judged"] = case["judged"] or judged.get(case["prompt"])
         found = _answered(case, result.with_suffix(".npz"), group)
+        judged[case["prompt"]] = found and found["judged"]
         result.write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -51,7 +55,7 @@ def _answered(case: dict[str, Any], logits_file: Path, group: Group) -> dict[str
         except ShardingError:
             return None
     peak = mx.get_peak_memory() - before
-    theirs = None
+    theirs, held = None, dict(tree_flatten(ours.parameters()))
     if case["theirs"] and _they_can(config, ours.dtype, group):
         theirs = load_theirs(folder, group)
     caches: dict[str, Callable[[], Any]] = {"ours": ours.make_cache}
@@ -61,7 +65,7 @@ def _answered(case: dict[str, Any], logits_file: Path, group: Group) -> dict[str
         models["theirs"] = lambda ids, cache: theirs(ids, cache=cache)
     ids, tokens = mx.array(prompt["ids"]), case["tokens"]
     found: dict[str, Any] = {
-        "held": sum(array.nbytes for array in dict(tree_flatten(ours.parameters())).values()),
+        "held": sum(array.nbytes for name, array in held.items() if not name.startswith("vision.")),
         "read": sum(read),
         "peak": peak,
         "largest": max(info.nbytes for info in shards.checkpoint_tensors(folder).values()),
@@ -69,7 +73,8 @@ def _answered(case: dict[str, Any], logits_file: Path, group: Group) -> dict[str
         "answers": {name: written(model, caches[name](), ids, tokens)[1] for name, model in models.items()},
         "seconds": _timed(models, caches, ids, case["turns"]),
     }
-    judged = mx.concatenate([ids, mx.array(case["answers"] or found["answers"]["ours"])[:, :-1]], axis=1)
+    found["judged"] = case["judged"] or found["answers"]["ours"]
+    judged = mx.concatenate([ids, mx.array(found["judged"])[:, :-1]], axis=1)
     logits = {name: _logits(model, caches[name](), [judged]) for name, model in models.items()}
     if group is None:
         first = ids.shape[1] - 1 if "pixel_values" in prompt else ids.shape[1] // 2

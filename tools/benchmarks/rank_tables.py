@@ -29,18 +29,20 @@ def computed(found: Sequence[Mapping[Name, Found]], tokens: int) -> Table:
     rows = []
     for name, alone, others in _by_model(found):
         exact = found[0].get((name[0], "fp32")) if name[1] == "bf16" else None
-        again = [_beside(alone, alone, runtime, " again") for runtime in _RUNTIMES]
-        rows.append([" ".join(name), "1, again", *again[0], *again[1], _between(alone), _from_exact(alone, exact)])
-        for one in others:
-            cells = [_beside(one, alone, runtime) for runtime in _RUNTIMES]
-            rows.append([" ".join(name), str(one.count), *cells[0], *cells[1], _between(one), _from_exact(one, exact)])
+        compared = [("1, again", alone, alone, " again")]
+        compared += [("1, from fp32", alone, exact, "")] if exact is not None else []
+        compared += [(str(one.count), one, alone, "") for one in others]
+        for ranks, one, other, again in compared:
+            cells = [cell for runtime in _RUNTIMES for cell in _beside(one, other, runtime, again)]
+            rows.append([" ".join(name), ranks, *cells, _between(one), _from_exact(one, exact)])
     note = (
         "Differences are the largest of all logits of a few prompts and their answers, in parts of the largest logit, "
-        "from those of one rank. “Again” is one rank itself, which reads it token by token. “Other” counts the places "
-        "where another token is the likeliest, and says how far ahead the likeliest was there at most, in the same "
-        f"parts. “Equal” counts greedy answers of {tokens} tokens that are those of one rank. Distances from fp32 are "
-        "root mean squares, in parts of the largest logit. "
-        f"Empty cells of {PEER} are what it does not divide, or not compute on a CPU; it sees no picture."
+        "from those of one rank. “Again” is one rank itself, which reads them token by token, “from fp32” one rank in "
+        "bf16 beside one in fp32: what rounding does. “Other” counts the places where another token is the likeliest, "
+        "and says how far ahead the likeliest was there at most, in the same parts. “Equal” counts greedy answers of "
+        f"{tokens} tokens that are the same. Distances from fp32 in the last column are root mean squares, in parts of "
+        f"the largest logit. Empty cells of {PEER} are what it does not divide, or not compute on a CPU; it sees no "
+        "picture."
     )
     columns = [f"{runtime} {what}" for runtime in (OURS, PEER) for what in ("differs", "other", "equal")]
     return Table("What ranks compute", note, ("", "ranks", *columns, "between them", "both from fp32"), rows)
@@ -56,9 +58,9 @@ def taken(found: Sequence[Mapping[Name, Found]], turns: int) -> Table:
     note = (
         f"Times are medians of {turns} turns in alternation, each token awaited. All ranks share this machine's cores "
         "and sleep while they wait: times tell what exchanges cost here, and nothing about several machines. Bytes are "
-        "those of rank 0: its parameters, what it reads of divided tensors, and its peak while it loads above what it "
-        "holds, beside the largest tensor. Exchanges are those of a token: two a layer, that of the embedding and that "
-        "of the logits."
+        "those of rank 0: its parameters without the vision tower, which waits on the disk for a picture, what it "
+        "reads of divided tensors, and its peak while it loads above what it holds, beside the largest tensor. "
+        "Exchanges are those of a token: two a layer, that of the embedding and that of the logits."
     )
     sizes = ("holds", "reads", "peak above", "largest tensor")
     sends = [f"{runtime} {what}" for runtime in (OURS, PEER) for what in ("exchanges", "sends")]

@@ -39,7 +39,7 @@ def bench_ranks(
         (subject.name, precision): {
             "model": str(subject.converted(precision, folder)),
             "prompt": str(subject.prompt),
-            "answers": None,
+            "judged": None,
             "tokens": tokens,
             "turns": turns,
             "theirs": True,
@@ -48,7 +48,7 @@ def bench_ranks(
         for precision in precisions
     }
     alone = _run(1, cases, folder)
-    asked = {name: {**case, "answers": alone[name].seen["answers"]["ours"]} for name, case in cases.items()}
+    asked = {name: {**case, "judged": alone[name].seen["judged"]} for name, case in cases.items()}
     found = [alone]
     for count in ranks:
         some = asked
