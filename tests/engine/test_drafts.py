@@ -237,20 +237,25 @@ class Chain:
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_verified_tokens_come_as_often_behind_each_other_as_their_probabilities_say(depth: int) -> None:
     """20,000 draws of a chain of 5 tokens, with guesses from another one, against the chain's own chi-square."""
-    size, count, temperature = 5, 20_000, 0.9
+    size, count, temperature, together = 5, 20_000, 0.9, 20
     table = np.random.default_rng(depth).normal(0, 1.0, (size, size))
     model, guesser = Chain(table), Chain(table + np.random.default_rng(9).normal(0, 0.8, (size, size)))
-    sampler = TokenSampler(
-        SamplingParameters(temperature=temperature), prompt=mx.array([0]), vocab_size=size, seed=depth
-    )
-    drafts = Drafts(depth)
-    row = Sequence([0], sampler, Rules(), Endless(), 1 << 20, drafts, state=State(()), history=sampler.start())
-    row.pending = sampler.choose(model.table[mx.array([0])], row.history)
-    batch = Batch(model, [row])  # type: ignore[arg-type]
-    while len(row.written) < count:
-        batch.verify(Guessing(batch.rows, [Plan(depth, drafts, guesser)]))  # type: ignore[arg-type]
+    drafts, rows = Drafts(depth), []
+    for seed in range(together):
+        sampler = TokenSampler(
+            SamplingParameters(temperature=temperature), prompt=mx.array([0]), vocab_size=size, seed=100 * depth + seed
+        )
+        state = State((), last=mx.zeros((1, 1)))
+        row = Sequence([0], sampler, Rules(), Endless(), 1 << 20, drafts, state=state, history=sampler.start())
+        row.pending = sampler.choose(model.table[mx.array([0])], row.history)
+        rows.append(row)
+    batch = Batch(model, rows)  # type: ignore[arg-type]
+    while any(len(row.written) < count // together for row in rows):
+        batch.verify(Guessing(batch.rows, [Plan(depth, drafts, guesser)] * together))  # type: ignore[arg-type]
     pairs = np.zeros((size, size))
-    np.add.at(pairs, (row.written[:-1], row.written[1:]), 1)
+    for row in rows:
+        written = row.written[: count // together]
+        np.add.at(pairs, (written[:-1], written[1:]), 1)
     likely = np.exp(table / temperature)
     expected = likely / likely.sum(axis=1, keepdims=True) * pairs.sum(axis=1, keepdims=True)
     statistic = float(((pairs - expected) ** 2 / expected).sum())
