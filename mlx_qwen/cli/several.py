@@ -98,6 +98,6 @@ def refuse_prompt_cache() -> None:
     """Raises UsageError on one of several: a file holds what a whole model has read, and each needs its own part."""
     if own_rank() is not None:
         raise click.UsageError(
-            "--prompt-cache-file holds what one Mac has read; on several, leave it out: they keep what they read in "
-            "memory as long as they run."
+            "--prompt-cache-file holds what one Mac has read, and each of several needs its own share. Give "
+            "--prefix-cache-dir and the whole prompt instead: what was read of it before is not read again."
         )

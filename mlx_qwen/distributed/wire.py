@@ -51,7 +51,7 @@ def check_request(sequence: Sequence) -> tuple[Asked, dict[str, Any]]:
     """
     asked = sequence.asked
     if not isinstance(asked, Asked) or sequence.prompt_cache is not None:
-        raise PromptError("prompt_cache holds one rank's part of a state; on several ranks, leave it out.")
+        raise PromptError("prompt_cache holds one rank's share of a state. On several ranks, use prefix_cache_dir.")
     values = {"options": _options(asked.options), "settings": _settings(asked.settings)}
     try:
         packed(Frame("request", values))
