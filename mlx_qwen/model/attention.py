@@ -9,7 +9,14 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from metal_kernels.attention import attention, attention_epilogue, attention_prologue, packed_attention
+from metal_kernels.attention import (
+    MOST_TOKENS,
+    attention,
+    attention_epilogue,
+    attention_of_rows,
+    attention_prologue,
+    packed_attention,
+)
 from mlx_qwen.config import TextConfig
 from mlx_qwen.model.chain import Chain, Packing, Quantized, Rows, keys_and_values
 from mlx_qwen.model.layers import AnyLinear, FusedLinear, RMSNorm
@@ -108,13 +115,16 @@ class Attention(nn.Module):
         scale = self.head_dim**-0.5
         if memory is None:
             return _attention(heads.q, *keys_and_values(heads.kv), scale, mask)
-        if len(memory.chains) == 1:
-            return _attend_chain(heads.q, memory.chains[0], memory.layer, heads.kv, scale, mask)
-        attended = [
-            _attend_chain(heads.q[i : i + 1], chain, memory.layer, heads.kv[:, i : i + 1], scale, mask)
-            for i, chain in enumerate(memory.chains)
-        ]
-        return mx.concatenate(attended)
+        chains, count = memory.chains, len(memory.chains)
+        parts = [heads.kv] if count == 1 else mx.split(heads.kv, count, axis=1)
+        written = [chain.write(memory.layer, kv) for chain, kv in zip(chains, parts, strict=True)]
+        plain = [(k, v) for k, v in written if isinstance(k, mx.array) and isinstance(v, mx.array)]
+        if len(plain) == count > 1 and mask is None and heads.q.shape[2] <= MOST_TOKENS:
+            return attention_of_rows(heads.q, plain, scale=scale)
+        if count == 1:
+            return _attend(heads.q, *written[0], scale, mask, chains[0].packing)
+        each = zip(mx.split(heads.q, count), written, chains, strict=True)
+        return mx.concatenate([_attend(q, *rows, scale, mask, chain.packing) for q, rows, chain in each])
 
     def output(self, attended: mx.array, gate: mx.array) -> mx.array:
         """Gate what `attend` returned and project it: [B, T, hidden]."""
@@ -122,11 +132,12 @@ class Attention(nn.Module):
         return output
 
 
-def _attend_chain(q: mx.array, chain: Chain, layer: int, kv: mx.array, scale: float, mask: mx.array | None) -> mx.array:
-    keys, values = chain.write(layer, kv)
+def _attend(
+    q: mx.array, keys: Rows, values: Rows, scale: float, mask: mx.array | None, packing: Packing | None
+) -> mx.array:
     if isinstance(keys, Quantized) and isinstance(values, Quantized):
-        assert chain.packing is not None, "packed rows come from a packed chain"
-        return _quantized_attention(q, keys, values, scale, mask, chain.packing)
+        assert packing is not None, "packed rows come from a packed chain"
+        return _quantized_attention(q, keys, values, scale, mask, packing)
     assert isinstance(keys, mx.array) and isinstance(values, mx.array), "keys and values are packed alike"
     return _attention(q, keys, values, scale, mask)
 

@@ -154,12 +154,12 @@ class Chain:
         if self.packing is None:
             assert held is None or isinstance(held, mx.array), "a chain is packed as a whole or not at all"
             written = self._buffers.layers[layer] = _written(held, kv, start, self._room)
-            return keys_and_values(written[:, :, :, : self.length])
+            return _halves(written, self.length)
         parts = mx.quantize(kv, group_size=self.packing.group_size, bits=self.packing.bits)
         before = (None, None, None) if held is None else held
         all_parts = Quantized(*(_written(old, new, start, self._room) for old, new in zip(before, parts, strict=True)))
         self._buffers.layers[layer] = all_parts
-        keys, values = zip(*(keys_and_values(part[:, :, :, : self.length]) for part in all_parts), strict=True)
+        keys, values = zip(*(_halves(part, self.length) for part in all_parts), strict=True)
         return Quantized(*keys), Quantized(*values)
 
     def read(self, layer: int) -> Rows | None:
@@ -187,6 +187,15 @@ def keys_and_values(kv: mx.array) -> tuple[mx.array, mx.array]:
     """The halves of [2, ...], as views."""
     keys, values = mx.split(kv, 2)
     return keys.squeeze(0), values.squeeze(0)
+
+
+def _halves(held: mx.array, length: int) -> tuple[mx.array, mx.array]:
+    """The first `length` tokens of the halves of a buffer, as views, in fewer nodes than slices."""
+    _, *shape, capacity, D = held.shape
+    flat, half = held.flatten(), held.size // 2
+    strides = (half // shape[0], capacity * D, D, 1)
+    keys, values = (mx.as_strided(flat, (*shape, length, D), strides, offset) for offset in (0, half))
+    return keys, values
 
 
 def _parts(rows: Rows) -> tuple[mx.array, ...]:

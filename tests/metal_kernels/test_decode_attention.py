@@ -6,7 +6,7 @@ import pytest
 
 from metal_kernels import OpStats, _build, reset_stats, stats
 from metal_kernels._choices import Choices, chosen
-from metal_kernels.attention import attention, packed_attention
+from metal_kernels.attention import attention, attention_of_rows, packed_attention
 from metal_kernels.attention.decode.kernel import _row_blocks
 from tests.metal_emulator import KernelError, emulated
 from tests.metal_kernels.attention_calls import (
@@ -14,6 +14,7 @@ from tests.metal_kernels.attention_calls import (
     assert_close,
     check,
     inputs,
+    normal,
     packed_inputs,
     padded,
     softmax_attention,
@@ -152,6 +153,19 @@ def test_the_references_are_what_they_define(monkeypatch, bits, mask):
     found = packed_attention(q, keys, values, bits=bits, group_size=32, scale=0.1, mask=mask)
     expected = softmax_attention(q, *exact, 0.1, mask)
     np.testing.assert_allclose(np.array(found), expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("T", [1, 4])
+@pytest.mark.parametrize("backend", ["reference", "metal"])
+def test_each_row_of_a_batch_attends_to_keys_of_its_own_length(monkeypatch, backend, T):
+    monkeypatch.setenv("MLX_QWEN_KERNELS", backend)
+    held = [inputs(T=T, S=S) for S in (40, 7, 21)]
+    q = mx.concatenate([normal(1, 4, T, 64, seed=number) for number in range(3)])
+    with emulated():
+        found = attention_of_rows(q, [(k, v) for _, k, v in held], scale=0.1)
+    for number, (_, k, v) in enumerate(held):
+        row = slice(number, number + 1)
+        assert_close(found[row], softmax_attention(q[row], k, v, 0.1), q.dtype)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ import mlx.core as mx
 
 from metal_kernels._build import MetalKernel
 from metal_kernels._choices import choices
-from metal_kernels.attention.decode.reference import Packed
+from metal_kernels.attention.decode.reference import MOST_TOKENS, Packed
 
 _DTYPES = (mx.float32, mx.bfloat16, mx.float16)
-MOST_TOKENS = 8
 _WIDEST_HEAD, _MOST_ROW_BLOCKS = 256, 4
 # Fewer keys than that are not worth a second launch and the sums between them.
 _FEWEST_KEYS = 256

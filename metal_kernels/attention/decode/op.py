@@ -1,5 +1,7 @@
 """What a model calls for softmax attention, with the choice between kernel and reference."""
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 from metal_kernels._backend import takes_kernel
@@ -31,6 +33,22 @@ def attention(q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: mx.a
     if takes_kernel("attention", kernel.unsupported(q, k.dtype, k.shape[2], mask)):
         return kernel.attention(q, k, v, scale=scale, mask=mask)
     return reference.attention(q, k, v, scale=scale, mask=mask)
+
+
+def attention_of_rows(q: mx.array, rows: Sequence[tuple[mx.array, mx.array]], *, scale: float) -> mx.array:
+    """As causal `attention`, where each sequence of a batch has keys and values of its own, of any length.
+
+    Args:
+        q: [B, H, T, D].
+        rows: B times keys and values, each [1, Hkv, S, D] with an S of its own.
+    """
+    parts = reference.parted(q, len(rows))
+    for part, (k, _) in zip(parts, rows, strict=True):
+        _check_shapes(part, k.shape[1], k.shape[2], None)
+    because = kernel.unsupported(q, rows[0][0].dtype, rows[0][0].shape[2], None)
+    if reference.takes_few_nodes(q) and not takes_kernel("attention", because):
+        return reference.attention_of_rows(q, rows, scale=scale)
+    return mx.concatenate([attention(part, *row, scale=scale) for part, row in zip(parts, rows, strict=True)])
 
 
 def packed_attention(

@@ -20,7 +20,7 @@ def mix_one_token(
         mixed: fp32 [B, 1, 2 Hk Dk + Hv Dv], the convolved rows.
         z: [B, 1, Hv Dv].
         log_decay: fp32 [B, Hv].
-        beta: fp32 [B, Hv, 1, 1].
+        beta: fp32 [B, Hk, Hv / Hk, 1, 1].
         layer: its norm and heads are used.
         state: fp32 [B, Hv, Dv, Dk] or None.
 
@@ -29,10 +29,11 @@ def mix_one_token(
     """
     B, (Hk, Dk, Hv, Dv) = z.shape[0], layer.heads
     qk, v = mx.split(mixed, [2 * Hk * Dk], axis=-1)
+    groups = (B, Hk, Hv // Hk)
     y, state = write_and_read(
-        qk.reshape(B, 2 * Hk, 1, Dk),
-        v.reshape(B, Hv, 1, Dv),
-        mx.exp(log_decay).reshape(B, Hv, 1, 1),
+        qk.reshape(B, 2 * Hk, 1, 1, Dk),
+        v.reshape(*groups, 1, Dv),
+        mx.exp(log_decay).reshape(*groups, 1, 1),
         beta,
         state,
     )

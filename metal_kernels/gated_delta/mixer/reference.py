@@ -80,7 +80,7 @@ def gated_delta_mixer(
     mixed, conv_state = rounded_conv(qkv, layer.conv_weight, conv_state, mask, mx.float32)
     if T == 1 and mask is None and not tape:
         b, a = mx.split(x.reshape(B, -1) @ ba_weight.T, 2, axis=-1)
-        gates = log_decay_and_beta(a, b.reshape(B, Hv, 1, 1), layer.A_log, layer.dt_bias)
+        gates = log_decay_and_beta(a, b.reshape(B, Hk, Hv // Hk, 1, 1), layer.A_log, layer.dt_bias)
         y, state = mix_one_token(mixed, z, *gates, layer, state)
         return MixerResult(y, conv_state, state, None)
 
