@@ -35,7 +35,7 @@ _HOMES = {
     "convert": "convert",
     "generate": "generation",
     "generate_async": "async_generation",
-    "load": "loading",
+    "load": "distributed.loading",
     "load_prompt_cache": "engine.state_files",
     "plan": "convert.planning",
     "save_prompt_cache": "engine.state_files",

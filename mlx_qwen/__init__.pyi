@@ -9,6 +9,7 @@ from mlx_qwen.convert import compare as _compare
 from mlx_qwen.convert import convert as _convert
 from mlx_qwen.convert import describe as _describe
 from mlx_qwen.convert.planning import plan
+from mlx_qwen.distributed.loading import load
 from mlx_qwen.engine.state_files import load_prompt_cache, save_prompt_cache
 from mlx_qwen.errors import (
     CheckpointError,
@@ -21,7 +22,6 @@ from mlx_qwen.errors import (
 )
 from mlx_qwen.generation import batch_generate, generate, stream_generate
 from mlx_qwen.json_types import ToolCall
-from mlx_qwen.loading import load
 from mlx_qwen.options import GenerationOptions
 from mlx_qwen.version import __version__
 

@@ -1,4 +1,4 @@
-"""`load`: from a folder or a Hub repository to a model that generates."""
+"""From a folder or a Hub repository to a model that generates."""
 
 import warnings
 from pathlib import Path
@@ -47,33 +47,8 @@ def load(
     group: mx.distributed.Group | None = None,
     pipeline: bool = False,
 ) -> tuple[Model, Processor]:
-    """Load a model and its processor.
-
-    Args:
-        path_or_repo: a folder (Hugging Face or MLX layout) or a Hub repository such as "Qwen/Qwen3.5-0.8B"; the bundled
-            demo when nothing is given.
-        revision: branch, tag or commit of the Hub repository.
-        dtype: what unpacked weights and activations become; the checkpoint's own by default. Norms, A_log and dt_bias
-            stay in fp32.
-        lazy: leave the weights on disk until they are first used, as those of the vision tower always are.
-        tune: on a Mac, let the kernels prove themselves at this model's sizes first: a few seconds, once, remembered.
-        group: the ranks that share the model, from `mx.distributed.init`. Each of them loads it at the same time and
-            reads its own part alone, at once; None, and a group of one, load the whole.
-        pipeline: give each rank whole layers, as many as its memory has room for, instead of a part of each: for any
-            number of unequal Macs, which then compute one after the other.
-
-    Raises:
-        ConfigError: config.json is missing or describes no model of this family.
-        ShardingError: the ranks do not divide the model.
-        CheckpointError: files are missing or damaged, or tensors do not match the config.
-        PromptError: an argument is of another type.
-    """
-    check_value("path_or_repo", path_or_repo, str | Path | None)
-    check_value("revision", revision, str | None)
-    check_value("dtype", dtype, mx.Dtype | None, _FLOAT)
-    check_value("lazy", lazy, bool)
-    check_value("tune", tune, bool)
-    check_value("pipeline", pipeline, bool)
+    """As `mlx_qwen.load`; with a `group`, this rank's part, which computes when all others do the same."""
+    check_arguments(path_or_repo, revision=revision, dtype=dtype, lazy=lazy, tune=tune, pipeline=pipeline)
     folder = resolve(demo_folder() if path_or_repo is None else path_or_repo, revision=revision)
     config = ModelConfig.from_directory(folder)
     processor = Processor.from_directory(folder, config)
@@ -81,6 +56,24 @@ def load(
     if tune:
         settle_kernels(model)
     return model, processor
+
+
+def check_arguments(
+    path_or_repo: str | Path | None,
+    *,
+    revision: str | None,
+    dtype: mx.Dtype | None,
+    lazy: bool,
+    tune: bool,
+    pipeline: bool,
+) -> None:
+    """Raises PromptError unless these are what `load` takes."""
+    check_value("path_or_repo", path_or_repo, str | Path | None)
+    check_value("revision", revision, str | None)
+    check_value("dtype", dtype, mx.Dtype | None, _FLOAT)
+    check_value("lazy", lazy, bool)
+    check_value("tune", tune, bool)
+    check_value("pipeline", pipeline, bool)
 
 
 def load_model(
@@ -151,7 +144,7 @@ def _settle_mtp(model: Model, folder: Path, plan: Plan) -> None:
             warnings.warn(
                 f"{FORMAT_KEY}.{mtp_reads.KEY} in config.json of {folder} is {said!r}, expected "
                 f"{mtp_reads.WORDS}: the MTP layer is left unused, which changes no answer. Upgrade mlx-qwen.",
-                stacklevel=4,
+                stacklevel=5,
             )
     if said is None and model.group is not None and model.share.count > 1:
         words = (None, *get_args(mtp_reads.MTPReads))

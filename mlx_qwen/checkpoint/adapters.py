@@ -36,5 +36,5 @@ def warn_of_adapter(folder: Path, names: Collection[str] = ()) -> None:
         warnings.warn(
             f"{folder} holds an adapter beside the model, which is left out. `mlx-qwen convert --hf-path {folder} "
             f"--adapter-path {folder}` merges it.",
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -55,12 +55,12 @@ def load_here(
 
         return load(path, revision=revision)
 
-    from mlx_qwen.distributed.start import lead
+    from mlx_qwen.distributed.start import Wanted, lead
     from mlx_qwen.distributed.wire import check_settings
 
     check_settings(settings)
     pipeline = click.get_current_context().meta.get(_PIPELINE, False)
-    model, processor, leader = lead(path, revision=revision, pipeline=pipeline)
+    model, processor, leader = lead(Wanted(path, revision, pipeline=pipeline))
     _led.append(leader)
     click.get_current_context().find_root().call_on_close(part)
     return model, processor

@@ -93,6 +93,10 @@ class Leader:
 
     def check(self, sequence: Sequence) -> None:
         """See `Ranks.check`."""
+        if self._engine is not None and not self._engine.model.identity:
+            raise PromptError(
+                "Weights were changed on rank 0 alone. Change the checkpoint on all ranks and start again."
+            )
         check_request(sequence)
 
     def announce(self, sequence: Sequence) -> None:

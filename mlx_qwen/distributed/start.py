@@ -4,7 +4,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -29,6 +29,34 @@ from mlx_qwen.model import Model
 from mlx_qwen.prompt import Processor
 
 
+class Wanted(NamedTuple):
+    """What rank 0 lets all ranks load; the fields are arguments of `load`."""
+
+    path: str | None
+    revision: str | None = None
+    dtype: mx.Dtype | None = None
+    tune: bool = True
+    pipeline: bool = False
+
+    def told(self) -> dict[str, str | bool | None]:
+        """As JSON values."""
+        return {**self._asdict(), "dtype": None if self.dtype is None else str(self.dtype).rpartition(".")[2]}
+
+    @classmethod
+    def heard(cls, values: Mapping[str, Any]) -> "Wanted":
+        """What was told."""
+        found = cls(**{name: values[name] for name in cls._fields})
+        return found if found.dtype is None else found._replace(dtype=getattr(mx, values["dtype"]))
+
+    def folder(self) -> Path:
+        """Where it lies on this rank."""
+        return resolve(demo_folder() if self.path is None else self.path, revision=self.revision)
+
+    def load(self, folder: Path, group: mx.distributed.Group) -> tuple[Model, Processor]:
+        """This rank's share of it."""
+        return load(folder, dtype=self.dtype, tune=self.tune, group=group, pipeline=self.pipeline)
+
+
 class Led(NamedTuple):
     """What rank 0 has: its share of the model, its processor, and the other ranks, which wait for its engine."""
 
@@ -37,26 +65,26 @@ class Led(NamedTuple):
     leader: Leader
 
 
-def lead(path: str | None, *, revision: str | None = None, pipeline: bool = False) -> Led:
-    """Load a model on all ranks, as rank 0; arguments as of `load`.
+def lead(wanted: Wanted, group: mx.distributed.Group | None = None) -> Led:
+    """Load a model on all ranks, as rank 0 of a group, or of all that were started with this process.
 
     Raises MLXQwenError, and ends all other ranks with it, where they differ or one of them cannot load its share.
     """
     keep_terminal()
-    group = joined(end)
+    group = joined(end) if group is None else group
     listener, notes = _met(group)
     connections, names = _gathered(listener, notes[0], group.size())
     leader = Leader(connections, names)
     try:
         hosts = [names[rank] for rank in range(group.size())]
-        leader.tell(Frame("load", {"path": path, "revision": revision, "pipeline": pipeline, "names": hosts}))
+        leader.tell(Frame("load", {**wanted.told(), "names": hosts}))
         watch(0, notes, listener, names, partial(leader.lost, 0))
-        folder = _folder(path, revision)
+        folder = wanted.folder()
         here, where = files(folder), str(folder)
         for rank, frame in sorted(leader.answers("holds").items()):
             check_files(rank, here, frame.values["files"], where, frame.values["folder"], frame.values["host"])
         leader.tell(Frame("read", {}))
-        model, processor = load(folder, group=group, pipeline=pipeline)
+        model, processor = wanted.load(folder, group)
         engine = engine_of(model)
         others = [Means(**frame.values) for frame in leader.answers("loaded").values()]
         means = agreed([means_of(engine), *others])
@@ -70,12 +98,13 @@ def lead(path: str | None, *, revision: str | None = None, pipeline: bool = Fals
     return Led(model, processor, leader)
 
 
-def follow() -> NoReturn:
-    """Be a rank above 0 until rank 0 ends."""
-    # Ctrl-C is for rank 0, which stops an answer or ends all.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def follow(group: mx.distributed.Group | None = None) -> NoReturn:
+    """Be a rank above 0 until rank 0 ends; `group` as in `lead`."""
+    # Ctrl-C is for rank 0, which stops an answer or ends all. Beside the main thread it goes to none.
+    with suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        group = joined(end)
+        group = joined(end) if group is None else group
         listener, notes = _met(group)
         connection = reached(notes[0])
     except MLXQwenError as error:
@@ -101,10 +130,11 @@ def _met(group: mx.distributed.Group) -> tuple[socket.socket, list[Note]]:
 
 
 def _loaded(follower: Follower, group: mx.distributed.Group, asked: Mapping[str, Any]) -> tuple[Engine, Processor]:
-    folder = _folder(asked["path"], asked["revision"])
+    wanted = Wanted.heard(asked)
+    folder = wanted.folder()
     follower.say("holds", files=files(folder), folder=str(folder), host=host())
     follower.expect("read")
-    model, processor = load(folder, group=group, pipeline=bool(asked["pipeline"]))
+    model, processor = wanted.load(folder, group)
     engine = engine_of(model)
     follower.say("loaded", **means_of(engine)._asdict())
     begin = follower.expect("begin").values
@@ -145,7 +175,3 @@ def _gathered(listener: socket.socket, note: Note, size: int) -> tuple[dict[int,
             connection.sendall(b"".join(last))
         raise
     return connections, names
-
-
-def _folder(path: str | None, revision: str | None) -> Path:
-    return resolve(demo_folder() if path is None else path, revision=revision)

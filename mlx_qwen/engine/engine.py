@@ -129,6 +129,7 @@ class Engine:
     def lead(self, ranks: Ranks) -> None:
         """Let others take every turn of this engine, from the first one on."""
         self._ranks, self._scheduler.ranks, self._scheduler.mends = ranks, ranks, False
+        self.model.led = True
 
     def be_led(self, woken: Callable[[], None]) -> None:
         """Take the turns of another process's engine alone; `woken` is called, from any thread, to `write_on`."""

@@ -86,6 +86,7 @@ class Model(MTPSteps):
         if not text.tie_word_embeddings:
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.engine: object | None = None
+        self.led = False
         self._forget()
         self.mtp = MTP(text) if with_mtp and text.mtp_num_hidden_layers else None
         self.mtp_reads: MTPReads = "normed"
@@ -103,7 +104,15 @@ class Model(MTPSteps):
         pixel_values_videos: mx.array | None = None,
         video_grid_thw: mx.array | None = None,
     ) -> mx.array:
-        """Logits [B, T, vocab_size] in the model's dtype; arguments as in `hidden_states` and `embed`."""
+        """Logits [B, T, vocab_size] in the model's dtype; arguments as in `hidden_states` and `embed`.
+
+        Raises PromptError on rank 0 where the other ranks follow its engine: they would not take part.
+        """
+        if self.led:
+            raise PromptError(
+                "The other ranks take part in generate, batch_generate, stream_generate and Conversation, not in a "
+                "call of the model. Use those, or load the model without group."
+            )
         cache = self.make_cache() if cache is None else cache
         pixels = pixels_of(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
         embedded = self.embed(input_ids, pixels, cache, mask=mask) if pixels else None

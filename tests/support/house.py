@@ -64,7 +64,7 @@ HOUSE = {
     "launch": Room(("mlx_qwen/launch",), ("errors",)),
     "bench": Room(("mlx_qwen/bench",), ("engine", "loading")),
     "convert": Room(("convert",), ("loading",)),
-    "mlx_qwen": Room(_loose("__init__"), ("generation", "convert")),
+    "mlx_qwen": Room(_loose("__init__"), ("generation", "distributed", "convert")),
     "cli": Room(
         ("mlx_qwen/cli", *_loose("__main__")), ("generation", "distributed", "server", "launch", "bench", "convert")
     ),
