@@ -39,8 +39,8 @@ class Cut:
 class SlicedTensors(Mapping[str, Matrix]):
     """The tensors of `targets` by module name, as `read_matrices` gives them, of which `cut` tells the parts to take.
 
-    Parts are read each time they are asked for, and held by nobody else; what is not cut stays on the disk until its
-    arrays are used.
+    They are read each time they are asked for, and held by nobody else; only those of the vision tower stay on the disk
+    until their arrays are used.
     """
 
     def __init__(
@@ -71,8 +71,11 @@ class SlicedTensors(Mapping[str, Matrix]):
         return cut is not None and not cut.size
 
     def _read(self, target: Target) -> Matrix:
-        cut = self._cut(target.spec)
-        return lazy_matrix(target, self._files, self._dtype) if cut is None else read_cut(target, cut, self._dtype)
+        spec = target.spec
+        if spec.role is Role.VISION:
+            return lazy_matrix(target, self._files, self._dtype)
+        rows = spec.shape[1 if spec.role is Role.EXPERT else 0]
+        return read_cut(target, self._cut(spec) or Cut("rows", ((0, rows),)), self._dtype)
 
 
 def read_cut(target: Target, cut: Cut, dtype: mx.Dtype | None) -> Matrix:

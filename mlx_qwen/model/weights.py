@@ -7,7 +7,7 @@ are, without unpacking.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -48,7 +48,7 @@ def assemble(model: Model, tensors: Tensors, *, interleaved: bool) -> None:
     """Give `model` its weights, by MLX name without the language-model prefix; arrays stay lazy.
 
     `interleaved` says that Gated DeltaNet projections come fused per key head, as Qwen3-Next stores them. Where several
-    ranks share the model, the tensors are the parts that its `share` cuts.
+    ranks share the model, the tensors are the parts that its `share` cuts; joined ones are let go before more is read.
     """
     share, text = model.share, model.share.text
     embedding = _embedding(tensors["model.embed_tokens"], tensors)
@@ -164,23 +164,28 @@ def fill_layer(layer: DecoderLayer, tensors: Tensors, text: TextConfig, interlea
 
 
 def _fill_gated_delta(mixer: GatedDeltaNet, tensors: Tensors, text: TextConfig, interleaved: bool) -> None:
-    if interleaved:
-        # Qwen3-Next stores [q, k, v, z] (and [b, a]) of one key head after the other.
-        per_key = text.linear_num_value_heads // text.linear_num_key_heads
-        values = per_key * text.linear_value_head_dim
-        sizes = [text.linear_key_head_dim] * 2 + [values] * 2
-        qkvz = _deinterleaved(tensors["in_proj_qkvz"], text.linear_num_key_heads, sizes)
-        b, a = _deinterleaved(tensors["in_proj_ba"], text.linear_num_key_heads, [per_key] * 2)
-    else:
-        qkvz = [tensors["in_proj_qkv"], tensors["in_proj_z"]]
-        b, a = tensors["in_proj_b"], tensors["in_proj_a"]
-    mixer.in_proj_qkvz = fused_linear(qkvz)
-    # Two rows a head: too few to be worth packing, and the gates are sensitive.
-    mixer.in_proj_ba.weight = mx.concatenate([b.dense(), a.dense()])
+    mixer.in_proj_qkvz = fused_linear(_inputs(tensors, "qkvz", text, interleaved))
+    _hold(mixer.in_proj_ba, _unpacked_rows(_inputs(tensors, "ba", text, interleaved)))
     mixer.conv1d.weight = tensors["conv1d"].weight
     mixer.A_log, mixer.dt_bias = tensors["A_log"].weight, tensors["dt_bias"].weight
     mixer.norm.weight = tensors["norm"].weight
     mixer.out_proj = linear(tensors["out_proj"])
+
+
+def _inputs(tensors: Tensors, kinds: Literal["qkvz", "ba"], text: TextConfig, interleaved: bool) -> list[Matrix]:
+    """The rows of Gated DeltaNet's projections, kind by kind."""
+    if not interleaved:
+        return [tensors[f"in_proj_{name}"] for name in {"qkvz": ("qkv", "z"), "ba": ("b", "a")}[kinds]]
+    # Qwen3-Next stores [q, k, v, z] (and [b, a]) of one key head after the other.
+    per_key = text.linear_num_value_heads // text.linear_num_key_heads
+    keys, values = text.linear_key_head_dim, per_key * text.linear_value_head_dim
+    sizes = [keys, keys, values, values] if kinds == "qkvz" else [per_key] * 2
+    return _deinterleaved(tensors[f"in_proj_{kinds}"], text.linear_num_key_heads, sizes)
+
+
+def _unpacked_rows(matrices: list[Matrix]) -> Matrix:
+    """The rows of `matrices`, dense: two a head are too few to be worth packing, and the gates are sensitive."""
+    return Matrix(mx.concatenate([matrix.dense() for matrix in matrices]), is_held=matrices[0].is_held)
 
 
 def _deinterleaved(matrix: Matrix, heads: int, sizes: list[int]) -> list[Matrix]:
@@ -198,13 +203,17 @@ def _deinterleaved(matrix: Matrix, heads: int, sizes: list[int]) -> list[Matrix]
 
 
 def _fill_attention(attention: Attention, tensors: Tensors, text: TextConfig) -> None:
-    q, gate = _deinterleaved(tensors["q_proj"], text.num_attention_heads, [text.head_dim] * 2)
-    attention.qkv_proj = fused_linear([q, tensors["k_proj"], tensors["v_proj"], gate])
+    attention.qkv_proj = fused_linear(_queries_keys_values(tensors, text))
     attention.o_proj = linear(tensors["o_proj"])
     scale = rotary_scale(text.head_dim, text.rope)
     for name in ("q_norm", "k_norm"):
         weight = tensors[name].weight
         attention[name].weight = weight if scale is None else weight * scale
+
+
+def _queries_keys_values(tensors: Tensors, text: TextConfig) -> list[Matrix]:
+    q, gate = _deinterleaved(tensors["q_proj"], text.num_attention_heads, [text.head_dim] * 2)
+    return [q, tensors["k_proj"], tensors["v_proj"], gate]
 
 
 def _fill_mlp(mlp: MLP, tensors: Tensors) -> None:
@@ -214,15 +223,19 @@ def _fill_mlp(mlp: MLP, tensors: Tensors) -> None:
 
 def _fill_moe(moe: SparseMoE, tensors: Tensors) -> None:
     moe.router = fused_linear([tensors["gate"], tensors["shared_expert_gate"]])
+    moe.switch_mlp.gate_up_proj = _experts(_gates_and_ups(tensors))
+    moe.switch_mlp.down_proj = _experts(tensors["switch_mlp.down_proj"])
+    _fill_mlp(moe.shared_expert, Below(tensors, "shared_expert."))
+
+
+def _gates_and_ups(tensors: Tensors) -> Matrix:
     gate, up = tensors["switch_mlp.gate_proj"], tensors["switch_mlp.up_proj"]
     if gate.quantization != up.quantization:
         raise CheckpointError(
             f"The experts' gate_proj is stored as {gate.quantization} and up_proj as {up.quantization}, expected the "
             "same precision for both. Convert the model again."
         )
-    moe.switch_mlp.gate_up_proj = _experts(_joined([gate, up]))
-    moe.switch_mlp.down_proj = _experts(tensors["switch_mlp.down_proj"])
-    _fill_mlp(moe.shared_expert, Below(tensors, "shared_expert."))
+    return _joined([gate, up])
 
 
 def _experts(matrix: Matrix) -> AnyExpertLinear:

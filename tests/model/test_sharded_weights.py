@@ -1,6 +1,7 @@
 """What a rank reads and holds: its own part of each tensor, packed or not, and no more memory on the way there."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mlx_qwen.checkpoint.slices import SlicedTensors
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.convert import convert
 from mlx_qwen.convert.planning import plan
+from mlx_qwen.demo import demo_folder
 from mlx_qwen.errors import ShardingError
 from mlx_qwen.loading import load_model, plan_model
 from mlx_qwen.model import Model
@@ -41,8 +43,8 @@ def load(path: Path, group: Any = None) -> Model:
     return load_model(path, ModelConfig.from_directory(path), group=group)
 
 
-def bytes_of(model: Model) -> int:
-    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+def bytes_of(model: Model, without: str = "nothing") -> int:
+    return sum(array.nbytes for name, array in tree_flatten(model.parameters()) if not name.startswith(without))
 
 
 def unpacked(matrix: Matrix) -> mx.array:
@@ -108,7 +110,7 @@ def test_ranks_that_would_cut_through_a_group_are_refused_with_what_would_do(pac
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_reads_its_part_of_each_tensor_once(
+def test_a_rank_reads_what_it_holds_of_each_tensor_once(
     checkpoint: Checkpoint, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, read = checkpoint("moe", fused_experts=True), []
@@ -117,19 +119,50 @@ def test_a_rank_reads_its_part_of_each_tensor_once(
     config = ModelConfig.from_directory(path)
     load(path, Alone(rank, 2))
     share = Share(config.text, rank, 2)
-    cut = [target.spec for target in plan_model(path, config).targets if share.cut(target.spec) is not None]
-    assert sum(read) == 4 * sum(int(np.prod(share.shape(spec))) for spec in cut)
+    assert sum(read) == 4 * sum(int(np.prod(share.shape(target.spec))) for target in plan_model(path, config).targets)
+
+
+@pytest.fixture
+def peak_above(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., float]]:
+    """The most memory beside its weights that a rank takes to load them, in parts of the largest stored tensor."""
+    monkeypatch.setattr("mlx_qwen.loading.gathered_numbers", lambda number, group: [number] * group.size())
+
+    def measure(path: Path, rank: int, count: int, **options: Any) -> float:
+        config = ModelConfig.from_directory(path)
+        largest = max(info.nbytes for info in shards.checkpoint_tensors(path).values())
+        gc.collect()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        held = bytes_of(load_model(path, config, group=Alone(rank, count), **options), without="vision.")  # type: ignore[arg-type]
+        return (mx.get_peak_memory() - before - held) / largest
+
+    limit = mx.set_cache_limit(0)  # larger buffers would be used again for smaller arrays
+    yield measure
+    mx.set_cache_limit(limit)
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_a_rank_never_holds_more_than_its_share_and_one_tensor(checkpoint: Checkpoint, count: int) -> None:
-    path = checkpoint("moe", fused_experts=True)
-    largest = max(info.nbytes for info in shards.checkpoint_tensors(path).values())
-    mx.clear_cache()
-    mx.reset_peak_memory()
-    before = mx.get_active_memory()
-    held = bytes_of(load(path, Alone(0, count)))
-    assert held < mx.get_peak_memory() - before <= held + largest
+@pytest.mark.parametrize("dtype", [None, mx.float32], ids=["as stored", "cast"])
+@pytest.mark.parametrize("kind", ["dense", "moe", "next", "bundled"])
+def test_a_rank_never_holds_more_than_its_share_and_one_tensor(
+    checkpoint: Checkpoint, peak_above: Callable[..., float], kind: str, dtype: mx.Dtype | None, count: int
+) -> None:
+    options = {"with_mtp": True} if kind == "dense" else {"fused_experts": True}
+    path = demo_folder() if kind == "bundled" else checkpoint(kind, dtype="bfloat16", **options)
+    for rank in range(count):
+        assert 0 < peak_above(path, rank, count, dtype=dtype) <= 1
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe", "next"])
+def test_nor_does_a_rank_with_packed_weights(
+    packed: Callable[..., Path], peak_above: Callable[..., float], kind: str
+) -> None:
+    assert 0 < peak_above(packed(kind, bits=4, group_size=32, dtype="float32"), 1, 2) <= 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nor_does_a_rank_with_whole_layers(peak_above: Callable[..., float], rank: int) -> None:
+    assert 0 < peak_above(demo_folder(), rank, 2, pipeline=True) <= 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -109,7 +109,7 @@ def _they_can(config: ModelConfig, dtype: mx.Dtype, group: Group) -> bool:
 
 @contextmanager
 def _reading() -> Iterator[list[int]]:
-    """Bytes of every part that is read meanwhile; tensors that are read whole and later are not among them."""
+    """Bytes of every part that is read meanwhile; the vision tower is read later, and not among them."""
     read: list[int] = []
     as_mlx = shards._as_mlx
 
