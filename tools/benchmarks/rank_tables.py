@@ -58,8 +58,8 @@ def taken(found: Sequence[Mapping[Name, Found]], turns: int) -> Table:
     note = (
         f"Times are medians of {turns} turns in alternation, each token awaited. All ranks share this machine's cores "
         "and sleep while they wait: times tell what exchanges cost here, and nothing about several machines. Bytes are "
-        "those of rank 0: its parameters without the vision tower, which waits on the disk for a picture, what it "
-        "reads of divided tensors, and its peak while it loads above what it holds, beside the largest tensor. "
+        "those of rank 0 without the vision tower, which waits on the disk for a picture: its parameters, what it "
+        "reads to load them, and its peak meanwhile above what it holds, beside the largest stored tensor. "
         "Exchanges are those of a token: two a layer, that of the embedding and that of the logits."
     )
     sizes = ("holds", "reads", "peak above", "largest tensor")
