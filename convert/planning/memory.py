@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from math import prod
 
 from mlx_qwen.config import TextConfig
-from mlx_qwen.model.memory import KV_GROUP_SIZE, held_kv_bytes, kv_bytes, prefill_bytes, score_bytes
+from mlx_qwen.model.memory import KV_GROUP_SIZE, growth_bytes, held_kv_bytes, kv_bytes, prefill_bytes, score_bytes
 from mlx_qwen.model.state import state_nbytes
 
 __all__ = [
     "KV_GROUP_SIZE",
     "Needs",
+    "growth_bytes",
     "held_kv_bytes",
     "kv_bytes",
     "prefill_bytes",
@@ -42,11 +43,22 @@ class Needs:
     item_size: int = 2
 
     def activations(self, tokens: int) -> int:
-        """An estimate of the arrays alive while the last piece of a prompt of `tokens` is read."""
-        step = min(tokens, self.step)
-        return prefill_bytes(self.text, step, tokens, kv_bits=self.kv_bits, item_size=self.item_size)
+        """An estimate of the arrays alive while the last piece of `tokens` is read, or keys and values grow there."""
+        growth = growth_bytes(self.text, tokens, kv_bits=self.kv_bits, item_size=self.item_size)
+        return max(self._piece(tokens), growth)
 
     def beside_weights(self, tokens: int) -> int:
         """Keys, values, state and activations at the end of `tokens` tokens."""
+        return self._held(tokens) + self.activations(tokens)
+
+    def reading(self, tokens: int) -> int:
+        """As `beside_weights`, while a prompt of `tokens` is read from its first token on: its room is made at once."""
+        return self._held(tokens) + self._piece(tokens)
+
+    def _held(self, tokens: int) -> int:
         kv = held_kv_bytes(self.text, tokens, kv_bits=self.kv_bits, item_size=self.item_size)
-        return kv + state_nbytes(self.text, 0, item_size=self.item_size) + self.activations(tokens)
+        return kv + state_nbytes(self.text, 0, item_size=self.item_size)
+
+    def _piece(self, tokens: int) -> int:
+        step = min(tokens, self.step)
+        return prefill_bytes(self.text, step, tokens, kv_bits=self.kv_bits, item_size=self.item_size)

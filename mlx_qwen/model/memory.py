@@ -48,19 +48,25 @@ def prefill_bytes(
     """An estimate of the arrays alive while `tokens` tokens are read at once at the end of `context` tokens.
 
     The residual stream and the widest block beside it, on a GPU, of `item_size` bytes a number. This family's attention
-    heads have 256 channels, so that their scores are in memory; where a buffer of keys and values has to grow, it is
-    there twice in one layer.
+    heads have 256 channels, so that their scores are in memory.
     """
     stream = tokens * text.hidden_size * (2 * _FP32 + 2 * item_size)
     blocks = [_feed_forward(text, tokens, item_size, sparse=sparse) for sparse in set(text.sparse_layers)]
     if "linear_attention" in text.layer_types:
         blocks.append(_gated_delta(text, tokens, item_size))
     if "full_attention" in text.layer_types:
-        held = held_kv_bytes(text, context, kv_bits=kv_bits, item_size=item_size)
         scores = score_bytes(text, tokens, context, kv_bits=kv_bits, item_size=item_size)
-        one_layer = held // text.layer_types.count("full_attention")
-        blocks.append(_attention(text, tokens, item_size) + scores + one_layer)
+        blocks.append(_attention(text, tokens, item_size) + scores)
     return stream + max(blocks)
+
+
+def growth_bytes(text: TextConfig, context: int, *, kv_bits: int | None = None, item_size: int = _ITEM) -> int:
+    """What is there twice while keys and values outgrow their room of `context` tokens: those of one layer.
+
+    A prompt gets its room at once; answers that are longer than what is left of it, and later turns, grow.
+    """
+    held = held_kv_bytes(text, context, kv_bits=kv_bits, item_size=item_size)
+    return held // max(1, text.layer_types.count("full_attention"))
 
 
 def score_bytes(

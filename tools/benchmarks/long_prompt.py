@@ -80,7 +80,7 @@ def _read(engine: Engine, ids: list[int], piece: int) -> Read:
 
 def _shown(read: Read, tokens: int, piece: int, text: TextConfig) -> tuple[str, str, str, str]:
     planned = sequence_bytes(text, tokens, item_size=4)
-    peak = Needs(text, piece, None, item_size=4).beside_weights(tokens)
+    peak = Needs(text, piece, None, item_size=4).reading(tokens)
     return (
         f"{1e3 * read.seconds / tokens:.3f}",
         f"{read.state / 2**20:.1f}",

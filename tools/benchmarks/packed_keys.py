@@ -40,7 +40,7 @@ def bench_packed(*, tokens: int = 32_768, scores: bool = True) -> Table:
         peak, held = _peak(partial(_read, ours, ids, bits))
         peer_peak, peer_held = _peak(partial(_read_by_peer, theirs, ids, bits, min(KV_GROUP_SIZE, head_dim)))
         planned = sequence_bytes(config.text, tokens, item_size=_ITEM, kv_bits=bits)
-        most = Needs(config.text, _PIECE, bits, _ITEM).beside_weights(tokens)
+        most = Needs(config.text, _PIECE, bits, _ITEM).reading(tokens)
         if not scores:
             most -= score_bytes(config.text, min(_PIECE, tokens), tokens, kv_bits=bits, item_size=_ITEM)
         name = "fp32" if bits is None else f"{bits} bits"

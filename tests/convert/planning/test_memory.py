@@ -70,6 +70,20 @@ def test_scores_of_heads_that_mlx_fuses_take_no_memory_unless_packed() -> None:
     assert memory.score_bytes(text, 64, 1024, kv_bits=8) > 0
 
 
+def test_keys_and_values_of_one_layer_are_there_twice_where_they_outgrow_their_room() -> None:
+    """A chain that has no room left: the most memory while one layer after the other is written."""
+    text = reduced("0.8B", num_layers=16, changes={}).text
+    layers, context = text.layer_types.count("full_attention"), 4096
+    chain = Chain.holding([keys_and_values(text, context) for _ in range(layers)], context)
+    mx.eval(chain.buffers())
+    grown, new = chain.grown(1), keys_and_values(text, 1)
+    mx.reset_peak_memory()
+    for layer in range(layers):
+        mx.eval(grown.write(layer, new))
+    above = mx.get_peak_memory() - mx.get_active_memory()
+    assert above == pytest.approx(memory.growth_bytes(text, context + 1), rel=0.1)
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_reading_more_at_once_or_behind_more_context_takes_more(name: str) -> None:
     text = released(name).text
