@@ -23,7 +23,7 @@ def show_ranks() -> None:
     from mlx_qwen.distributed.probe import network_of, sums
     from mlx_qwen.model.network import traffic
 
-    group = joined(end)
+    group = joined()
     with within(60.0, lambda: end("The ranks are connected, but no sum over them came back within 60 s.")):
         measured = sums(group)
     if rank:

@@ -1,9 +1,11 @@
 """Whether this process is one of several, as MLX's launchers say in the environment, and how it joins the others."""
 
 import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Timer
+from threading import Timer, current_thread, main_thread
 from typing import TYPE_CHECKING
 
 from mlx_qwen.errors import MLXQwenError
@@ -37,18 +39,40 @@ def _said(name: str) -> bool:
         return True
 
 
-def joined(give_up: Callable[[str], None]) -> "mx.distributed.Group":
-    """The group of all ranks; `give_up` is called where they do not come together.
+def joined(seconds: float = JOINING) -> "mx.distributed.Group":
+    """The group of all ranks.
 
-    Raises MLXQwenError where MLX can connect none.
+    Raises MLXQwenError where MLX can connect none, or they do not come together within `seconds`.
     """
     import mlx.core as mx
 
-    with within(JOINING, lambda: give_up(f"The ranks did not come together within {JOINING:.0f} s. {_ADVICE}")):
+    began = time.monotonic()
+    with _interrupted(seconds):
         try:
             return mx.distributed.init(strict=True)
         except (RuntimeError, ValueError) as error:
-            raise MLXQwenError(f"MLX cannot connect the ranks: {error} {_ADVICE}") from error
+            late = time.monotonic() - began >= seconds
+            why = (
+                f"The ranks did not come together within {seconds:.0f} s."
+                if late
+                else f"MLX cannot connect the ranks: {error}"
+            )
+            raise MLXQwenError(f"{why} {_ADVICE}") from error
+
+
+@contextmanager
+def _interrupted(seconds: float) -> Iterator[None]:
+    """Lets a call of the system fail that takes longer: MLX waits for ranks so that no other thread of Python runs."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def lead(wanted: Wanted, group: mx.distributed.Group | None = None) -> Led:
     Raises MLXQwenError, and ends all other ranks with it, where they differ or one of them cannot load its share.
     """
     keep_terminal()
-    group = joined(end) if group is None else group
+    group = joined() if group is None else group
     listener, notes = _met(group)
     connections, names = _gathered(listener, notes[0], group.size())
     leader = Leader(connections, names)
@@ -104,7 +104,7 @@ def follow(group: mx.distributed.Group | None = None) -> NoReturn:
     with suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        group = joined(end) if group is None else group
+        group = joined() if group is None else group
         listener, notes = _met(group)
         connection = reached(notes[0])
     except MLXQwenError as error:

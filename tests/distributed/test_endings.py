@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -20,6 +22,8 @@ from click.testing import CliRunner
 from mlx_qwen.cli import main
 from mlx_qwen.demo import demo_folder
 from tests.distributed.processes import Ranks, ranks
+from tests.support.ranks import ROOT
+from tools.benchmarks.rings import ring
 
 # Ten seconds are promised of Macs that do nothing else; here other tests run beside.
 PATIENCE = 20.0
@@ -221,6 +225,15 @@ def test_a_prompt_from_standard_input_is_refused_and_ends_all() -> None:
     with ranks(1, "generate", changes={0: {"MLX_WORLD_SIZE": "2"}}) as started:
         assert started.ended(60) == [2]
         assert "mlx.launch never ends standard input" in started.err(0)
+
+
+def test_rank_0_waits_no_longer_than_it_says_for_a_rank_that_does_not_come(tmp_path: Path) -> None:
+    script = "from mlx_qwen.distributed.environment import joined\njoined(2)"
+    command, environment = [sys.executable, "-c", script], ring(2, tmp_path)[0]
+    alone = subprocess.run(
+        command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert "MLXQwenError: The ranks did not come together within 2 s." in alone.stderr
 
 
 @pytest.mark.parametrize(
