@@ -67,6 +67,16 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
+            return self._invoke(ctx)
+        except click.ClickException as error:
+            if ctx.invoked_subcommand in TOGETHER and own_rank() == 0:
+                from mlx_qwen.cli.several import dismiss
+
+                dismiss(ctx, error)
+            raise
+
+    def _invoke(self, ctx: click.Context) -> object:
+        try:
             return super().invoke(ctx)
         except RanksEndedError as error:
             time.sleep(_PARTING)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlx_qwen.settings import EngineSettings
 
 _led: "list[Leader]" = []
-_PIPELINE = f"{__name__}.pipeline"
+_PIPELINE, _BEGUN = f"{__name__}.pipeline", f"{__name__}.begun"
 
 
 def _note_pipeline(context: click.Context, flag: click.Parameter, given: bool) -> None:
@@ -59,6 +59,7 @@ def load_here(
     from mlx_qwen.distributed.wire import check_settings
 
     check_settings(settings)
+    click.get_current_context().meta[_BEGUN] = True
     pipeline = click.get_current_context().meta.get(_PIPELINE, False)
     model, processor, leader = lead(Wanted(path, revision, pipeline=pipeline))
     _led.append(leader)
@@ -73,6 +74,17 @@ def part() -> None:
     for leader in _led:
         leader.close(str(error) or type(error).__name__ if failed else "")
     _led.clear()
+
+
+def dismiss(context: click.Context, error: click.ClickException) -> None:
+    """Show what is wrong with rank 0's command, let the others end with it, which wait for that, and end it."""
+    if context.meta.get(_BEGUN):
+        return
+    from mlx_qwen.distributed.start import dismiss
+
+    error.show()
+    dismiss(error.format_message())
+    context.exit(error.exit_code)
 
 
 @click.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

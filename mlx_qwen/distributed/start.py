@@ -28,6 +28,9 @@ from mlx_qwen.loading import load
 from mlx_qwen.model import Model
 from mlx_qwen.prompt import Processor
 
+# Seconds for ranks that are told to end, as nobody waits for anything else.
+_DISMISSING = 10.0
+
 
 class Wanted(NamedTuple):
     """What rank 0 lets all ranks load; the fields are arguments of `load`."""
@@ -122,6 +125,16 @@ def follow(group: mx.distributed.Group | None = None) -> NoReturn:
         end("This rank ended without a word from rank 0.")
 
 
+def dismiss(reason: str) -> None:
+    """As rank 0, let the other ranks end quietly, which wait to be told what to load, if they are there."""
+    with suppress(MLXQwenError, OSError):
+        group = joined(_DISMISSING)
+        with within(_DISMISSING, lambda: end(reason, quiet=True)):
+            listener, notes = _met(group)
+            connections, _ = _gathered(listener, notes[0], group.size())
+            _let_end(connections, reason, quiet=True)
+
+
 def _met(group: mx.distributed.Group) -> tuple[socket.socket, list[Note]]:
     """Where this rank listens, and the notes of all."""
     listener, note = listening(group.rank())
@@ -170,8 +183,12 @@ def _gathered(listener: socket.socket, note: Note, size: int) -> tuple[dict[int,
             connections[rank], names[rank] = connection, f"rank {rank} ({named})"
             check_versions(rank, hello.values["versions"], named)
     except MLXQwenError as error:
-        last = packed(Frame("end", {"reason": str(error), "quiet": False}))
-        for connection in connections.values():
-            connection.sendall(b"".join(last))
+        _let_end(connections, str(error), quiet=False)
         raise
     return connections, names
+
+
+def _let_end(connections: Mapping[int, socket.socket], reason: str, *, quiet: bool) -> None:
+    last = b"".join(packed(Frame("end", {"reason": reason, "quiet": quiet})))
+    for connection in connections.values():
+        connection.sendall(last)

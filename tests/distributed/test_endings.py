@@ -222,8 +222,8 @@ def test_another_version_is_refused_with_both_named(tmp_path: Path) -> None:
 
 
 def test_a_prompt_from_standard_input_is_refused_and_ends_all() -> None:
-    with ranks(1, "generate", changes={0: {"MLX_WORLD_SIZE": "2"}}) as started:
-        assert started.ended(60) == [2]
+    with ranks(2, "generate") as started:
+        assert started.ended(60) == [2, 1]
         assert "mlx.launch never ends standard input" in started.err(0)
 
 
@@ -234,6 +234,13 @@ def test_rank_0_waits_no_longer_than_it_says_for_a_rank_that_does_not_come(tmp_p
         command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60, check=False
     )
     assert "MLXQwenError: The ranks did not come together within 2 s." in alone.stderr
+
+
+def test_a_word_too_many_on_rank_0_ends_all_at_once() -> None:
+    with ranks(2, "generate", "Hi", "--no-such-flag") as started:
+        assert started.ended(PATIENCE) == [2, 1]
+        assert "No such option '--no-such-flag'" in started.err(0)
+        assert "Error" not in started.err(1)
 
 
 @pytest.mark.parametrize(

@@ -21,17 +21,17 @@ import mlx_qwen
 group = mx.distributed.init()
 rank = group.rank()
 loaded = mlx_qwen.load(sys.argv[1] if rank == 0 else "elsewhere", group=group, dtype=mx.float32)
-ask = lambda prompt: mlx_qwen.generate(*loaded, prompt, max_tokens=24, temperature=0)
-PROMPTS = [f"{rank}: name {count} colours." for count in range(5)]
+ask = lambda prompt: mlx_qwen.generate(*loaded, prompt, max_tokens=12, temperature=0)
+PROMPTS = [f"{rank}: name {count} colours." for count in range(3)]
 alone = [ask(prompt) for prompt in PROMPTS]
-for steps in range(3):
+for steps in range(2):
     left = mlx_qwen.stream_generate(*loaded, PROMPTS[0], max_tokens=400)
     for _ in range(steps):
         next(left)
     left.close()
-with ThreadPoolExecutor(5) as pool:
+with ThreadPoolExecutor(3) as pool:
     assert list(pool.map(ask, PROMPTS)) == alone
-assert mlx_qwen.batch_generate(*loaded, PROMPTS, max_tokens=24, temperature=0) == alone
+assert mlx_qwen.batch_generate(*loaded, PROMPTS, max_tokens=12, temperature=0) == alone
 
 
 def refused(work):
