@@ -16,12 +16,13 @@ from mlx_qwen.drafting import draft_model_of, drafting_of, drafts_of, lookup_of,
 from mlx_qwen.engine.anchors import Marks, Span, anchors, question_end
 from mlx_qwen.engine.caching import check_cache, seen_tokens
 from mlx_qwen.engine.constraint import constraint_of
+from mlx_qwen.engine.emission import Emission
 from mlx_qwen.engine.engine import Engine, engine_of
 from mlx_qwen.engine.prefix import prefix_key
 from mlx_qwen.engine.prefix_files import PrefixFiles
 from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import TokenSampler
-from mlx_qwen.engine.sequence import Emission, Medium
+from mlx_qwen.engine.sequence import Medium
 from mlx_qwen.engine.sequence import Sequence as Answering
 from mlx_qwen.engine.thinking import Thinking
 from mlx_qwen.engine.token_names import TokenNames

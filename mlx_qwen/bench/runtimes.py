@@ -17,10 +17,11 @@ def ours(folder: Path) -> Writer:
     """This project's engine, as `stream_generate` uses it."""
     from mlx_qwen.config import ModelConfig
     from mlx_qwen.engine.depth import Drafts
+    from mlx_qwen.engine.emission import Endless
     from mlx_qwen.engine.engine import Engine
     from mlx_qwen.engine.rules import Rules
     from mlx_qwen.engine.sampling import TokenSampler
-    from mlx_qwen.engine.sequence import Endless, Sequence
+    from mlx_qwen.engine.sequence import Sequence
     from mlx_qwen.loading import load_model
     from mlx_qwen.recommended import GREEDY
 

@@ -15,8 +15,9 @@ from mlx_qwen.distributed.link import BEAT, Link
 from mlx_qwen.distributed.neighbours import GRACE
 from mlx_qwen.distributed.pace import Pace, Record, Step, Work
 from mlx_qwen.distributed.wire import check_request, request_frame, turn_frame
+from mlx_qwen.engine.emission import Emission
 from mlx_qwen.engine.engine import Engine
-from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.engine.turn import Turn
 from mlx_qwen.errors import MLXQwenError, PromptError, RanksEndedError
 

@@ -7,7 +7,8 @@ from threading import Lock
 from time import monotonic
 from typing import NamedTuple
 
-from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.emission import Emission
+from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.errors import MLXQwenError
 
 # Seconds that a turn may be over on one rank and not on another, and that one may take on all of them.

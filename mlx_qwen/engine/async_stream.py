@@ -6,8 +6,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Generic, Self, TypeVar
 
+from mlx_qwen.engine.emission import Emission
 from mlx_qwen.engine.engine import Engine
-from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.sequence import Sequence
 
 T = TypeVar("T")
 

@@ -10,12 +10,13 @@ from weakref import ref
 import mlx.core as mx
 
 from mlx_qwen.engine.draft_model import DraftModel
+from mlx_qwen.engine.emission import Emission
 from mlx_qwen.engine.guessing import Guessers
 from mlx_qwen.engine.memory import MemoryPlan
 from mlx_qwen.engine.prefix import PrefixIndex
 from mlx_qwen.engine.prefix_store import PrefixStore
 from mlx_qwen.engine.scheduler import Scheduler
-from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.engine.settling import Settling
 from mlx_qwen.engine.thread import wake
 from mlx_qwen.engine.turn import Outgoing, Ranks, Turn

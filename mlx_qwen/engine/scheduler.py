@@ -8,11 +8,12 @@ from time import perf_counter
 import mlx.core as mx
 
 from mlx_qwen.engine.caching import note_tokens
+from mlx_qwen.engine.emission import Emission
 from mlx_qwen.engine.guessing import Guessers
 from mlx_qwen.engine.memory import DRAFT_SHARE, MemoryPlan
 from mlx_qwen.engine.mending import begin_again
 from mlx_qwen.engine.prefix_store import PrefixStore
-from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.engine.step import Batch, read_piece
 from mlx_qwen.engine.turn import Outgoing, Passed, Ranks, Turn
 from mlx_qwen.model import Model

@@ -8,9 +8,10 @@ import numpy as np
 
 from mlx_qwen.engine.choice import Choice, tokens_of
 from mlx_qwen.engine.depth import MOST_DRAFTS
+from mlx_qwen.engine.emission import Emission
 from mlx_qwen.engine.guessing import Guessing
 from mlx_qwen.engine.sampling import History, Pick, choose_all, rows_at
-from mlx_qwen.engine.sequence import Emission, Sequence, Unread
+from mlx_qwen.engine.sequence import Sequence, Unread
 from mlx_qwen.engine.verified import Verified, choose_verified, constrain_verified, started
 from mlx_qwen.media.grids import Kind
 from mlx_qwen.model import Model

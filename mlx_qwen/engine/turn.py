@@ -3,7 +3,8 @@
 from collections.abc import Sequence as Listed
 from typing import NamedTuple, Protocol
 
-from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.emission import Emission
+from mlx_qwen.engine.sequence import Sequence
 
 # What goes to the readers: tokens, and the errors that end answers.
 Outgoing = list[tuple[Sequence, Emission | BaseException | None]]

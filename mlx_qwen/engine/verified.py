@@ -6,8 +6,9 @@ from collections.abc import Sequence as Listed
 import mlx.core as mx
 
 from mlx_qwen.engine.choice import Choice
+from mlx_qwen.engine.emission import Emission
 from mlx_qwen.engine.sampling import History, Pick, choose_all, rows_at
-from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.sequence import Sequence
 
 
 class Verified:

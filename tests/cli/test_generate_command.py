@@ -15,8 +15,9 @@ from mlx_qwen.answer.response import GenerationResponse
 from mlx_qwen.cli import COMMANDS, main
 from mlx_qwen.cli.printer import AnswerPrinter
 from mlx_qwen.cli.reading import check_whole
+from mlx_qwen.engine.emission import Emission
 from mlx_qwen.engine.scheduler import Scheduler
-from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.engine.step import Batch
 from mlx_qwen.errors import PromptError
 from mlx_qwen.generation import generate, stream_generate

@@ -6,10 +6,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen.engine.depth import Drafts
+from mlx_qwen.engine.emission import Emission, Endless
 from mlx_qwen.engine.engine import Engine
 from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import TokenSampler
-from mlx_qwen.engine.sequence import Emission, Endless, Sequence
+from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.model import Model
 from mlx_qwen.recommended import SamplingParameters
 

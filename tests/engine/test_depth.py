@@ -12,10 +12,11 @@ from mlx_qwen.config import ModelConfig
 from mlx_qwen.engine import scheduler
 from mlx_qwen.engine.costs import Costs
 from mlx_qwen.engine.depth import MOST_DRAFTS, Chooser, Drafts
+from mlx_qwen.engine.emission import Endless
 from mlx_qwen.engine.engine import Engine
 from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import TokenSampler
-from mlx_qwen.engine.sequence import Endless, Sequence
+from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.engine.step import Batch
 from mlx_qwen.keywords import options_and_settings
 from mlx_qwen.loading import load_model

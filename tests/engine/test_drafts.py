@@ -11,11 +11,12 @@ import pytest
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.engine.depth import MOST_DRAFTS, Drafts
 from mlx_qwen.engine.draft import Guesses
+from mlx_qwen.engine.emission import Endless
 from mlx_qwen.engine.engine import Engine
 from mlx_qwen.engine.guessing import Guessing, Plan
 from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import TokenSampler
-from mlx_qwen.engine.sequence import Endless, Sequence, Unread
+from mlx_qwen.engine.sequence import Sequence, Unread
 from mlx_qwen.engine.step import Batch
 from mlx_qwen.engine.thinking import Thinking
 from mlx_qwen.loading import load_model

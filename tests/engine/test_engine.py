@@ -13,12 +13,13 @@ from mlx.utils import tree_flatten
 
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.engine.depth import Drafts
+from mlx_qwen.engine.emission import Endless
 from mlx_qwen.engine.engine import Engine, Limits
 from mlx_qwen.engine.prefix import PrefixIndex, prefix_key
 from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import TokenSampler
 from mlx_qwen.engine.scheduler import Scheduler
-from mlx_qwen.engine.sequence import MOST_UNREAD, Endless, Sequence
+from mlx_qwen.engine.sequence import MOST_UNREAD, Sequence
 from mlx_qwen.errors import MLXQwenError, PromptError
 from mlx_qwen.generation import generate, stream_generate
 from mlx_qwen.loading import load_model

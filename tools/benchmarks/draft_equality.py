@@ -12,10 +12,11 @@ from mlx_qwen.checkpoint.released import reduced
 from mlx_qwen.demo import demo_folder
 from mlx_qwen.engine.depth import Drafts, stated_costs
 from mlx_qwen.engine.draft_model import DraftModel
+from mlx_qwen.engine.emission import Emission
 from mlx_qwen.engine.engine import Engine
 from mlx_qwen.engine.lookup import Lookup
 from mlx_qwen.engine.prefix import PrefixIndex
-from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.loading import load
 from mlx_qwen.model import Model
 from mlx_qwen.model.mtp import MTP

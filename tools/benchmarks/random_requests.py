@@ -11,9 +11,10 @@ import numpy as np
 from mlx_qwen.bench.table import Table
 from mlx_qwen.config import ModelConfig
 from mlx_qwen.demo import demo_folder
+from mlx_qwen.engine.emission import Emission
 from mlx_qwen.engine.engine import Engine, Limits
 from mlx_qwen.engine.prefix import PrefixIndex
-from mlx_qwen.engine.sequence import Emission, Sequence
+from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.loading import load_model
 from mlx_qwen.model import Model
 from mlx_qwen.recommended import SamplingParameters

@@ -9,11 +9,12 @@ from typing import TypeVar
 import mlx.core as mx
 
 from mlx_qwen.engine.depth import Drafts
+from mlx_qwen.engine.emission import Emission, Endless
 from mlx_qwen.engine.engine import Engine
 from mlx_qwen.engine.prefix import prefix_key
 from mlx_qwen.engine.rules import Rules
 from mlx_qwen.engine.sampling import TokenSampler
-from mlx_qwen.engine.sequence import Emission, Endless, Sequence
+from mlx_qwen.engine.sequence import Sequence
 from mlx_qwen.engine.thinking import Thinking
 from mlx_qwen.engine.thread import wake
 from mlx_qwen.model import Model
