@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import mlx.core as mx
-import numpy as np
 
 Packed = tuple[mx.array, mx.array, mx.array]
 MOST_TOKENS = 8
@@ -49,7 +48,8 @@ def parted(x: mx.array, count: int, axis: int = 0) -> list[mx.array]:
 @lru_cache(maxsize=16)
 def _causal(times: int, T: int, S: int) -> mx.array:
     """Which of S tokens the last T of them see, bool [times T, S]: the layers and rows of a pass share one."""
-    return mx.array(np.tile(np.tri(T, S, S - T, dtype=np.bool_), (times, 1)))
+    rows = b"".join(b"\1" * seen + b"\0" * (S - seen) for seen in range(S - T + 1, S + 1))
+    return mx.array(memoryview(rows * times).cast("?", (times * T, S)))  # type: ignore[arg-type]  # a buffer
 
 
 def packed_attention(
