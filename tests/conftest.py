@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.torchvision_operators import provide_torchvision
 
@@ -14,6 +15,10 @@ provide_torchvision()
 
 # Some GPUs multiply fp32 matrices at lower precision unless told not to; set before MLX is imported.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
+# How long an example takes tells what else runs here.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 CheckpointFactory = Callable[..., Path]
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GREEDY = ("chat", "--temp", "0")
 PLAIN = "sys.modules.update(prompt_toolkit=None, rich=None)\n"
 # The bundled model, whose answers end only at the limit of tokens.
-ENDLESS = "from mlx_qwen.prompt import processor; processor._end_token_ids = lambda *_: frozenset()\n"
+ENDLESS = "from mlx_qwen.prompt import processor; processor.end_token_ids = lambda *_: frozenset()\n"
 BOTH = pytest.mark.parametrize("first", ["", PLAIN], ids=["prompt_toolkit", "plain"])
 CTRL_C, CTRL_D, UP, LEFT, ENTER = "\x03", "\x04", "\x1b[A", "\x1b[D", "\r"
 
