@@ -116,15 +116,18 @@ class Attention(nn.Module):
         if memory is None:
             return _attention(heads.q, *keys_and_values(heads.kv), scale, mask)
         chains, count = memory.chains, len(memory.chains)
-        parts = [heads.kv] if count == 1 else mx.split(heads.kv, count, axis=1)
-        written = [chain.write(memory.layer, kv) for chain, kv in zip(chains, parts, strict=True)]
-        plain = [(k, v) for k, v in written if isinstance(k, mx.array) and isinstance(v, mx.array)]
-        if len(plain) == count > 1 and mask is None and heads.q.shape[2] <= MOST_TOKENS:
-            return attention_of_rows(heads.q, plain, scale=scale)
         if count == 1:
-            return _attend(heads.q, *written[0], scale, mask, chains[0].packing)
-        each = zip(mx.split(heads.q, count), written, chains, strict=True)
-        return mx.concatenate([_attend(q, *rows, scale, mask, chain.packing) for q, rows, chain in each])
+            return _attend(heads.q, *chains[0].write(memory.layer, heads.kv), scale, mask, chains[0].packing)
+        each = zip(chains, mx.split(heads.kv, count, axis=1), strict=True)
+        written = [chain.write(memory.layer, kv) for chain, kv in each]
+        plain = [(k, v) for k, v in written if isinstance(k, mx.array) and isinstance(v, mx.array)]
+        if len(plain) == count and mask is None and heads.q.shape[2] <= MOST_TOKENS:
+            return attention_of_rows(heads.q, plain, scale=scale)
+        attended = [
+            _attend(q, *rows, scale, mask, chain.packing)
+            for q, rows, chain in zip(mx.split(heads.q, count), written, chains, strict=True)
+        ]
+        return mx.concatenate(attended)
 
     def output(self, attended: mx.array, gate: mx.array) -> mx.array:
         """Gate what `attend` returned and project it: [B, T, hidden]."""

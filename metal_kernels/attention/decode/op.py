@@ -42,13 +42,13 @@ def attention_of_rows(q: mx.array, rows: Sequence[tuple[mx.array, mx.array]], *,
         q: [B, H, T, D].
         rows: B times keys and values, each [1, Hkv, S, D] with an S of its own.
     """
-    parts = reference.parted(q, len(rows))
-    for part, (k, _) in zip(parts, rows, strict=True):
-        _check_shapes(part, k.shape[1], k.shape[2], None)
+    for k, _ in rows:
+        _check_shapes(q, k.shape[1], k.shape[2], None)
     because = kernel.unsupported(q, rows[0][0].dtype, rows[0][0].shape[2], None)
     if reference.takes_few_nodes(q) and not takes_kernel("attention", because):
         return reference.attention_of_rows(q, rows, scale=scale)
-    return mx.concatenate([attention(part, *row, scale=scale) for part, row in zip(parts, rows, strict=True)])
+    parts = zip(reference.parted(q, len(rows)), rows, strict=True)
+    return mx.concatenate([attention(part, *row, scale=scale) for part, row in parts])
 
 
 def packed_attention(

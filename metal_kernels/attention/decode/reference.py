@@ -40,9 +40,9 @@ def attention_of_rows(q: mx.array, rows: Sequence[tuple[mx.array, mx.array]], *,
     return (attended[0] if len(rows) == 1 else mx.concatenate(attended)).reshape(q.shape)
 
 
-def parted(x: mx.array, count: int, axis: int = 0) -> list[mx.array]:
-    """`x` in `count` equal parts along an axis."""
-    return [x] if count == 1 else list(mx.split(x, count, axis=axis))
+def parted(x: mx.array, count: int) -> list[mx.array]:
+    """`x` in `count` equal parts along its first axis."""
+    return [x] if count == 1 else list(mx.split(x, count))
 
 
 @lru_cache(maxsize=16)
