@@ -6,7 +6,7 @@ from mlx_qwen.config import TextConfig
 from mlx_qwen.machine import machine_bytes
 from mlx_qwen.model.attention import MOST_SCORE_BYTES
 from mlx_qwen.model.cache import kv_packing
-from mlx_qwen.model.state import state_nbytes
+from mlx_qwen.model.state import token_nbytes
 
 KV_GROUP_SIZE = 64
 _STEP = 256
@@ -28,13 +28,7 @@ def kv_bytes(text: TextConfig, tokens: int, *, kv_bits: int | None = None, item_
     Raises:
         PromptError: the model's heads cannot be packed so.
     """
-    dense = state_nbytes(text, tokens, item_size=item_size) - state_nbytes(text, 0, item_size=item_size)
-    if kv_bits is None:
-        return dense
-    packing = kv_packing(text, kv_bits)
-    assert packing is not None, "some bits give some packing"
-    values = dense // item_size
-    return values * kv_bits // 8 + 2 * item_size * values // packing.group_size
+    return tokens * token_nbytes(text, kv_packing(text, kv_bits), item_size=item_size)
 
 
 def held_kv_bytes(text: TextConfig, tokens: int, *, kv_bits: int | None = None, item_size: int = _ITEM) -> int:
