@@ -73,12 +73,8 @@ class PrefixStore:
         found = index.take(key, kind)
         if files is None or (found is not None and found.length == len(key)):
             return found
-        more_than = found.length if found else 0
-        if self._model.group is None or self._model.share.count == 1:
-            longer = files.take(key, packing=kind.packing, mtp=kind.mtp, longer_than=more_than)
-        else:
-            of_all = partial(gathered_numbers, group=self._model.group)
-            longer = files.take(key, packing=kind.packing, mtp=kind.mtp, longer_than=more_than, of_all=of_all)
+        more_than, of_all = found.length if found else 0, partial(gathered_numbers, group=self._model.group)
+        longer = files.take(key, packing=kind.packing, mtp=kind.mtp, longer_than=more_than, of_all=of_all)
         if longer is None:
             return found
         index.insert(key[: longer.length], longer.state, _kind(sequence, longer.length))

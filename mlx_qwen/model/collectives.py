@@ -58,8 +58,10 @@ def summed(x: mx.array, group: mx.distributed.Group | None) -> mx.array:
     return first
 
 
-def gathered_numbers(number: int, group: mx.distributed.Group) -> list[int]:
-    """The number, below 2^31, that each rank gives, in the order of ranks."""
+def gathered_numbers(number: int, group: mx.distributed.Group | None) -> list[int]:
+    """The number, below 2^31, that each rank gives, in the order of ranks; without a group this is the only one."""
+    if group is None or group.size() == 1:
+        return [number]
     numbers: list[int] = mx.distributed.all_gather(mx.array([number]), group=group).tolist()  # type: ignore[assignment]
     return numbers
 
